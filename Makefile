@@ -1,0 +1,69 @@
+# bosh-containerd-cpi. `make help` lists what there is.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+API := runtimes/containerd/api
+PROTOS := $(wildcard proto/$(API)/*.proto)
+
+# What the CPI and its tests run on a Debian or Ubuntu machine.
+PACKAGES := containerd runc containernetworking-plugins iptables iproute2 e2fsprogs fdisk \
+	util-linux mmdebstrap pigz python3-venv
+TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring
+
+.DEFAULT_GOAL := help
+.PHONY: help setup packages test-packages demo stemcell test test-fast lint fmt bench proto clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: packages $(VENV)/.done proto ## install Debian packages (as root), the virtual environment, protobufs
+
+packages:
+	@tools/apt-install $(PACKAGES)
+
+test-packages:
+	@tools/apt-install $(TEST_PACKAGES)
+
+$(VENV)/.done: requirements.lock pyproject.toml
+	@echo "installing the locked Python packages into $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+proto: $(VENV)/.proto ## generate containerd's messages from proto/
+
+$(VENV)/.proto: $(PROTOS) $(VENV)/.done
+	@echo "generating $(API) from proto/"
+	@$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=. --pyi_out=. $(PROTOS)
+	@touch $@
+
+demo: setup ## run a VM's whole life through the cpi executable (STEMCELL=path, ADDRESS=socket)
+	@$(BIN)/python -m tools.demo $(if $(STEMCELL),--stemcell $(STEMCELL)) $(if $(ADDRESS),--address $(ADDRESS))
+
+stemcell: setup ## make a stemcell from Debian's packages (INIT=systemd|runit, AGENT=path MONIT=path)
+	@$(BIN)/python -m tools.make_stemcell --init $(or $(INIT),systemd) \
+		$(if $(AGENT),--agent $(AGENT)) $(if $(MONIT),--monit $(MONIT)) $(if $(OUTPUT),--output $(OUTPUT))
+
+test: setup test-packages lint ## run everything: real daemons, as root
+	@$(BIN)/python -m pytest
+
+test-fast: $(VENV)/.done proto ## run what needs neither root nor a daemon, in seconds
+	@$(BIN)/python -m pytest -m "not integration"
+
+lint: $(VENV)/.done proto ## ruff and mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+fmt: $(VENV)/.done ## format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+bench: setup ## time every call of the contract as a process
+	@$(BIN)/python -m tools.bench
+
+clean: ## remove what the targets above made here
+	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info $(API)/*_pb2.py $(API)/*_pb2.pyi
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,87 @@
+"""BOSH's error types, as the director and the CLI know them.
+
+The director maps `Bosh::Clouds::<Name>` to its classes in external_cpi.rb and turns every other
+type into UnknownError; `StemcellNotFound` is known to the CLI only. `ok_to_retry` is acted on for
+VMCreationFailed alone, but is kept honest everywhere: True means that the same call may succeed
+later with nothing changed by an operator.
+"""
+
+
+class CPIError(Exception):
+    """A failure that BOSH is told of: the base of all others.
+
+    The message names the thing, the cause and, where there is one, the next step.
+    """
+
+    type = "Bosh::Clouds::CpiError"
+
+    def __init__(self, message: str, *, ok_to_retry: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.ok_to_retry = ok_to_retry
+
+
+class CloudError(CPIError):
+    """What runs the VMs failed, or refused what was asked."""
+
+    type = "Bosh::Clouds::CloudError"
+
+
+class NotSupported(CPIError):
+    """The runtime cannot do this; the director falls back where it has a fallback."""
+
+    type = "Bosh::Clouds::NotSupported"
+
+
+class NotImplementedInCPI(CPIError):
+    """The method is part of the contract but this CPI has no such operation."""
+
+    type = "Bosh::Clouds::NotImplemented"
+
+
+class InvalidCall(CPIError):
+    """The request is not one the contract knows: method, arity or types."""
+
+    type = "InvalidCall"
+
+
+class VMNotFound(CPIError):
+    """No VM has this CID."""
+
+    type = "Bosh::Clouds::VMNotFound"
+
+
+class VMCreationFailed(CPIError):
+    """create_vm failed; with `ok_to_retry` the director tries again, five times in all."""
+
+    type = "Bosh::Clouds::VMCreationFailed"
+
+
+class StemcellNotFound(CPIError):
+    """No stemcell has this CID."""
+
+    type = "Bosh::Clouds::StemcellNotFound"
+
+
+class DiskNotFound(CPIError):
+    """No persistent disk has this CID."""
+
+    type = "Bosh::Clouds::DiskNotFound"
+
+
+class DiskNotAttached(CPIError):
+    """The disk is not attached to the VM it should be detached from."""
+
+    type = "Bosh::Clouds::DiskNotAttached"
+
+
+class NoDiskSpace(CPIError):
+    """The host has not enough room for what was asked."""
+
+    type = "Bosh::Clouds::NoDiskSpace"
+
+
+class NetworkNotFound(CPIError):
+    """The network that the manifest names does not exist on the host."""
+
+    type = "Bosh::Clouds::NetworkNotFound"

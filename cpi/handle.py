@@ -1,0 +1,173 @@
+"""One request in, one response out: the same for the `cpi` process and for a host service.
+
+Nothing here belongs to the process: no globals, no stdin, no stdout. Whatever goes wrong becomes
+the response's error; only what is no Exception (an interrupt) passes through, after runtimes have
+undone their work.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import time
+
+from cpi import methods
+from cpi.arguments import kind
+from cpi.cid import shown
+from cpi.errors import CPIError, InvalidCall, NoDiskSpace, VMCreationFailed
+from cpi.redact import redacted
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cpi.config import Config
+    from cpi.log import Log
+
+# 8 MiB. Real requests have a few KiB, of certificates mostly.
+REQUEST_LIMIT = 8 * 1024 * 1024
+
+
+def handle(request: object, config: Config, log: Log) -> dict[str, object]:
+    """Answer one request, given as bytes of JSON or as the object that they are.
+
+    Raises no Exception.
+    """
+    try:
+        document = decode(request) if isinstance(request, bytes) else request
+        name, given, context, api_version = _envelope(document)
+    except CPIError as error:
+        return failure(error, log)
+    except Exception as error:  # out of memory, most likely
+        return failure(_unexpected("request", error, log, request), log)
+    started = time.monotonic()
+    try:
+        result = _run(name, given, context, api_version, config, log)
+    except Exception as error:
+        typed = error if isinstance(error, CPIError) else None
+        typed = typed or _unexpected(name, error, log, given, context, _agent_secrets(config))
+        log.error(f"{name} failed after {_since(started)}: {typed.type}: {typed.message}")
+        return failure(typed, log)
+    log.info(f"{name} done in {_since(started)}{_created(name, result)}")
+    return {"result": result, "error": None, "log": log.text}
+
+
+def failure(error: CPIError, log: Log) -> dict[str, object]:
+    """Return the response for an error."""
+    told = {"type": error.type, "message": error.message, "ok_to_retry": error.ok_to_retry}
+    return {"result": None, "error": told, "log": log.text}
+
+
+def decode(request: bytes) -> object:
+    """Parse a request. Raises InvalidCall naming what is wrong with it."""
+    if len(request) > REQUEST_LIMIT:
+        raise InvalidCall(f"the request is larger than {REQUEST_LIMIT} bytes (8 MiB)")
+    if not request.strip():
+        raise InvalidCall("the request is empty; it must be one JSON object")
+    try:
+        return json.loads(request.decode("utf-8"), parse_constant=_no_constant)
+    except UnicodeDecodeError as error:
+        raise InvalidCall(
+            f"the request is not UTF-8: {error.reason} at byte {error.start}"
+        ) from error
+    except RecursionError as error:
+        raise InvalidCall("the request is nested too deeply") from error
+    except ValueError as error:
+        raise InvalidCall(f"the request is not JSON: {error}") from error
+
+
+def _no_constant(name: str) -> None:
+    """Refuse NaN and infinities, which are not JSON although Python reads them."""
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _envelope(document: object) -> tuple[str, list[object], dict[str, object], int]:
+    """Return method, arguments, context and api_version. Raises InvalidCall."""
+    if not isinstance(document, dict):
+        raise InvalidCall(f"the request must be a JSON object, got {kind(document)}")
+    name = document.get("method")
+    if not isinstance(name, str):
+        got = kind(name) if "method" in document else "none"
+        raise InvalidCall(f"the request's method must be a string, got {got}")
+    given = document.get("arguments")
+    if not isinstance(given, list):
+        got = kind(given) if "arguments" in document else "none"
+        raise InvalidCall(f"the request's arguments must be a list, got {got}")
+    context = document.get("context")
+    if context is not None and not isinstance(context, dict):
+        raise InvalidCall(f"the request's context must be an object or null, got {kind(context)}")
+    api_version = document.get("api_version")
+    if api_version is None:  # the director's info has none
+        api_version = 1
+    if isinstance(api_version, bool) or api_version not in range(1, methods.API_VERSION + 1):
+        got = str(api_version)[:20] if type(api_version) is int else kind(api_version)
+        raise InvalidCall(
+            f"the request's api_version must be 1 to {methods.API_VERSION}, got {got}"
+        )
+    return name, given, context or {}, int(api_version)
+
+
+def _run(
+    name: str,
+    given: list[object],
+    context: dict[str, object],
+    api_version: int,
+    config: Config,
+    log: Log,
+) -> object:
+    """Run a method. Raises what is wrong with the call, and whatever its runtime raises."""
+    config, ignored = config.with_context(context)
+    log.set_level(config.text("log_level"))
+    method = methods.find(name, api_version)
+    log.info(_started(name, method, given, context))
+    if ignored:
+        log.info(f"not used from the context: {', '.join(shown(key, 60) for key in ignored)}")
+    arguments = methods.checked(name, method, given)
+    call = methods.Call(name, api_version, config, log)
+    try:
+        return method.run(call, *arguments)
+    finally:
+        call.close()
+
+
+def _started(
+    name: str, method: methods.Method, given: list[object], context: dict[str, object]
+) -> str:
+    """Return the log line for a call: CIDs and BOSH's identifiers, no other argument."""
+    pairs = list(zip((parameter.name for parameter in method.parameters), given, strict=False))
+    pairs = [(key, value) for key, value in pairs if key.endswith("_cid")]
+    pairs += [(key, context.get(key)) for key in ("request_id", "director_uuid")]
+    told = [f"{key}={shown(value)}" for key, value in pairs if isinstance(value, str)]
+    return " ".join([name, *told])
+
+
+def _created(name: str, result: object) -> str:
+    """Return the CID that a create_* method made, for the log."""
+    if not name.startswith("create_"):
+        return ""
+    first = result[0] if isinstance(result, list) and result else result
+    return f": {shown(first)}" if isinstance(first, str) else ""
+
+
+def _since(started: float) -> str:
+    """Return the time since then in milliseconds."""
+    return f"{(time.monotonic() - started) * 1000:.0f} ms"
+
+
+def _unexpected(name: str, error: Exception, log: Log, *secret: object) -> CPIError:
+    """Return the error that BOSH gets for an exception nobody foresaw.
+
+    Its text comes from anywhere, so everything that the caller sent and the agent's own secrets are
+    taken out. The traceback is for the debug log alone.
+    """
+    import traceback
+
+    log.debug(redacted("".join(traceback.format_exception(error)).rstrip(), *secret))
+    text = redacted(str(error), *secret)
+    message = f"{name}: {type(error).__name__}: {text}" if text else f"{name}: {type(error).__name__}"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoDiskSpace(message)
+    return VMCreationFailed(message) if name == "create_vm" else CPIError(message)
+
+
+def _agent_secrets(config: Config) -> list[object]:
+    """Return what of the configuration file must not be shown."""
+    return [config.text("agent.mbus"), config.mapping("agent.blobstore")]

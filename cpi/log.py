@@ -1,0 +1,51 @@
+"""The request's own log: to stderr at once, and kept for the response's `log`.
+
+Not the logging module, whose import costs more than the rest of `info`. Never log settings, env,
+cloud_properties or arguments: they carry secrets.
+"""
+
+import sys
+import time
+from contextlib import suppress
+
+LEVELS = ("debug", "info", "warn", "error")
+
+
+class Log:
+    """Collects one request's lines."""
+
+    def __init__(self, level: str = "info") -> None:
+        self._least = LEVELS.index(level)
+        self._lines: list[str] = []
+
+    def debug(self, message: str) -> None:
+        self._write("debug", message)
+
+    def info(self, message: str) -> None:
+        self._write("info", message)
+
+    def warn(self, message: str) -> None:
+        self._write("warn", message)
+
+    def error(self, message: str) -> None:
+        self._write("error", message)
+
+    @property
+    def text(self) -> str:
+        """All lines so far, for the response."""
+        return "".join(self._lines)
+
+    def set_level(self, level: str) -> None:
+        """Keep lines from this level on."""
+        self._least = LEVELS.index(level)
+
+    def _write(self, level: str, message: str) -> None:
+        if LEVELS.index(level) < self._least:
+            return
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        line = f"{stamp} {level.upper()} {message}\n"
+        self._lines.append(line)
+        # A stderr that is closed (None) or whose reader has gone must not undo what works.
+        if sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                sys.stderr.write(line)

@@ -1,0 +1,88 @@
+"""What the contract hands to a runtime: plain, frozen, already validated.
+
+Sizes are MiB, as in BOSH. Source of the shapes: bosh-director's cloud calls (api versions 1 to 3)
+and bosh-agent's settings.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = Any
+JsonObject = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Network:
+    """One entry of create_vm's networks; addresses are validated and canonical.
+
+    `ip`, `gateway` and `prefix` are None for a dynamic network until the runtime fills them in.
+    """
+
+    name: str
+    type: str = "manual"
+    ip: str | None = None
+    prefix: int | None = None
+    gateway: str | None = None
+    dns: tuple[str, ...] = ()
+    default: tuple[str, ...] = ()
+    cloud_properties: JsonObject = field(default_factory=dict)
+    mac: str | None = None
+
+
+@dataclass(frozen=True)
+class PortForward:
+    """A port of the host that leads to the VM."""
+
+    host: int
+    container: int
+    protocol: str = "tcp"
+    host_ip: str | None = None
+
+
+@dataclass(frozen=True)
+class VMProperties:
+    """VM cloud_properties. None means no limit.
+
+    cpu: CPUs (fractions allowed); memory, ephemeral_disk: MiB; pids: processes and threads.
+    """
+
+    cpu: float | None = None
+    memory: int | None = None
+    ephemeral_disk: int | None = None
+    pids: int | None = None
+    privileged: bool = False
+    ports: tuple[PortForward, ...] = ()
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """What the CPI's configuration tells every agent; `env.bosh` overrides it in the agent."""
+
+    mbus: str = ""
+    ntp: tuple[str, ...] = ()
+    blobstore: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class VMSpec:
+    """A VM to create."""
+
+    cid: str
+    agent_id: str
+    stemcell_cid: str
+    properties: VMProperties
+    networks: tuple[Network, ...]
+    env: JsonObject
+    agent: AgentConfig
+    api_version: int = 2
+    disk_cids: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class VMResources:
+    """calculate_vm_cloud_properties' argument: `ram` and `ephemeral_disk_size` in MiB."""
+
+    cpu: int
+    ram: int
+    ephemeral_disk_size: int

@@ -1,0 +1,150 @@
+"""The one interface between the contract and what runs the VMs.
+
+Coarse verbs, one per CPI method. A runtime may assume that arguments are validated and that the
+caller holds the locks of the CIDs it passes; it promises that a failed create leaves nothing behind
+and that a delete of something already gone succeeds.
+"""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from cpi.errors import NotSupported
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cpi.config import Config
+    from cpi.log import Log
+    from cpi.model import Json, JsonObject, Network, VMResources, VMSpec
+
+
+class Runtime(ABC):
+    """Runs BOSH VMs. Errors: those of cpi.errors, and nothing else on purpose."""
+
+    name: ClassVar[str]
+
+    def __init__(self, config: "Config", log: "Log") -> None:
+        """Remember the configuration; connect to nothing yet."""
+        self.config = config
+        self.log = log
+
+    def close(self) -> None:
+        """Give back connections; called once, after the last operation."""
+        self.log.debug(f"{self.name}: closed")
+
+    # Stemcells
+
+    @abstractmethod
+    def create_stemcell(
+        self, image: Path, cloud_properties: "JsonObject", tags: "JsonObject"
+    ) -> str:
+        """Import the stemcell's `image` file and return its CID, the same for the same content.
+
+        `stemcell.MF` may lie beside the image. Raises CloudError, naming file and reason, when the
+        image is truncated, corrupt or of a format this runtime does not take.
+        """
+
+    @abstractmethod
+    def delete_stemcell(self, stemcell_cid: str) -> None:
+        """Delete a stemcell; one that is gone is no error."""
+
+    # VMs
+
+    @abstractmethod
+    def create_vm(self, spec: "VMSpec") -> "Sequence[Network]":
+        """Create and start the VM `spec.cid`; return its networks with their real addresses.
+
+        The agent's settings are in place before the first process runs. Raises StemcellNotFound,
+        NetworkNotFound, NoDiskSpace, VMCreationFailed.
+        """
+
+    @abstractmethod
+    def delete_vm(self, vm_cid: str) -> None:
+        """Delete a VM and release its disks, keeping their data; one that is gone is no error."""
+
+    @abstractmethod
+    def has_vm(self, vm_cid: str) -> bool:
+        """Tell whether the VM exists, running or not."""
+
+    @abstractmethod
+    def reboot_vm(self, vm_cid: str) -> None:
+        """Restart the VM's processes; addresses, root file system and disks stay.
+
+        Raises VMNotFound.
+        """
+
+    @abstractmethod
+    def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
+        """Replace the VM's metadata. Raises VMNotFound."""
+
+    @abstractmethod
+    def calculate_vm_cloud_properties(self, resources: "VMResources") -> dict[str, "Json"]:
+        """Return cloud_properties that give a VM these resources."""
+
+    # Persistent disks
+
+    @abstractmethod
+    def create_disk(self, size_mib: int, cloud_properties: "JsonObject", vm_cid: str | None) -> str:
+        """Create a persistent disk of `size_mib` MiB and return its CID. Raises NoDiskSpace."""
+
+    @abstractmethod
+    def delete_disk(self, disk_cid: str) -> None:
+        """Delete a disk; one that is gone raises DiskNotFound, an attached one CloudError."""
+
+    @abstractmethod
+    def has_disk(self, disk_cid: str) -> bool:
+        """Tell whether the disk exists."""
+
+    @abstractmethod
+    def attach_disk(self, vm_cid: str, disk_cid: str, api_version: int) -> "Json":
+        """Attach a disk to a running VM and return the hint by which its agent finds it.
+
+        Twice is the same as once. With api_version 1 the hint is also put into the VM's settings,
+        where such agents look for it. Raises VMNotFound, DiskNotFound, CloudError when another VM
+        has the disk.
+        """
+
+    @abstractmethod
+    def detach_disk(self, vm_cid: str, disk_cid: str) -> None:
+        """Detach a disk; nothing of it stays visible in the VM.
+
+        Raises VMNotFound, DiskNotFound, DiskNotAttached.
+        """
+
+    @abstractmethod
+    def get_disks(self, vm_cid: str) -> list[str]:
+        """Return the CIDs of the VM's attached disks. Raises VMNotFound."""
+
+    # Optional
+
+    def set_disk_metadata(self, disk_cid: str, metadata: "JsonObject") -> None:
+        """Replace the disk's metadata. Raises DiskNotFound."""
+        raise self._not_supported("set_disk_metadata")
+
+    def resize_disk(self, disk_cid: str, size_mib: int) -> None:
+        """Grow a detached disk to `size_mib` MiB. Raises DiskNotFound."""
+        raise self._not_supported("resize_disk")
+
+    def update_disk(self, disk_cid: str, size_mib: int, cloud_properties: "JsonObject") -> str:
+        """Change a detached disk's size and properties; return its (new) CID."""
+        raise self._not_supported("update_disk")
+
+    def snapshot_disk(self, disk_cid: str, metadata: "JsonObject") -> str:
+        """Snapshot a disk and return the snapshot's CID. Raises DiskNotFound."""
+        raise self._not_supported("snapshot_disk")
+
+    def delete_snapshot(self, snapshot_cid: str) -> None:
+        """Delete a snapshot; one that is gone is no error."""
+        raise self._not_supported("delete_snapshot")
+
+    def create_network(self, definition: "JsonObject") -> list["Json"]:
+        """Create a managed network; return [cid, addresses, cloud_properties]."""
+        raise self._not_supported("create_network")
+
+    def delete_network(self, network_cid: str) -> None:
+        """Delete a managed network."""
+        raise self._not_supported("delete_network")
+
+    def _not_supported(self, method: str) -> NotSupported:
+        return NotSupported(f"the {self.name} runtime does not support {method}")

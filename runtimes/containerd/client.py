@@ -1,0 +1,179 @@
+"""containerd over gRPC: the only file that imports grpc, and the one table of its errors.
+
+Requests and replies are the messages generated from `proto/`; their field numbers are containerd's
+(api/services/*/v1, unchanged from 1.6 to 2.x).
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import grpc
+
+from cpi.errors import CloudError, CPIError, NoDiskSpace, NotSupported
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
+
+Reply = TypeVar("Reply", bound="Message")
+
+# A message of containerd's own servers may not be larger (defaults.DefaultMaxRecvMsgSize).
+MAX_MESSAGE = 16 << 20
+
+
+class NotFound(CloudError):
+    """containerd has no such thing."""
+
+
+class AlreadyExists(CloudError):
+    """containerd has such a thing already."""
+
+
+class Refused(CloudError):
+    """containerd will not do it in the present state (FAILED_PRECONDITION)."""
+
+
+# gRPC status -> (error, ok_to_retry). Anything else is a CloudError that is not worth a retry.
+_ERRORS: dict[grpc.StatusCode, tuple[type[CPIError], bool]] = {
+    grpc.StatusCode.NOT_FOUND: (NotFound, False),
+    grpc.StatusCode.ALREADY_EXISTS: (AlreadyExists, False),
+    grpc.StatusCode.FAILED_PRECONDITION: (Refused, False),
+    grpc.StatusCode.UNAVAILABLE: (CloudError, True),
+    grpc.StatusCode.DEADLINE_EXCEEDED: (CloudError, True),
+    grpc.StatusCode.ABORTED: (CloudError, True),
+    grpc.StatusCode.RESOURCE_EXHAUSTED: (CloudError, True),
+    grpc.StatusCode.UNIMPLEMENTED: (NotSupported, False),
+}
+
+
+def error_from(error: grpc.RpcError, doing: str, address: str) -> CPIError:
+    """Return BOSH's error for a failed call; `doing` says what was tried."""
+    code, details = error.code(), error.details() or ""
+    if "no space left on device" in details:
+        return NoDiskSpace(f"{doing}: containerd's disk is full: {details}")
+    if code is grpc.StatusCode.UNAVAILABLE:
+        return CloudError(
+            f"{doing}: containerd does not answer at {address} ({details}); start it, or set "
+            "containerd.address to the socket it listens on",
+            ok_to_retry=True,
+        )
+    kind, retry = _ERRORS.get(code, (CloudError, False))
+    return kind(f"{doing}: containerd answered {code.name}: {details}", ok_to_retry=retry)
+
+
+class Client:
+    """One connection, one namespace. Calls may come from several threads.
+
+    `lease` names the lease that what a call creates belongs to, so that containerd's garbage
+    collection leaves it alone until something lasting refers to it.
+    """
+
+    def __init__(self, address: str, namespace: str, timeout: float) -> None:
+        """Connect lazily to the unix socket `address`; `timeout` is seconds for a single call."""
+        self.address = address
+        self._timeout = timeout
+        self._namespace = namespace
+        self._channel = grpc.insecure_channel(
+            f"unix://{address}",
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE),
+                ("grpc.max_send_message_length", MAX_MESSAGE),
+                ("grpc.enable_http_proxy", 0),
+                ("grpc.use_local_subchannel_pool", 1),
+            ],
+        )
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def call(
+        self,
+        method: str,
+        request: "Message",
+        reply: type[Reply],
+        *,
+        doing: str,
+        lease: str | None = None,
+        timeout: float | None = None,
+    ) -> Reply:
+        """Make one unary call, `method` as in "tasks.v1.Tasks/Start".
+
+        Raises NotFound, AlreadyExists, Refused, NoDiskSpace, NotSupported, CloudError.
+        """
+        stub: Callable[..., Reply] = self._channel.unary_unary(
+            f"/containerd.services.{method}",
+            request_serializer=_serialize,
+            response_deserializer=reply.FromString,
+        )
+        try:
+            return stub(request, timeout=timeout or self._timeout, metadata=self._metadata(lease))
+        except grpc.RpcError as error:
+            raise error_from(error, doing, self.address) from None
+
+    def read(
+        self, method: str, request: "Message", reply: type[Reply], *, doing: str
+    ) -> Iterator[Reply]:
+        """Make a call that answers with a stream."""
+        stub = self._channel.unary_stream(
+            f"/containerd.services.{method}",
+            request_serializer=_serialize,
+            response_deserializer=reply.FromString,
+        )
+        try:
+            yield from stub(request, timeout=self._timeout, metadata=self._metadata(None))
+        except grpc.RpcError as error:
+            raise error_from(error, doing, self.address) from None
+
+    def exchange(
+        self,
+        method: str,
+        requests: "Iterable[Message]",
+        reply: type[Reply],
+        *,
+        doing: str,
+        lease: str,
+        ahead: int,
+    ) -> list[Reply]:
+        """Send a stream, one reply to each request, with at most `ahead` requests unanswered.
+
+        The bound keeps memory flat: gRPC itself would queue what the server has not read.
+        """
+        stub = self._channel.stream_stream(
+            f"/containerd.services.{method}",
+            request_serializer=_serialize,
+            response_deserializer=reply.FromString,
+        )
+        window = threading.Semaphore(ahead)
+        failure: list[BaseException] = []
+
+        def paced() -> "Iterator[Message]":
+            try:
+                for request in requests:
+                    window.acquire()
+                    yield request
+            except BaseException as error:  # grpc swallows it; the caller must see the cause
+                failure.append(error)
+                raise
+
+        replies: list[Reply] = []
+        stream = stub(paced(), metadata=self._metadata(lease))
+        try:
+            for answer in stream:
+                replies.append(answer)
+                window.release()
+        except grpc.RpcError as error:
+            if failure:
+                raise failure[0] from None
+            raise error_from(error, doing, self.address) from None
+        finally:
+            window.release(ahead)
+            stream.cancel()
+        return replies
+
+    def _metadata(self, lease: str | None) -> tuple[tuple[str, str], ...]:
+        pairs = (("containerd-namespace", self._namespace),)
+        return (*pairs, ("containerd-lease", lease)) if lease else pairs
+
+
+def _serialize(message: Any) -> bytes:
+    return bytes(message.SerializeToString())

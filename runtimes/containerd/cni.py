@@ -1,0 +1,218 @@
+"""CNI: network configurations, and the calls of plugins (containernetworking/cni SPEC, 1.0.0).
+
+Plugins do all that touches a network; this renders what they read and reads what they answer.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+from cpi.errors import CloudError, NetworkNotFound
+from cpi.model import Network, PortForward
+from cpi.process import CommandFailed, run
+
+CNI_VERSION = "1.0.0"
+USUAL_PLUGIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+
+Config = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Attachment:
+    """One interface: the plugins' configurations in order and what each call says beside them."""
+
+    network: str
+    interface: str
+    plugins: tuple[Config, ...]
+    runtime: Mapping[str, Any]
+    arguments: str = ""
+
+
+@dataclass(frozen=True)
+class Lan:
+    """A bridge of ours: its name, MTU (bytes), NAT, and where addresses are remembered."""
+
+    bridge: str
+    mtu: int
+    masquerade: bool
+    dynamic_subnets: Sequence[str]
+    address_dir: Path
+
+
+def bridge_plugins(lan: Lan, network: Network, *, default_route: bool) -> tuple[Config, ...]:
+    """Return the plugins that put a VM on a bridge of ours, made when missing."""
+    dynamic = network.ip is None
+    subnets = list(lan.dynamic_subnets) if dynamic else [subnet_of(network)]
+    ranges = [[{"subnet": subnet}] for subnet in subnets]
+    if network.gateway:
+        ranges[0][0]["gateway"] = network.gateway
+    routes = [{"dst": _everything(subnet)} for subnet in subnets] if default_route else []
+    bridge: Config = {
+        "type": "bridge",
+        "bridge": lan.bridge,
+        "isGateway": dynamic or network.gateway is not None,
+        "ipMasq": lan.masquerade,
+        "hairpinMode": True,
+        "mtu": lan.mtu,
+        "ipam": {
+            "type": "host-local",
+            "dataDir": str(lan.address_dir),
+            "ranges": ranges,
+            "routes": routes,
+        },
+    }
+    return (bridge, {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True})
+
+
+def subnet_of(network: Network) -> str:
+    """The subnet of a network's static address."""
+    return str(ip_interface(f"{network.ip}/{network.prefix}").network)
+
+
+def _everything(subnet: str) -> str:
+    return "::/0" if ip_network(subnet).version == 6 else "0.0.0.0/0"
+
+
+def host_plugins(name: str, folder: Path) -> tuple[Config, ...]:
+    """Return the plugins of the host's CNI network `name`, as configured in `folder`.
+
+    Raises NetworkNotFound, listing what there is.
+    """
+    found: list[str] = []
+    files = sorted(folder.iterdir()) if folder.is_dir() else []
+    for file in files:
+        if file.suffix not in (".conflist", ".conf", ".json"):
+            continue
+        try:
+            document = json.loads(file.read_bytes())
+        except (OSError, ValueError) as error:
+            raise CloudError(f"the CNI configuration {file} cannot be read: {error}") from None
+        if document.get("name") == name:
+            return tuple(document.get("plugins", [document]))
+        found.append(str(document.get("name")))
+    raise NetworkNotFound(
+        f"there is no CNI network {name!r} in {folder} (found: {', '.join(found) or 'none'}); add "
+        "its configuration there, or leave `name` out to use a bridge"
+    )
+
+
+class Plugins:
+    """The host's CNI plugins."""
+
+    def __init__(self, folders: Sequence[str]) -> None:
+        self._folders = [folder for folder in folders or USUAL_PLUGIN_DIRS if Path(folder).is_dir()]
+
+    def add(self, attachment: Attachment, container: str, namespace: Path) -> Config:
+        """Make an interface in a network namespace and return the result (CNI "ADD")."""
+        result: Config | None = None
+        for plugin in attachment.plugins:
+            if _idle(plugin, attachment):
+                continue
+            answer = self._call("ADD", attachment, plugin, container, namespace, result)
+            result = answer or result
+        return result or {}
+
+    def delete(self, attachment: Attachment, container: str, namespace: Path) -> None:
+        """Undo `add`, in the opposite order; what is gone is no error (CNI "DEL")."""
+        for plugin in reversed(attachment.plugins):
+            if not _idle(plugin, attachment):
+                self._call("DEL", attachment, plugin, container, namespace, None)
+
+    def _call(
+        self,
+        command: str,
+        attachment: Attachment,
+        plugin: Config,
+        container: str,
+        namespace: Path,
+        previous: Config | None,
+    ) -> Config | None:
+        document = {**plugin, "cniVersion": CNI_VERSION, "name": attachment.network}
+        wanted = plugin.get("capabilities") or {}
+        document["runtimeConfig"] = {
+            key: value for key, value in attachment.runtime.items() if wanted.get(key)
+        }
+        if previous is not None:
+            document["prevResult"] = {**previous, "cniVersion": CNI_VERSION}
+        environment = {
+            "CNI_COMMAND": command,
+            "CNI_CONTAINERID": container,
+            "CNI_NETNS": str(namespace) if namespace.exists() else "",
+            "CNI_IFNAME": attachment.interface,
+            "CNI_PATH": ":".join(self._folders),
+            "CNI_ARGS": attachment.arguments,
+        }
+        try:
+            answer = run(
+                [self._find(str(plugin.get("type")))],
+                stdin=json.dumps(document).encode(),
+                env=environment,
+            )
+        except CommandFailed as error:
+            raise CloudError(
+                f"the CNI plugin {plugin.get('type')} of the network {attachment.network!r} could "
+                f"not {command} {attachment.interface}: {_reason(error)}"
+            ) from None
+        parsed: Config | None = json.loads(answer) if answer.strip() else None
+        return parsed
+
+    def _find(self, name: str) -> str:
+        if "/" in name or name.startswith("."):
+            raise CloudError(f"{name!r} is no name of a CNI plugin")
+        for folder in self._folders:
+            if (Path(folder) / name).exists():
+                return str(Path(folder) / name)
+        raise CloudError(
+            f"the CNI plugin {name} is in none of {', '.join(self._folders) or USUAL_PLUGIN_DIRS}; "
+            "apt-get install containernetworking-plugins, or set containerd.cni_plugin_dirs"
+        )
+
+
+def addresses(result: Config) -> list[tuple[str, int, str | None]]:
+    """Return (address, prefix, gateway) for each address of a CNI result."""
+    found = []
+    for entry in result.get("ips", []):
+        interface = ip_interface(entry["address"])
+        found.append((str(interface.ip), interface.network.prefixlen, entry.get("gateway")))
+    return found
+
+
+def mac_of(result: Config) -> str | None:
+    """Return the MAC of the interface inside the namespace."""
+    for interface in result.get("interfaces", []):
+        if interface.get("sandbox"):
+            mac = interface.get("mac")
+            return str(mac) if mac else None
+    return None
+
+
+def port_mappings(ports: Sequence[PortForward]) -> list[Config]:
+    """Return forwarded ports in the words of CNI's portMappings capability."""
+    mappings = []
+    for port in ports:
+        mapping: Config = {
+            "hostPort": port.host,
+            "containerPort": port.container,
+            "protocol": port.protocol,
+        }
+        if port.host_ip:
+            mapping["hostIP"] = port.host_ip
+        mappings.append(mapping)
+    return mappings
+
+
+def _idle(plugin: Config, attachment: Attachment) -> bool:
+    """A portmap without ports does nothing but cost a process."""
+    return plugin.get("type") == "portmap" and not attachment.runtime.get("portMappings")
+
+
+def _reason(error: CommandFailed) -> str:
+    """A plugin's error is JSON on stdout (SPEC, "Error")."""
+    try:
+        document = json.loads(error.stdout)
+        return " ".join(str(document[key]) for key in ("msg", "details") if document.get(key))
+    except (ValueError, KeyError, TypeError):
+        return error.message

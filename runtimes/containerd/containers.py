@@ -1,0 +1,149 @@
+"""Container records and tasks of containerd, in calls of one line."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from google.protobuf.any_pb2 import Any as Packed  # noqa: TID253 - loaded with the client only
+from google.protobuf.empty_pb2 import Empty  # noqa: TID253
+from google.protobuf.field_mask_pb2 import FieldMask  # noqa: TID253
+
+from runtimes.containerd.api import containers_pb2, task_pb2, tasks_pb2, types_pb2
+from runtimes.containerd.client import Client, NotFound, Refused
+
+RUNTIME = "io.containerd.runc.v2"
+SPEC_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
+
+_KILL = 9
+_EXIT_SECONDS = 60
+
+
+class Containers:
+    """containerd's containers and their tasks; a container's id is the VM's CID."""
+
+    def __init__(self, client: Client, snapshotter: str) -> None:
+        self._client = client
+        self._snapshotter = snapshotter
+
+    def find(self, cid: str) -> containers_pb2.Container | None:
+        """Return a container's record, or None."""
+        try:
+            return self._client.call(
+                "containers.v1.Containers/Get",
+                containers_pb2.GetContainerRequest(id=cid),
+                containers_pb2.GetContainerResponse,
+                doing=f"looking for the container {cid}",
+            ).container
+        except NotFound:
+            return None
+
+    def create(
+        self, cid: str, image: str, spec: Mapping[str, Any], labels: Mapping[str, str]
+    ) -> None:
+        """Record a container whose snapshot is called like itself. Raises AlreadyExists."""
+        container = containers_pb2.Container(
+            id=cid,
+            labels=dict(labels),
+            image=image,
+            runtime=containers_pb2.Container.Runtime(name=RUNTIME),
+            spec=Packed(type_url=SPEC_TYPE, value=json.dumps(spec).encode()),
+            snapshotter=self._snapshotter,
+            snapshot_key=cid,
+        )
+        self._client.call(
+            "containers.v1.Containers/Create",
+            containers_pb2.CreateContainerRequest(container=container),
+            containers_pb2.CreateContainerResponse,
+            doing=f"creating the container {cid}",
+        )
+
+    def set_labels(self, cid: str, labels: Mapping[str, str]) -> None:
+        """Replace a container's labels. Raises NotFound."""
+        self._client.call(
+            "containers.v1.Containers/Update",
+            containers_pb2.UpdateContainerRequest(
+                container=containers_pb2.Container(id=cid, labels=dict(labels)),
+                update_mask=FieldMask(paths=["labels"]),
+            ),
+            containers_pb2.UpdateContainerResponse,
+            doing=f"labelling the container {cid}",
+        )
+
+    def delete(self, cid: str) -> None:
+        """Delete a container's record; one that is gone is no error."""
+        self._ignoring_gone(
+            "containers.v1.Containers/Delete",
+            containers_pb2.DeleteContainerRequest(id=cid),
+            f"deleting the container {cid}",
+        )
+
+    def start(self, cid: str, mounts: Sequence[types_pb2.Mount]) -> int:
+        """Create and start a container's task; return the process id of its init."""
+        pid = self._client.call(
+            "tasks.v1.Tasks/Create",
+            tasks_pb2.CreateTaskRequest(container_id=cid, rootfs=mounts),
+            tasks_pb2.CreateTaskResponse,
+            doing=f"creating the task of {cid}",
+        ).pid
+        try:
+            self._client.call(
+                "tasks.v1.Tasks/Start",
+                tasks_pb2.StartRequest(container_id=cid),
+                tasks_pb2.StartResponse,
+                doing=f"starting the task of {cid}",
+            )
+        except BaseException:
+            self.stop(cid)
+            raise
+        return pid
+
+    def init_of(self, cid: str) -> int | None:
+        """Return the process id of a running task's init, or None."""
+        try:
+            process = self._client.call(
+                "tasks.v1.Tasks/Get",
+                tasks_pb2.GetRequest(container_id=cid),
+                tasks_pb2.GetResponse,
+                doing=f"looking for the task of {cid}",
+            ).process
+        except NotFound:
+            return None
+        return process.pid if process.status == task_pb2.RUNNING else None
+
+    def stop(self, cid: str) -> None:
+        """Kill a task's processes and delete it; one that is gone is no error."""
+        killed = self._ignoring_gone(
+            "tasks.v1.Tasks/Kill",
+            tasks_pb2.KillRequest(container_id=cid, signal=_KILL, all=True),
+            f"killing the task of {cid}",
+        )
+        if killed:
+            self._wait(cid)
+        try:
+            self._client.call(
+                "tasks.v1.Tasks/Delete",
+                tasks_pb2.DeleteTaskRequest(container_id=cid),
+                tasks_pb2.DeleteResponse,
+                doing=f"deleting the task of {cid}",
+            )
+        except NotFound:
+            return
+
+    def _wait(self, cid: str) -> None:
+        try:
+            self._client.call(
+                "tasks.v1.Tasks/Wait",
+                tasks_pb2.WaitRequest(container_id=cid),
+                tasks_pb2.WaitResponse,
+                doing=f"waiting for the task of {cid} to end",
+                timeout=_EXIT_SECONDS,
+            )
+        except NotFound:
+            return
+
+    def _ignoring_gone(self, method: str, request: Any, doing: str) -> bool:
+        try:
+            self._client.call(method, request, Empty, doing=doing)
+        except (NotFound, Refused):
+            return False
+        return True

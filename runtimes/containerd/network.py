@@ -1,0 +1,201 @@
+"""A VM's network: a pinned namespace, one interface for each BOSH network, published ports.
+
+What CNI's DEL needs lies in the VM's folder, so that a VM can be taken down by a later process. The
+namespace is pinned by the VM's CID and outlives the task.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpi.cid import shown
+from cpi.errors import CloudError, NotSupported
+from cpi.model import Network, PortForward, VMSpec
+from runtimes.containerd import linux
+from runtimes.containerd.cni import (
+    Attachment,
+    Lan,
+    Plugins,
+    addresses,
+    bridge_plugins,
+    host_plugins,
+    mac_of,
+    port_mappings,
+)
+from runtimes.containerd.ports import Ports
+
+if TYPE_CHECKING:
+    from cpi.config import Config
+
+_PROPERTIES = ("bridge", "mtu", "name")
+_BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")  # IFNAMSIZ
+_CNI_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+STATE = "network.json"
+
+
+class Networks:
+    """Makes and removes the networks of VMs."""
+
+    def __init__(self, config: "Config", state_dir: Path, run_dir: Path) -> None:
+        self._config = config
+        self._state_dir = state_dir
+        self._namespaces = run_dir / "netns"
+        self._plugins = Plugins(config.strings("containerd.cni_plugin_dirs"))
+        self._ports = Ports(state_dir / "ports")
+
+    def namespace(self, vm_cid: str) -> Path:
+        """Where the VM's network namespace is pinned."""
+        return self._namespaces / vm_cid
+
+    def connect(self, spec: VMSpec, folder: Path) -> list[Network]:
+        """Make the VM's namespace and interfaces; return its networks with their addresses.
+
+        Leaves nothing behind when it fails. Raises CloudError, NetworkNotFound.
+        """
+        plan = [(network, self._plan(spec, network, at)) for at, network in _interfaces(spec)]
+        connected = []
+        with ExitStack() as undo:
+            self._ports.reserve(spec.properties.ports, spec.cid)
+            undo.callback(self._ports.release, spec.cid)
+            self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
+            namespace = self.namespace(spec.cid)
+            linux.pin_network_namespace(namespace)
+            undo.callback(linux.unpin_network_namespace, namespace)
+            _save(folder / STATE, [attachment for _, attachment in plan])
+            for network, attachment in plan:
+                undo.callback(self._delete_quietly, attachment, spec.cid)
+                connected.append(self._add(network, attachment, spec.cid))
+            undo.pop_all()
+        return connected
+
+    def disconnect(self, vm_cid: str, folder: Path) -> None:
+        """Remove the VM's interfaces and namespace; what is gone is no error."""
+        for attachment in _load(folder / STATE):
+            self._plugins.delete(attachment, vm_cid, self.namespace(vm_cid))
+        linux.unpin_network_namespace(self.namespace(vm_cid))
+        self._ports.release(vm_cid)
+
+    def _add(self, network: Network, attachment: Attachment, vm_cid: str) -> Network:
+        result = self._plugins.add(attachment, vm_cid, self.namespace(vm_cid))
+        found = addresses(result)
+        if network.ip is None:
+            if not found:
+                raise CloudError(f"the network {network.name!r} gave the VM no address")
+            ip, prefix, gateway = found[0]
+            network = replace(network, ip=ip, prefix=prefix, gateway=network.gateway or gateway)
+        elif network.ip not in [ip for ip, _, _ in found]:
+            raise CloudError(
+                f"the network {network.name!r} gave {[ip for ip, _, _ in found]} instead of "
+                f"{network.ip}; its IPAM plugin must be able to give a wanted address"
+            )
+        return replace(network, mac=mac_of(result))
+
+    def _delete_quietly(self, attachment: Attachment, vm_cid: str) -> None:
+        """Undo of an ADD that may not have happened; the first error is the one to report."""
+        try:
+            self._plugins.delete(attachment, vm_cid, self.namespace(vm_cid))
+        except CloudError:
+            return
+
+    def _plan(self, spec: VMSpec, network: Network, at: int) -> Attachment:
+        properties = _properties(network)
+        takes_default = _has_default_route(spec, network)
+        name = properties.get("name")
+        if name is not None:
+            title = str(name)
+            plugins = host_plugins(title, Path(self._config.text("containerd.cni_config_dir")))
+        else:
+            lan = self._lan(properties)
+            title, plugins = lan.bridge, bridge_plugins(lan, network, default_route=takes_default)
+        runtime: dict[str, Any] = {}
+        if takes_default and spec.properties.ports:
+            runtime["portMappings"] = port_mappings(spec.properties.ports)
+        arguments = "IgnoreUnknown=true"
+        if network.ip is not None:
+            runtime["ips"] = [f"{network.ip}/{network.prefix}"]
+            arguments += f";IP={network.ip}"
+        return Attachment(title, f"eth{at}", plugins, runtime, arguments)
+
+    def _lan(self, properties: dict[str, Any]) -> Lan:
+        return Lan(
+            bridge=properties.get("bridge") or self._config.text("network.bridge"),
+            mtu=properties.get("mtu") or self._config.integer("network.mtu"),
+            masquerade=self._config.flag("network.masquerade"),
+            dynamic_subnets=self._config.strings("network.dynamic_subnets"),
+            address_dir=self._state_dir / "addresses",
+        )
+
+
+def _interfaces(spec: VMSpec) -> Iterable[tuple[int, Network]]:
+    for network in spec.networks:
+        if network.type not in ("manual", "dynamic"):
+            raise NotSupported(
+                f"the network {network.name!r}: type {network.type} is not supported"
+            )
+    return enumerate(spec.networks)
+
+
+def _has_default_route(spec: VMSpec, network: Network) -> bool:
+    """The network that BOSH marks, for each IP version; a VM's only network in any case."""
+    return "gateway" in network.default or len(spec.networks) == 1
+
+
+def _properties(network: Network) -> dict[str, Any]:
+    properties = dict(network.cloud_properties)
+    where = f"the network {network.name!r}: cloud_properties"
+    unknown = sorted(set(properties) - set(_PROPERTIES))
+    if unknown:
+        raise CloudError(
+            f"{where} has unknown keys {', '.join(map(shown, unknown))}; "
+            f"known are {', '.join(_PROPERTIES)}"
+        )
+    checks: dict[str, Callable[[Any], bool]] = {
+        "bridge": lambda value: isinstance(value, str) and bool(_BRIDGE.fullmatch(value)),
+        "name": lambda value: isinstance(value, str) and bool(_CNI_NAME.fullmatch(value)),
+        "mtu": lambda value: type(value) is int and 576 <= value <= 65535,
+    }
+    for key, value in properties.items():
+        if not checks[key](value):
+            raise CloudError(f"{where}.{key} cannot be {shown(str(value))}")
+    return properties
+
+
+def _save(path: Path, attachments: Sequence[Attachment]) -> None:
+    path.write_text(json.dumps([asdict(attachment) for attachment in attachments]))
+
+
+def _load(path: Path) -> list[Attachment]:
+    try:
+        documents = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    return [
+        Attachment(**{**document, "plugins": tuple(document["plugins"])}) for document in documents
+    ]
+
+
+def nameservers(networks: Sequence[Network]) -> list[str]:
+    """The VM's nameservers: of the network that BOSH marks for DNS, else of all, else the host's.
+
+    A server on the host's loopback is of no use inside and left out.
+    """
+    marked = [network for network in networks if "dns" in network.default] or networks
+    servers = [server for network in marked for server in network.dns]
+    if servers:
+        return list(dict.fromkeys(servers))
+    try:
+        lines = Path("/etc/resolv.conf").read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+    words = [line.split() for line in lines]
+    found = [word[1] for word in words if len(word) > 1 and word[0] == "nameserver"]
+    return [server for server in found if not server.startswith("127.") and server != "::1"]
+
+
+def published(ports: Sequence[PortForward]) -> str:
+    """Forwarded ports as a label: "8080:80/tcp …"."""
+    return " ".join(f"{port.host}:{port.container}/{port.protocol}" for port in ports)

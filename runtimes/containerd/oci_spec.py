@@ -1,0 +1,175 @@
+"""The OCI runtime spec of a VM: a pure function of what the VM is to be.
+
+Source: opencontainers/runtime-spec 1.0, config.md and config-linux.md.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Spec = dict[str, Any]
+
+# What BOSH's agent and ordinary jobs need. SYS_ADMIN: the agent mounts; NET_ADMIN: its firewall
+# rules; SYS_RESOURCE, SYS_NICE: limits that jobs set themselves. Not here, since they reach the
+# host: SYS_MODULE, SYS_RAWIO, SYS_BOOT, SYS_TIME, SYSLOG, DAC_READ_SEARCH, BPF, PERFMON, MAC_ADMIN.
+CAPABILITIES = (
+    "CAP_AUDIT_WRITE",
+    "CAP_CHOWN",
+    "CAP_DAC_OVERRIDE",
+    "CAP_FOWNER",
+    "CAP_FSETID",
+    "CAP_IPC_LOCK",
+    "CAP_KILL",
+    "CAP_LEASE",
+    "CAP_MKNOD",
+    "CAP_NET_ADMIN",
+    "CAP_NET_BIND_SERVICE",
+    "CAP_NET_RAW",
+    "CAP_SETFCAP",
+    "CAP_SETGID",
+    "CAP_SETPCAP",
+    "CAP_SETUID",
+    "CAP_SYS_ADMIN",
+    "CAP_SYS_CHROOT",
+    "CAP_SYS_NICE",
+    "CAP_SYS_PTRACE",
+    "CAP_SYS_RESOURCE",
+)
+
+_MASKED = (
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+)
+_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+
+# System calls that SYS_ADMIN alone would open and that concern the host as a whole.
+_DENIED_CALLS = (
+    "acct",
+    "bpf",
+    "delete_module",
+    "finit_module",
+    "init_module",
+    "kexec_file_load",
+    "kexec_load",
+    "open_by_handle_at",
+    "perf_event_open",
+    "quotactl",
+    "swapoff",
+    "swapon",
+    "userfaultfd",
+)
+
+_PTS = ("ptmxmode=0666", "mode=0620", "gid=5")
+
+CPU_PERIOD = 100_000  # microseconds, the kernel's default
+
+
+@dataclass(frozen=True)
+class Container:
+    """What the spec is rendered from. memory: bytes; capabilities: those of containerd itself."""
+
+    hostname: str
+    command: tuple[str, ...]
+    namespace: Path
+    cgroup: str
+    data: Path
+    disks: Path
+    disk_folder: str
+    capabilities: Collection[str]
+    cpu: float | None = None
+    memory: int | None = None
+    swap_accounting: bool = False
+    pids: int | None = None
+    privileged: bool = False
+    devices: Sequence[Spec] = ()
+
+
+def render(container: Container) -> Spec:
+    """Return the spec of a VM."""
+    have = set(container.capabilities)
+    wanted = sorted(have if container.privileged else have & set(CAPABILITIES))
+    spec: Spec = {
+        "ociVersion": "1.0.2",
+        "hostname": container.hostname,
+        "root": {"path": "rootfs", "readonly": False},
+        "process": {
+            "args": list(container.command),
+            "cwd": "/",
+            "env": [
+                "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                # systemd's own sign of a container; what it does not know is "some container".
+                "container=oci",
+            ],
+            "user": {"uid": 0, "gid": 0},
+            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), wanted),
+        },
+        "mounts": _mounts(container),
+        "linux": {
+            "cgroupsPath": container.cgroup,
+            "namespaces": [
+                {"type": "pid"},
+                {"type": "ipc"},
+                {"type": "uts"},
+                {"type": "mount"},
+                # A cgroup namespace makes the VM's cgroup look like the root to systemd.
+                {"type": "cgroup"},
+                {"type": "network", "path": str(container.namespace)},
+            ],
+            "resources": _resources(container),
+        },
+    }
+    if container.privileged:
+        spec["linux"]["devices"] = list(container.devices)
+    else:
+        spec["linux"]["maskedPaths"] = list(_MASKED)
+        spec["linux"]["readonlyPaths"] = list(_READ_ONLY)
+        spec["linux"]["seccomp"] = {
+            "defaultAction": "SCMP_ACT_ALLOW",
+            "syscalls": [{"names": list(_DENIED_CALLS), "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
+        }
+    return spec
+
+
+def _mounts(container: Container) -> list[Spec]:
+    system = "rw" if container.privileged else "ro"
+    return [
+        _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
+        _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
+        _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", *_PTS),
+        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777"),  # noqa: S108
+        _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
+        _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", system),
+        # The container's own cgroups, of whatever version the host has; never the host's tree.
+        _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "rw"),
+        _mount("/run", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755"),
+        _mount("/var/vcap/data", "bind", str(container.data), "rbind", "rw"),
+        # slave: disks that the host mounts later appear, what the VM mounts stays its own.
+        _mount(container.disk_folder, "bind", str(container.disks), "rbind", "ro", "rslave"),
+    ]
+
+
+def _mount(destination: str, kind: str, source: str, *options: str) -> Spec:
+    return {"destination": destination, "type": kind, "source": source, "options": list(options)}
+
+
+def _resources(container: Container) -> Spec:
+    resources: Spec = {"devices": [{"allow": container.privileged, "access": "rwm"}]}
+    if container.cpu is not None:
+        resources["cpu"] = {"period": CPU_PERIOD, "quota": int(container.cpu * CPU_PERIOD)}
+    if container.memory is not None:
+        resources["memory"] = {"limit": container.memory}
+        if container.swap_accounting:
+            resources["memory"]["swap"] = container.memory  # memory and swap together
+    if container.pids is not None:
+        resources["pids"] = {"limit": container.pids}
+    return resources

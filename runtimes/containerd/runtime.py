@@ -1,0 +1,199 @@
+"""The containerd runtime: the contract's verbs, handed to what does them.
+
+containerd's client is loaded on first use: attaching and detaching a disk need the host alone, and
+must not wait for it.
+"""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from cpi import cid, locks
+from cpi.cid import shown
+from cpi.diskstore import Disk, DiskStore
+from cpi.errors import CloudError, DiskNotAttached, NotSupported, VMNotFound
+from cpi.runtime import Runtime
+from runtimes.containerd import inside, linux
+from runtimes.containerd.host_folder import HostFolder
+from runtimes.containerd.network import Networks
+
+if TYPE_CHECKING:
+    from cpi.config import Config
+    from cpi.log import Log
+    from cpi.model import Json, JsonObject, Network, VMResources, VMSpec
+    from runtimes.containerd.client import Client
+    from runtimes.containerd.stemcells import Stemcells
+    from runtimes.containerd.store import Store
+    from runtimes.containerd.vms import VMs
+
+# Where a VM sees its disks: adapt.DISK_FOLDER, which is not loaded for this alone.
+DISK_FOLDER = "/warden-cpi-dev"
+
+
+class ContainerdRuntime(Runtime):
+    """BOSH VMs as containerd tasks."""
+
+    name: ClassVar[str] = "containerd"
+
+    def __init__(self, config: "Config", log: "Log") -> None:
+        super().__init__(config, log)
+        self._state_dir = Path(config.text("state_dir"))
+        self._run_dir = Path(config.text("run_dir"))
+        self._disks = DiskStore(Path(config.text("disk_dir") or self._state_dir / "disks"))
+
+    def close(self) -> None:
+        if "_client" in self.__dict__:
+            self._client.close()
+
+    # Stemcells
+
+    def create_stemcell(
+        self, image: Path, cloud_properties: "JsonObject", tags: "JsonObject"
+    ) -> str:
+        return self._stemcells.create(image, cloud_properties)
+
+    def delete_stemcell(self, stemcell_cid: str) -> None:
+        self._stemcells.delete(stemcell_cid)
+
+    # VMs
+
+    def create_vm(self, spec: "VMSpec") -> "Sequence[Network]":
+        if spec.properties.privileged and not self.config.flag("containerd.allow_privileged"):
+            raise NotSupported(
+                "this host does not allow privileged VMs (containerd.allow_privileged is false)"
+            )
+        return self._vms.create(spec)
+
+    def delete_vm(self, vm_cid: str) -> None:
+        folder = HostFolder(self._state_dir, vm_cid)
+        self._vms.stop(vm_cid)
+        for target in folder.attached():
+            with locks.hold(str(self._run_dir), target.name, log=self.log):
+                self._release(folder, target.name)
+        self._vms.delete(vm_cid)
+
+    def has_vm(self, vm_cid: str) -> bool:
+        return self._vms.exists(vm_cid)
+
+    def reboot_vm(self, vm_cid: str) -> None:
+        self._vms.reboot(vm_cid)
+
+    def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
+        self._vms.set_metadata(vm_cid, metadata)
+
+    def calculate_vm_cloud_properties(self, resources: "VMResources") -> "dict[str, Json]":
+        return {
+            "cpu": resources.cpu,
+            "memory": resources.ram,
+            "ephemeral_disk": resources.ephemeral_disk_size,
+        }
+
+    # Persistent disks
+
+    def create_disk(self, size_mib: int, cloud_properties: "JsonObject", vm_cid: str | None) -> str:
+        if cloud_properties:
+            keys = ", ".join(shown(key) for key in sorted(cloud_properties))
+            raise CloudError(f"disk cloud_properties has unknown keys: {keys}; none are known")
+        disk = Disk(cid.new(self.name, cid.DISK), size_mib)
+        self._disks.create(disk)
+        return disk.cid
+
+    def delete_disk(self, disk_cid: str) -> None:
+        disk = self._disks.get(disk_cid)
+        if disk.attached_to and not HostFolder(self._state_dir, disk.attached_to).exists():
+            self._disks.set_owner(disk, "")  # its VM was taken away without us
+        self._disks.delete(disk_cid)
+
+    def has_disk(self, disk_cid: str) -> bool:
+        return self._disks.find(disk_cid) is not None
+
+    def attach_disk(self, vm_cid: str, disk_cid: str, api_version: int) -> "Json":
+        disk = self._disks.get(disk_cid)
+        folder = self._folder(vm_cid)
+        if disk.attached_to not in ("", vm_cid):
+            if HostFolder(self._state_dir, disk.attached_to).exists():
+                raise CloudError(
+                    f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it first"
+                )
+            self.log.warn(f"{disk_cid} was attached to {disk.attached_to}, which is gone")
+        self._disks.set_owner(disk, vm_cid)
+        try:
+            folder.mount_disk(self._disks, disk)
+        except BaseException:
+            self._disks.set_owner(disk, disk.attached_to)
+            raise
+        hint = f"{DISK_FOLDER}/{disk_cid}"
+        if api_version < 2:
+            self._vms.add_disk_to_settings(vm_cid, disk_cid, hint)
+        return hint
+
+    def detach_disk(self, vm_cid: str, disk_cid: str) -> None:
+        disk = self._disks.get(disk_cid)
+        folder = self._folder(vm_cid)
+        if disk.attached_to != vm_cid:
+            where = f"attached to {disk.attached_to}" if disk.attached_to else "not attached"
+            raise DiskNotAttached(f"the disk {disk_cid} is {where}, so not to the VM {vm_cid}")
+        self._release(folder, disk_cid)
+
+    def get_disks(self, vm_cid: str) -> list[str]:
+        return [target.name for target in self._folder(vm_cid).attached()]
+
+    def set_disk_metadata(self, disk_cid: str, metadata: "JsonObject") -> None:
+        self._disks.set_metadata(disk_cid, metadata)
+
+    def _release(self, folder: HostFolder, disk_cid: str) -> None:
+        """Take a disk out of a VM: out of its namespaces, off the host's folder, off its facts."""
+        vm_cid = folder.path.name
+        device = linux.device_of(folder.disks / disk_cid)
+        if device is not None:
+            inside.umount_everywhere(vm_cid, device)
+        folder.umount_disk(disk_cid)
+        disk = self._disks.find(disk_cid)
+        if disk is not None and disk.attached_to == vm_cid:
+            self._disks.set_owner(disk, "")
+
+    def _folder(self, vm_cid: str) -> HostFolder:
+        """A VM's folder, which is there as long as the VM is. Raises VMNotFound."""
+        folder = HostFolder(self._state_dir, vm_cid)
+        if not folder.exists():
+            raise VMNotFound(f"there is no VM {vm_cid} in {folder.path.parent}")
+        return folder
+
+    # What talks to containerd, made when first needed
+
+    @cached_property
+    def _client(self) -> "Client":
+        from runtimes.containerd.client import Client
+
+        return Client(
+            self.config.text("containerd.address"),
+            self.config.text("containerd.namespace"),
+            self.config.integer("containerd.timeout"),
+        )
+
+    @cached_property
+    def _store(self) -> "Store":
+        from runtimes.containerd.store import Store
+
+        return Store(self._client, self.config.text("containerd.snapshotter"))
+
+    @cached_property
+    def _stemcells(self) -> "Stemcells":
+        from runtimes.containerd.stemcells import Stemcells
+
+        return Stemcells(self._store, self.name, self._run_dir, self.log)
+
+    @cached_property
+    def _vms(self) -> "VMs":
+        from runtimes.containerd.containers import Containers
+        from runtimes.containerd.vms import Places, VMs
+
+        containers = Containers(self._client, self.config.text("containerd.snapshotter"))
+        places = Places(
+            self._state_dir,
+            self.config.text("containerd.cgroup_parent"),
+            self.config.text("containerd.address"),
+        )
+        networks = Networks(self.config, self._state_dir, self._run_dir)
+        return VMs(self._store, containers, self._stemcells, networks, places, self.log)

@@ -1,0 +1,202 @@
+"""Stemcells as images of containerd: import, look-up, deletion."""
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpi import cid, locks
+from cpi.errors import CloudError, NotSupported, StemcellNotFound
+from cpi.log import Log
+from cpi.model import JsonObject
+from runtimes.containerd import linux
+from runtimes.containerd.api import types_pb2
+from runtimes.containerd.store import Store
+from runtimes.containerd.unpack import unpack
+from stemcell_convert import adapt, oci
+from stemcell_convert.errors import StemcellError, UnsupportedStemcell
+from stemcell_convert.facts import RootfsFacts, read_facts
+from stemcell_convert.inroot import Root
+from stemcell_convert.recognise import require_warden
+
+# The image's name in containerd. `ctr run` takes it, and it is a valid reference for a push.
+IMAGE_PREFIX = "bosh.local/stemcell/"
+LABEL_SNAPSHOT = "bosh.stemcell.snapshot"
+_MIXED = 40  # hex digits of the manifest's digest in a CID: enough never to meet another
+
+
+@dataclass(frozen=True)
+class Stemcell:
+    """An imported stemcell: what create_vm has to know of it."""
+
+    image: str
+    snapshot: str
+    init: str
+    command: tuple[str, ...]
+    settings: str
+
+
+class Stemcells:
+    """The stemcells of one containerd namespace."""
+
+    def __init__(self, store: Store, runtime: str, run_dir: Path, log: Log) -> None:
+        self._store = store
+        self._runtime = runtime
+        self._run_dir = run_dir
+        self._log = log
+
+    def find(self, stemcell_cid: str) -> Stemcell:
+        """Return an imported stemcell. Raises StemcellNotFound."""
+        image = self._store.get_image(self._image_name(stemcell_cid))
+        if image is None or LABEL_SNAPSHOT not in image.labels:
+            raise StemcellNotFound(
+                f"the stemcell {stemcell_cid} is not in containerd; upload it again "
+                "(bosh upload-stemcell --fix)"
+            )
+        return Stemcell(
+            image=image.name,
+            snapshot=image.labels[LABEL_SNAPSHOT],
+            init=image.labels[oci.LABEL_INIT],
+            command=tuple(image.labels["bosh.stemcell.command"].split(" ")),
+            settings=image.labels[oci.LABEL_SETTINGS],
+        )
+
+    def create(self, image: Path, properties: JsonObject) -> str:
+        """Import a warden stemcell's image file and return its CID.
+
+        Raises CloudError, naming the file and the reason, or NotSupported for another format.
+        """
+        try:
+            require_warden(image)
+            source, size = _hash(image)
+            with locks.hold(str(self._run_dir), f"import-{source[7:39]}", log=self._log):
+                known = self._known(source)
+                if known:
+                    self._log.info(f"stemcell image {source} is imported already: {known}")
+                    return known
+                return self._import(image, source, size, properties)
+        except UnsupportedStemcell as error:
+            raise NotSupported(str(error)) from None
+        except StemcellError as error:
+            raise CloudError(str(error)) from None
+
+    def delete(self, stemcell_cid: str) -> None:
+        """Delete a stemcell; VMs made of it live on. One that is gone is no error."""
+        self._store.delete_image(self._image_name(stemcell_cid))
+
+    def _image_name(self, stemcell_cid: str) -> str:
+        return f"{IMAGE_PREFIX}{stemcell_cid.rsplit('-', 1)[1]}:latest"
+
+    def _known(self, source: str) -> str | None:
+        """The CID of an image made of these bytes by this version, if it is still whole."""
+        for image in self._store.find_images(f'labels."{oci.LABEL_SOURCE}"=="{source}"'):
+            if image.labels.get(oci.LABEL_ADAPTATION) != adapt.VERSION:
+                continue
+            if self._store.has_snapshot(image.labels.get(LABEL_SNAPSHOT, "")):
+                return cid.new(self._runtime, cid.STEMCELL, _identifier(image.target.digest))
+        return None
+
+    def _import(self, image: Path, source: str, size: int, properties: JsonObject) -> str:
+        with self._store.lease() as lease:
+            self._log.info(f"importing the stemcell image {image} ({size} bytes)")
+            key = f"extract-{lease} {source}"
+            mounts = self._store.prepare(key, "", lease=lease)
+            with ThreadPoolExecutor(1) as pool, image.open("rb") as file:
+                stored = pool.submit(self._store.write_content, file, size, source, lease=lease)
+                facts, diff_id = linux.in_private_mounts(lambda: _unpack(image, mounts))
+                stored.result()
+            self._store.commit(diff_id, key, lease=lease)
+            rootfs = oci.Layer(oci.LAYER_GZIP, source, size, diff_id)
+            return self._record(
+                facts, [rootfs, self._adapt(facts, diff_id, lease)], properties, lease
+            )
+
+    def _adapt(self, facts: RootfsFacts, parent: str, lease: str) -> oci.Layer:
+        """Store and unpack the layer that the root file system needs on top."""
+        data = adapt.layer(adapt.adaptations(facts))
+        layer = oci.Layer(oci.LAYER, oci.digest(data), len(data), oci.digest(data))
+        self._store.write_content(io.BytesIO(data), layer.size, layer.digest, lease=lease)
+        key = f"extract-{lease} {layer.digest}"
+        mounts = self._store.prepare(key, parent, lease=lease)
+        self._store.apply(layer.media_type, layer.digest, layer.size, mounts)
+        self._store.commit(oci.chain_id([parent, layer.diff_id]), key, lease=lease)
+        return layer
+
+    def _record(
+        self, facts: RootfsFacts, layers: list[oci.Layer], properties: JsonObject, lease: str
+    ) -> str:
+        """Store config and manifest and make the image; its labels hold everything together."""
+        labels = _labels(facts, layers[0].digest, properties)
+        snapshot = oci.chain_id([layer.diff_id for layer in layers])
+        config = oci.config(facts, layers, labels)
+        manifest = oci.manifest(config, layers, labels)
+        # containerd's garbage collection follows these labels from the image to the snapshot.
+        self._store.write_content(
+            io.BytesIO(config),
+            len(config),
+            oci.digest(config),
+            lease=lease,
+            labels={f"containerd.io/gc.ref.snapshot.{self._store.snapshotter}": snapshot},
+        )
+        references = {"containerd.io/gc.ref.content.config": oci.digest(config)}
+        for number, layer in enumerate(layers):
+            references[f"containerd.io/gc.ref.content.l.{number}"] = layer.digest
+        digest = oci.digest(manifest)
+        self._store.write_content(
+            io.BytesIO(manifest), len(manifest), digest, lease=lease, labels=references
+        )
+        new = cid.new(self._runtime, cid.STEMCELL, _identifier(digest))
+        labels |= {LABEL_SNAPSHOT: snapshot, "bosh.stemcell.command": " ".join(facts.command)}
+        target = types_pb2.Descriptor(media_type=oci.MANIFEST, digest=digest, size=len(manifest))
+        self._store.create_image(self._image_name(new), target, labels, lease=lease)
+        self._log.info(f"imported as {self._image_name(new)}, {facts.init} is its init")
+        return new
+
+
+def _identifier(digest: str) -> str:
+    return digest.partition(":")[2][:_MIXED]
+
+
+def _hash(image: Path) -> tuple[str, int]:
+    sha, size = hashlib.sha256(), 0
+    with image.open("rb") as file:
+        while data := file.read(1 << 20):
+            sha.update(data)
+            size += len(data)
+    return f"sha256:{sha.hexdigest()}", size
+
+
+def _labels(facts: RootfsFacts, source: str, properties: JsonObject) -> dict[str, str]:
+    labels = {
+        oci.LABEL_INIT: facts.init,
+        oci.LABEL_SETTINGS: facts.settings,
+        oci.LABEL_SOURCE: source,
+        oci.LABEL_ADAPTATION: adapt.VERSION,
+    }
+    for label, key in ((oci.LABEL_NAME, "name"), (oci.LABEL_VERSION, "version")):
+        value = properties.get(key)
+        if isinstance(value, (str, int, float)) and len(str(value)) <= 256:
+            labels[label] = str(value)
+    return labels
+
+
+def _unpack(image: Path, mounts: Sequence[types_pb2.Mount]) -> tuple[RootfsFacts, str]:
+    with mounted(mounts) as folder:
+        diff_id = unpack(image, folder)
+        with Root(folder) as root:
+            return read_facts(root, str(image)), diff_id
+
+
+@contextmanager
+def mounted(mounts: Sequence[types_pb2.Mount]) -> Iterator[Path]:
+    """Mount a snapshot on a temporary folder, for use inside linux.in_private_mounts."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bosh-cpi-")))
+        for mount in mounts:
+            linux.mount_words(mount.source, folder, mount.type, list(mount.options))
+            stack.callback(linux.umount, folder, linux.MNT_DETACH)
+        yield folder

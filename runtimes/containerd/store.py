@@ -1,0 +1,299 @@
+"""Leases, content, snapshots and image records: what containerd keeps, in calls of one line.
+
+Nothing here knows of stemcells or VMs.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from google.protobuf.empty_pb2 import Empty  # noqa: TID253 - loaded with the client only
+
+from runtimes.containerd.api import (
+    content_pb2,
+    diff_pb2,
+    images_pb2,
+    leases_pb2,
+    snapshots_pb2,
+    types_pb2,
+)
+from runtimes.containerd.client import AlreadyExists, Client, NotFound
+
+# Bytes of one message: larger ones gain nothing, and at most eight are in flight.
+CHUNK = 1 << 20
+AHEAD = 8
+
+# Long enough for the largest stemcell; a killed process' lease goes away by itself afterwards.
+LEASE_SECONDS = 3600
+
+
+class Store:
+    """containerd's content, snapshots and images, for one snapshotter."""
+
+    def __init__(self, client: Client, snapshotter: str) -> None:
+        self.client = client
+        self.snapshotter = snapshotter
+
+    # Leases
+
+    @contextmanager
+    def lease(self) -> Iterator[str]:
+        """Hold a lease; when it ends, containerd collects what nothing else refers to.
+
+        On success that happens in its own time, after a failure before this returns.
+        """
+        expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + LEASE_SECONDS))
+        name = f"bosh-cpi-{os.urandom(8).hex()}"
+        self.client.call(
+            "leases.v1.Leases/Create",
+            leases_pb2.CreateRequest(id=name, labels={"containerd.io/gc.expire": expiry}),
+            leases_pb2.CreateResponse,
+            doing="creating a lease",
+        )
+        failed = True
+        try:
+            yield name
+            failed = False
+        finally:
+            self.client.call(
+                "leases.v1.Leases/Delete",
+                leases_pb2.DeleteRequest(id=name, sync=failed),
+                Empty,
+                doing=f"deleting the lease {name}",
+            )
+
+    # Content
+
+    def has_content(self, digest: str) -> bool:
+        """Tell whether a blob is there."""
+        try:
+            self.client.call(
+                "content.v1.Content/Info",
+                content_pb2.InfoRequest(digest=digest),
+                content_pb2.InfoResponse,
+                doing=f"looking for content {digest}",
+            )
+        except NotFound:
+            return False
+        return True
+
+    def write_content(
+        self,
+        stream: BinaryIO,
+        size: int,
+        digest: str,
+        *,
+        lease: str,
+        labels: Mapping[str, str] | None = None,
+    ) -> None:
+        """Store `size` bytes under their digest, which containerd checks; twice is once.
+
+        Raises CloudError when the bytes are not what the digest says.
+        """
+        ref = f"bosh-cpi-{digest}"
+
+        def requests() -> Iterator[content_pb2.WriteContentRequest]:
+            offset = 0
+            while data := stream.read(CHUNK):
+                yield content_pb2.WriteContentRequest(
+                    action=content_pb2.WRITE,
+                    ref=ref,
+                    total=size,
+                    expected=digest,
+                    offset=offset,
+                    data=data,
+                )
+                offset += len(data)
+            yield content_pb2.WriteContentRequest(
+                action=content_pb2.COMMIT,
+                ref=ref,
+                total=size,
+                expected=digest,
+                offset=offset,
+                labels=dict(labels or {}),
+            )
+
+        doing = f"storing content {digest}"
+        try:
+            self.client.exchange(
+                "content.v1.Content/Write",
+                requests(),
+                content_pb2.WriteContentResponse,
+                doing=doing,
+                lease=lease,
+                ahead=AHEAD,
+            )
+        except AlreadyExists:
+            return
+        except BaseException:
+            self._abort(ref)
+            raise
+
+    def _abort(self, ref: str) -> None:
+        try:
+            self.client.call(
+                "content.v1.Content/Abort",
+                content_pb2.AbortRequest(ref=ref),
+                Empty,
+                doing=f"giving up {ref}",
+            )
+        except NotFound:
+            return
+
+    def read_content(self, digest: str) -> bytes:
+        """Return a small blob (a config or manifest). Raises NotFound."""
+        parts = self.client.read(
+            "content.v1.Content/Read",
+            content_pb2.ReadContentRequest(digest=digest),
+            content_pb2.ReadContentResponse,
+            doing=f"reading content {digest}",
+        )
+        return b"".join(part.data for part in parts)
+
+    # Snapshots
+
+    def prepare(
+        self, key: str, parent: str, *, lease: str | None = None
+    ) -> Sequence[types_pb2.Mount]:
+        """Make a writable snapshot and return its mounts. Raises AlreadyExists, NotFound."""
+        return self.client.call(
+            "snapshots.v1.Snapshots/Prepare",
+            snapshots_pb2.PrepareSnapshotRequest(
+                snapshotter=self.snapshotter, key=key, parent=parent
+            ),
+            snapshots_pb2.PrepareSnapshotResponse,
+            doing=f"preparing the snapshot {key}",
+            lease=lease,
+        ).mounts
+
+    def mounts(self, key: str) -> Sequence[types_pb2.Mount]:
+        """Return the mounts of a writable snapshot. Raises NotFound."""
+        return self.client.call(
+            "snapshots.v1.Snapshots/Mounts",
+            snapshots_pb2.MountsRequest(snapshotter=self.snapshotter, key=key),
+            snapshots_pb2.MountsResponse,
+            doing=f"reading the mounts of the snapshot {key}",
+        ).mounts
+
+    def commit(self, name: str, key: str, *, lease: str) -> None:
+        """Make a writable snapshot a read-only one called `name`; if there is one, drop ours."""
+        try:
+            self.client.call(
+                "snapshots.v1.Snapshots/Commit",
+                snapshots_pb2.CommitSnapshotRequest(
+                    snapshotter=self.snapshotter, name=name, key=key
+                ),
+                Empty,
+                doing=f"committing the snapshot {name}",
+                lease=lease,
+            )
+        except AlreadyExists:
+            self.keep_snapshot(name, lease=lease)
+            self.remove_snapshot(key)
+
+    def keep_snapshot(self, name: str, *, lease: str) -> None:
+        """Put an existing snapshot under a lease. Raises NotFound."""
+        resource = leases_pb2.Resource(id=name, type=f"snapshots/{self.snapshotter}")
+        self.client.call(
+            "leases.v1.Leases/AddResource",
+            leases_pb2.AddResourceRequest(id=lease, resource=resource),
+            Empty,
+            doing=f"keeping the snapshot {name}",
+        )
+
+    def has_snapshot(self, name: str) -> bool:
+        """Tell whether a snapshot is there."""
+        try:
+            self.client.call(
+                "snapshots.v1.Snapshots/Stat",
+                snapshots_pb2.StatSnapshotRequest(snapshotter=self.snapshotter, key=name),
+                snapshots_pb2.StatSnapshotResponse,
+                doing=f"looking for the snapshot {name}",
+            )
+        except NotFound:
+            return False
+        return True
+
+    def remove_snapshot(self, key: str) -> None:
+        """Remove a snapshot; one that is gone is no error."""
+        try:
+            self.client.call(
+                "snapshots.v1.Snapshots/Remove",
+                snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key),
+                Empty,
+                doing=f"removing the snapshot {key}",
+            )
+        except NotFound:
+            return
+
+    def apply(
+        self, media_type: str, digest: str, size: int, mounts: Sequence[types_pb2.Mount]
+    ) -> str:
+        """Unpack a layer's blob onto mounts and return its diff ID.
+
+        Raises CloudError when the layer is damaged. No deadline: large layers take long.
+        """
+        return self.client.call(
+            "diff.v1.Diff/Apply",
+            diff_pb2.ApplyRequest(
+                diff=types_pb2.Descriptor(media_type=media_type, digest=digest, size=size),
+                mounts=mounts,
+            ),
+            diff_pb2.ApplyResponse,
+            doing=f"unpacking the layer {digest}",
+            timeout=LEASE_SECONDS,
+        ).applied.digest
+
+    # Images
+
+    def get_image(self, name: str) -> images_pb2.Image | None:
+        """Return an image record, or None."""
+        try:
+            return self.client.call(
+                "images.v1.Images/Get",
+                images_pb2.GetImageRequest(name=name),
+                images_pb2.GetImageResponse,
+                doing=f"looking for the image {name}",
+            ).image
+        except NotFound:
+            return None
+
+    def find_images(self, *filters: str) -> Sequence[images_pb2.Image]:
+        """Return the image records that match one of containerd's filters."""
+        return self.client.call(
+            "images.v1.Images/List",
+            images_pb2.ListImagesRequest(filters=filters),
+            images_pb2.ListImagesResponse,
+            doing="listing images",
+        ).images
+
+    def create_image(
+        self, name: str, target: types_pb2.Descriptor, labels: Mapping[str, str], *, lease: str
+    ) -> None:
+        """Record an image; twice is once."""
+        image = images_pb2.Image(name=name, target=target, labels=dict(labels))
+        try:
+            self.client.call(
+                "images.v1.Images/Create",
+                images_pb2.CreateImageRequest(image=image),
+                images_pb2.CreateImageResponse,
+                doing=f"recording the image {name}",
+                lease=lease,
+            )
+        except AlreadyExists:
+            return
+
+    def delete_image(self, name: str) -> None:
+        """Delete an image and, before this returns, what only it held; gone is no error."""
+        try:
+            self.client.call(
+                "images.v1.Images/Delete",
+                images_pb2.DeleteImageRequest(name=name, sync=True),
+                Empty,
+                doing=f"deleting the image {name}",
+                timeout=LEASE_SECONDS,
+            )
+        except NotFound:
+            return

@@ -1,0 +1,219 @@
+"""The life of a VM: folder, network, snapshot, container, task, and back.
+
+Each step of `create` pushes its own undo; `delete` takes whatever steps are left to undo, so that
+it also cleans up after a create that was killed half-way.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpi.errors import CloudError, VMNotFound
+from cpi.log import Log
+from cpi.model import Json, Network, VMSpec
+from cpi.settings import render as render_settings
+from runtimes.containerd import host, linux, oci_spec
+from runtimes.containerd.api import types_pb2
+from runtimes.containerd.containers import Containers
+from runtimes.containerd.host_folder import HostFolder
+from runtimes.containerd.network import Networks, nameservers, published
+from runtimes.containerd.stemcells import Stemcell, Stemcells, mounted
+from runtimes.containerd.store import Store
+from stemcell_convert import adapt
+from stemcell_convert.facts import SYSTEMD
+from stemcell_convert.inroot import Root
+
+METADATA_PREFIX = "bosh.metadata/"
+LABEL_AGENT = "bosh.agent_id"
+LABEL_STEMCELL = "bosh.stemcell"
+LABEL_SETTINGS = "bosh.settings"
+LABEL_ADDRESSES = "bosh.addresses"
+LABEL_PORTS = "bosh.ports"
+
+# containerd takes 4096 bytes for key and value of a label together.
+_LABEL_LIMIT = 4000
+_SETTINGS_LIMIT = 16 << 20  # bytes
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where VMs live on the host, and below which cgroup."""
+
+    state_dir: Path
+    cgroup_parent: str
+    address: str
+
+
+class VMs:
+    """VMs of one containerd namespace. The caller holds the lock of the VM it changes."""
+
+    def __init__(
+        self,
+        store: Store,
+        containers: Containers,
+        stemcells: Stemcells,
+        networks: Networks,
+        places: Places,
+        log: Log,
+    ) -> None:
+        self._store = store
+        self._containers = containers
+        self._stemcells = stemcells
+        self._networks = networks
+        self._places = places
+        self._log = log
+
+    def create(self, spec: VMSpec) -> Sequence[Network]:
+        """Create and start a VM; nothing is left of it when this fails."""
+        stemcell = self._stemcells.find(spec.stemcell_cid)
+        folder = HostFolder(self._places.state_dir, spec.cid)
+        with ExitStack() as undo:
+            folder.create(spec.properties.ephemeral_disk)
+            undo.callback(folder.remove)
+            networks = self._networks.connect(spec, folder.path)
+            undo.callback(self._networks.disconnect, spec.cid, folder.path)
+            with self._store.lease() as lease:
+                mounts = self._store.prepare(spec.cid, stemcell.snapshot, lease=lease)
+                undo.callback(self._store.remove_snapshot, spec.cid)
+                files = rootfs_files(spec, networks, stemcell)
+                linux.in_private_mounts(lambda: _write(mounts, files))
+                document = oci_spec.render(self._container(spec, stemcell, folder))
+                labels = _labels(spec, stemcell, networks)
+                self._containers.create(spec.cid, stemcell.image, document, labels)
+                undo.callback(self._containers.delete, spec.cid)
+            undo.callback(self._containers.stop, spec.cid)
+            pid = self._containers.start(spec.cid, mounts)
+            undo.pop_all()
+        self._log.info(f"{spec.cid} runs, its init is process {pid}")
+        return networks
+
+    def delete(self, vm_cid: str) -> None:
+        """Delete what there is of a VM; its disks are unmounted by then."""
+        folder = HostFolder(self._places.state_dir, vm_cid)
+        self._containers.stop(vm_cid)
+        self._networks.disconnect(vm_cid, folder.path)
+        self._containers.delete(vm_cid)
+        self._store.remove_snapshot(vm_cid)
+        folder.remove()
+
+    def stop(self, vm_cid: str) -> None:
+        """End a VM's processes."""
+        self._containers.stop(vm_cid)
+
+    def exists(self, vm_cid: str) -> bool:
+        return self._containers.find(vm_cid) is not None
+
+    def reboot(self, vm_cid: str) -> None:
+        """Start a VM's init anew on the same root file system and network. Raises VMNotFound."""
+        self._get(vm_cid)
+        self._containers.stop(vm_cid)
+        HostFolder(self._places.state_dir, vm_cid).restore()
+        self._containers.start(vm_cid, self._store.mounts(vm_cid))
+
+    def set_metadata(self, vm_cid: str, metadata: Mapping[str, Json]) -> None:
+        """Show BOSH's metadata as labels, instead of what was shown before."""
+        labels = {
+            key: value
+            for key, value in self._get(vm_cid).items()
+            if not key.startswith(METADATA_PREFIX)
+        }
+        for key, value in metadata.items():
+            text = value if isinstance(value, str) else json.dumps(value)
+            room = _LABEL_LIMIT - len(METADATA_PREFIX) - len(key.encode())
+            if room < 0:
+                raise CloudError(f"a metadata key of {len(key)} characters is too long for a label")
+            labels[METADATA_PREFIX + key] = text.encode()[:room].decode(errors="ignore")
+        self._containers.set_labels(vm_cid, labels)
+
+    def add_disk_to_settings(self, vm_cid: str, disk_cid: str, hint: Json) -> None:
+        """Put a disk's hint into a running VM's settings, where agents of API 1 look for it."""
+        path = self._get(vm_cid)[LABEL_SETTINGS]
+        pid = self._containers.init_of(vm_cid)
+        if pid is None:
+            raise CloudError(f"the VM {vm_cid} does not run; reboot it first")
+        with Root(Path(f"/proc/{pid}/root")) as root:
+            settings = json.loads(root.read(path, _SETTINGS_LIMIT))
+            settings["disks"]["persistent"][disk_cid] = hint
+            root.write(path, json.dumps(settings).encode(), 0o600)
+
+    def _get(self, vm_cid: str) -> dict[str, str]:
+        container = self._containers.find(vm_cid)
+        if container is None:
+            raise VMNotFound(f"there is no VM {vm_cid} in containerd")
+        return dict(container.labels)
+
+    def _container(
+        self, spec: VMSpec, stemcell: Stemcell, folder: HostFolder
+    ) -> oci_spec.Container:
+        properties = spec.properties
+        return oci_spec.Container(
+            hostname=hostname(spec),
+            command=stemcell.command,
+            namespace=self._networks.namespace(spec.cid),
+            cgroup=f"{self._places.cgroup_parent}/{spec.cid}",
+            data=folder.data,
+            disks=folder.disks,
+            disk_folder=adapt.DISK_FOLDER,
+            capabilities=host.capabilities_of_server(self._places.address),
+            cpu=properties.cpu,
+            memory=None if properties.memory is None else properties.memory << 20,
+            swap_accounting=host.accounts_swap(),
+            pids=properties.pids,
+            privileged=properties.privileged,
+            devices=host.devices() if properties.privileged else (),
+        )
+
+
+def hostname(spec: VMSpec) -> str:
+    """The agent's id, as on other CPIs, if it can be a host name, else the CID's own part."""
+    if _HOSTNAME.fullmatch(spec.agent_id):
+        return spec.agent_id
+    return f"vm-{spec.cid.rsplit('-', 1)[1]}"
+
+
+def rootfs_files(
+    spec: VMSpec, networks: Sequence[Network], stemcell: Stemcell
+) -> list[tuple[str, bytes, int]]:
+    """Return what is written into the VM's root file system: path, content, mode.
+
+    Plain files and no binds: the agent renames /etc/hosts and replaces /etc/resolv.conf.
+    """
+    name = hostname(spec)
+    hosts = f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n"
+    servers = "".join(f"nameserver {server}\n" for server in nameservers(networks))
+    settings = json.dumps(render_settings(spec, networks))
+    files = [
+        (stemcell.settings, settings.encode(), 0o600),
+        ("/etc/hostname", f"{name}\n".encode(), 0o644),
+        ("/etc/hosts", hosts.encode(), 0o644),
+        ("/etc/resolv.conf", servers.encode(), 0o644),
+    ]
+    if stemcell.init == SYSTEMD:
+        # Every VM its own; a stemcell may come with one, and then all VMs would share it.
+        files.append(("/etc/machine-id", f"{spec.cid.rsplit('-', 1)[1]}\n".encode(), 0o444))
+    return files
+
+
+def _write(mounts: Sequence[types_pb2.Mount], files: Sequence[tuple[str, bytes, int]]) -> None:
+    with mounted(mounts) as folder, Root(folder) as root:
+        for path, data, mode in files:
+            # A stemcell with systemd-resolved points there, and the agent configures it.
+            if path == "/etc/resolv.conf" and "systemd" in (root.link_target(path) or ""):
+                continue
+            root.write(path, data, mode)
+
+
+def _labels(spec: VMSpec, stemcell: Stemcell, networks: Sequence[Network]) -> dict[str, str]:
+    labels = {
+        LABEL_AGENT: spec.agent_id[:256],
+        LABEL_STEMCELL: spec.stemcell_cid,
+        LABEL_SETTINGS: stemcell.settings,
+        LABEL_ADDRESSES: " ".join(network.ip or "" for network in networks),
+    }
+    if spec.properties.ports:
+        labels[LABEL_PORTS] = published(spec.properties.ports)[:_LABEL_LIMIT]
+    return labels

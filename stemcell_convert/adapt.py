@@ -1,0 +1,118 @@
+"""What a stemcell needs to live in a container, as a second, small OCI layer.
+
+The first layer stays the stemcell's own bytes. This one depends on the facts alone, so the same
+stemcell gives the same digests everywhere. Why each thing is here is said beside it.
+"""
+
+import io
+import tarfile
+from dataclasses import dataclass
+
+from stemcell_convert.facts import AGENT_CONFIG, SYSTEMD, RootfsFacts
+
+# Raise this when the content below changes, so that a stemcell imported before is imported anew.
+VERSION = "1"
+
+# Where persistent disks appear; the agent's bind mode expects what warden made of it.
+DISK_FOLDER = "/warden-cpi-dev"
+
+# Units that cannot work, or would touch the host, in a container without its own kernel.
+MASKED_UNITS = {
+    "dev-hugepages.mount": "the host's huge pages",
+    "dev-mqueue.mount": "mounted already",
+    "getty@tty1.service": "no terminal",
+    "console-getty.service": "no console",
+    "getty.target": "no terminal",
+    "kmod-static-nodes.service": "no kernel modules",
+    "proc-sys-fs-binfmt_misc.automount": "one table for the whole host",
+    "proc-sys-fs-binfmt_misc.mount": "one table for the whole host",
+    "sys-fs-fuse-connections.mount": "/sys is read-only",
+    "sys-kernel-config.mount": "the host's kernel objects",
+    "sys-kernel-debug.mount": "the host's kernel",
+    "sys-kernel-tracing.mount": "the host's kernel",
+    "systemd-binfmt.service": "one table for the whole host",
+    "systemd-modules-load.service": "no kernel modules",
+    "systemd-remount-fs.service": "the root file system is the container's",
+    "systemd-sysctl.service": "/proc/sys is read-only",
+    "systemd-udev-settle.service": "no devices",
+    "systemd-udev-trigger.service": "would replay the host's devices",
+    "systemd-udevd-control.socket": "no devices",
+    "systemd-udevd-kernel.socket": "no devices",
+    "systemd-udevd.service": "no devices",
+    "systemd-firstboot.service": "asks questions",
+    "auditd.service": "the kernel's audit belongs to the host",
+    "systemd-networkd-wait-online.service": "the network is there before the first process",
+    "systemd-networkd.service": "the network is there before the first process",
+    "systemd-networkd.socket": "the network is there before the first process",
+    "networking.service": "the network is there before the first process",
+    "systemd-timesyncd.service": "the clock is the host's",
+    "chrony.service": "the clock is the host's",
+    "ntp.service": "the clock is the host's",
+    "multipathd.service": "no block devices",
+    "multipathd.socket": "no block devices",
+    "iscsid.service": "no block devices",
+    "iscsid.socket": "no block devices",
+    "open-iscsi.service": "no block devices",
+    "lvm2-monitor.service": "no block devices",
+    "blk-availability.service": "no block devices",
+    "apparmor.service": "the host's profiles",
+}
+
+# What base_warden writes for the agent, for a stemcell that has no agent.json.
+WARDEN_AGENT_CONFIG = b"""{
+  "Platform": {"Linux": {
+    "UseDefaultTmpDir": true,
+    "UsePreformattedPersistentDisk": true,
+    "BindMountPersistentDisk": true,
+    "SkipDiskSetup": true%s
+  }},
+  "Infrastructure": {"Settings": {"Sources": [
+    {"Type": "File", "SettingsPath": "/var/vcap/bosh/warden-cpi-agent-env.json"}
+  ]}}
+}
+"""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing of the layer: a folder, a link (`target`) or a file (`data`)."""
+
+    path: str
+    reason: str
+    target: str = ""
+    data: bytes | None = None
+
+
+def adaptations(facts: RootfsFacts) -> list[Entry]:
+    """Return what the second layer of a stemcell holds, in the order of its paths."""
+    entries = [
+        Entry(DISK_FOLDER, "persistent disks appear below it"),
+        Entry("/var/vcap/data", "the ephemeral disk is mounted here"),
+    ]
+    if facts.agent_config is None:
+        service_manager = b',\n    "ServiceManager": "systemd"' if facts.init == SYSTEMD else b""
+        document = WARDEN_AGENT_CONFIG % service_manager
+        entries.append(Entry(AGENT_CONFIG, "the agent's configuration was missing", data=document))
+    if facts.init == SYSTEMD:
+        entries += [
+            Entry(f"/etc/systemd/system/{unit}", f"masked: {reason}", target="/dev/null")
+            for unit, reason in MASKED_UNITS.items()
+        ]
+    return sorted(entries, key=lambda entry: entry.path)
+
+
+def layer(entries: list[Entry]) -> bytes:
+    """Return the entries as an uncompressed tar, the same bytes on every machine."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for entry in entries:
+            info = tarfile.TarInfo(entry.path.lstrip("/"))
+            info.mode = 0o755
+            if entry.data is not None:
+                info.mode, info.size = 0o644, len(entry.data)
+                tar.addfile(info, io.BytesIO(entry.data))
+                continue
+            info.type = tarfile.SYMTYPE if entry.target else tarfile.DIRTYPE
+            info.linkname = entry.target
+            tar.addfile(info)
+    return buffer.getvalue()

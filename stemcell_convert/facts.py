@@ -1,0 +1,135 @@
+"""What a container needs to know of a stemcell's root file system, read from its content."""
+
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+from stemcell_convert.errors import StemcellError
+from stemcell_convert.inroot import Root
+
+SYSTEMD = "systemd"
+RUNIT = "runit"
+
+# BOSH's warden stemcells name this file in agent.json (stemcell builder, base_warden).
+WARDEN_SETTINGS = "/var/vcap/bosh/warden-cpi-agent-env.json"
+AGENT_CONFIG = "/var/vcap/bosh/agent.json"
+
+# runit's first program in BOSH's stemcells up to jammy, and in Debian's runit package.
+_RUNIT_INITS = ("/usr/sbin/runsvdir-start", "/etc/runit/2")
+# e_machine of the ELF header (elf.h) -> GOARCH, which is what OCI images use.
+_ELF_MACHINES = {
+    0x03: "386",
+    0x28: "arm",
+    0x3E: "amd64",
+    0xB7: "arm64",
+    0x15: "ppc64le",
+    0x16: "s390x",
+}
+
+_SYSTEMD = ("/lib/systemd/systemd", "/usr/lib/systemd/systemd")
+
+
+@dataclass(frozen=True)
+class RootfsFacts:
+    """init: systemd or runit, with the command that starts it; settings: the agent's file.
+
+    architecture is OCI's word (amd64, arm64), read from a program's ELF header.
+    """
+
+    init: str
+    command: tuple[str, ...]
+    settings: str
+    agent_config: bytes | None
+    architecture: str
+    os_release: dict[str, str]
+
+
+def read_facts(root: Root, name: str) -> RootfsFacts:
+    """Read the facts of a root file system; `name` is what an error calls the stemcell.
+
+    Raises StemcellError when nothing in it can be PID 1.
+    """
+    agent_config = _read(root, AGENT_CONFIG)
+    agent = _parse(agent_config, name)
+    init, command = _init(root, agent, name)
+    return RootfsFacts(
+        init=init,
+        command=command,
+        settings=_settings_path(agent),
+        agent_config=agent_config,
+        architecture=_architecture(root, name),
+        os_release=_os_release(_read(root, "/etc/os-release") or b""),
+    )
+
+
+def _read(root: Root, path: str) -> bytes | None:
+    try:
+        return root.read(path)
+    except OSError:
+        return None
+
+
+def _parse(document: bytes | None, name: str) -> dict[str, object]:
+    if document is None:
+        return {}
+    try:
+        parsed = json.loads(document)
+    except ValueError as error:
+        raise StemcellError(f"{name}: {AGENT_CONFIG} in it is not JSON: {error}") from None
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def _init(root: Root, agent: dict[str, object], name: str) -> tuple[str, tuple[str, ...]]:
+    """The agent's own word first (ServiceManager, Noble and newer), then what is installed.
+
+    A jammy warden stemcell holds systemd as well, but its services are runit's.
+    """
+    runit = next((path for path in _RUNIT_INITS if root.exists(path)), None)
+    systemd = next((path for path in _SYSTEMD if root.exists(path)), None)
+    if systemd and (_service_manager(agent) == SYSTEMD or not runit):
+        return SYSTEMD, ("/sbin/init",) if root.exists("/sbin/init") else (systemd,)
+    if runit:
+        return RUNIT, (runit,)
+    raise StemcellError(
+        f"{name}: found neither systemd nor runit in it ({', '.join(_SYSTEMD + _RUNIT_INITS)}), "
+        "so nothing can be the VM's first process; is this a BOSH stemcell?"
+    )
+
+
+def _architecture(root: Root, name: str) -> str:
+    for path in ("/bin/sh", "/sbin/init", "/bin/bash", "/bin/busybox"):
+        try:
+            header = root.read(path, 20)
+        except OSError:
+            continue
+        if header[:4] == b"\x7fELF":
+            order: Literal["little", "big"] = "little" if header[5] == 1 else "big"
+            machine = int.from_bytes(header[18:20], order)
+            if machine in _ELF_MACHINES:
+                return _ELF_MACHINES[machine]
+            raise StemcellError(f"{name}: {path} in it is for an unknown machine (ELF {machine})")
+    raise StemcellError(f"{name}: found no program in it that tells its architecture")
+
+
+def _service_manager(agent: dict[str, object]) -> object:
+    platform = agent.get("Platform")
+    linux = platform.get("Linux") if isinstance(platform, dict) else None
+    return linux.get("ServiceManager") if isinstance(linux, dict) else None
+
+
+def _settings_path(agent: dict[str, object]) -> str:
+    """The first File source of agent.json (bosh-agent, infrastructure/settings_source.go)."""
+    infrastructure = agent.get("Infrastructure")
+    settings = infrastructure.get("Settings") if isinstance(infrastructure, dict) else None
+    sources = settings.get("Sources") if isinstance(settings, dict) else None
+    for source in sources if isinstance(sources, list) else []:
+        if isinstance(source, dict) and source.get("Type") == "File":
+            path = source.get("SettingsPath")
+            if isinstance(path, str) and path.startswith("/var/vcap/") and ".." not in path:
+                return path
+    return WARDEN_SETTINGS
+
+
+def _os_release(document: bytes) -> dict[str, str]:
+    pairs = (line.partition("=") for line in document.decode(errors="replace").splitlines())
+    return {key: value.strip("\"'") for key, equals, value in pairs if equals}

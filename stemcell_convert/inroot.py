@@ -1,0 +1,121 @@
+"""Files of an untrusted root file system, reached without ever leaving it.
+
+A stemcell may hold any link: `/etc -> ../../..`, `/var/vcap -> /root`. openat2(2) with
+RESOLVE_IN_ROOT resolves each path as if the root were `/` (Linux 5.6 and newer).
+"""
+
+import ctypes
+import os
+import stat
+from pathlib import Path
+from types import TracebackType
+
+_SYS_OPENAT2 = 437  # the same on every architecture
+_RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (
+        ("flags", ctypes.c_uint64),
+        ("mode", ctypes.c_uint64),
+        ("resolve", ctypes.c_uint64),
+    )
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Root:
+    """A root file system opened at a folder. Paths are absolute, as its own programs see them.
+
+    Methods raise OSError like the functions of `os`; FileNotFoundError where nothing is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def __enter__(self) -> "Root":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._fd)
+
+    def read(self, path: str, limit: int = 1 << 20) -> bytes:
+        """Return the first `limit` bytes of a regular file, links followed inside the root."""
+        # O_NONBLOCK: a FIFO in place of the file must not hold us up.
+        fd = self._open(path, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise FileNotFoundError(f"{path} is not a regular file")
+            return os.read(fd, limit)
+        finally:
+            os.close(fd)
+
+    def exists(self, path: str) -> bool:
+        """Tell whether something is there, links followed inside the root."""
+        try:
+            os.close(self._open(path, os.O_PATH))
+        except OSError:
+            return False
+        return True
+
+    def link_target(self, path: str) -> str | None:
+        """Return where a symbolic link points, or None if it is none or nothing is there."""
+        folder, name = os.path.split(path)
+        try:
+            parent = self._open(folder, os.O_PATH | os.O_DIRECTORY)
+        except OSError:
+            return None
+        try:
+            return os.readlink(name, dir_fd=parent)
+        except OSError:
+            return None
+        finally:
+            os.close(parent)
+
+    def make_folder(self, path: str, mode: int = 0o755) -> None:
+        """Create a folder and its missing parents."""
+        folder, name = os.path.split(path.rstrip("/"))
+        if not name or self.exists(path):
+            return
+        self.make_folder(folder)
+        parent = self._open(folder, os.O_PATH | os.O_DIRECTORY)
+        try:
+            os.mkdir(name, mode, dir_fd=parent)
+        finally:
+            os.close(parent)
+
+    def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
+        """Put a regular file, root's, in place of whatever has that name; never half of it."""
+        folder, name = os.path.split(path)
+        self.make_folder(folder)
+        parent = self._open(folder, os.O_PATH | os.O_DIRECTORY)
+        fresh = f".{name}.{os.getpid()}"
+        try:
+            fd = os.open(
+                fresh,
+                os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC,
+                0o600,
+                dir_fd=parent,
+            )
+            with os.fdopen(fd, "wb") as file:
+                file.write(data)
+                os.fchmod(file.fileno(), mode)
+            os.replace(fresh, name, src_dir_fd=parent, dst_dir_fd=parent)
+        finally:
+            os.close(parent)
+
+    def _open(self, path: str, flags: int) -> int:
+        how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
+        fd: int = _libc.syscall(
+            _SYS_OPENAT2, self._fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
+        )
+        if fd < 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), path)
+        return fd
