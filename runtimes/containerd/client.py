@@ -144,14 +144,14 @@ class Client:
             response_deserializer=reply.FromString,
         )
         window = threading.Semaphore(ahead)
-        failure: list[BaseException] = []
+        failure: list[Exception] = []
 
         def paced() -> "Iterator[Message]":
             try:
                 for request in requests:
                     window.acquire()
                     yield request
-            except BaseException as error:  # grpc swallows it; the caller must see the cause
+            except Exception as error:  # grpc swallows it; the caller must see the cause
                 failure.append(error)
                 raise
 

@@ -1,0 +1,94 @@
+"""Real containerd, real CNI plugins, real stemcells, on a private host. Needs root.
+
+BOSH_CPI_TEST_STEMCELL names a stemcell tarball to use instead of one made here.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.containerd.machine import Machine
+from tools import stemcell_cache
+from tools.private_host import PrivateHost
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _can_run() -> None:
+    """Say what is missing, rather than failing somewhere deep."""
+    if os.geteuid() != 0:
+        pytest.skip("integration tests need root")
+    for program in ("containerd", "runc", "mmdebstrap", "iptables", "sfdisk", "mke2fs"):
+        if shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ["PATH"]) is None:
+            pytest.skip(f"{program} is not installed; `make setup` installs it")
+
+
+@pytest.fixture(scope="session")
+def systemd_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stemcell_cache.unpack(stemcell_cache.stand_in("systemd"), tmp_path_factory.mktemp("s"))
+
+
+@pytest.fixture(scope="session")
+def runit_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return stemcell_cache.unpack(stemcell_cache.stand_in("runit"), tmp_path_factory.mktemp("s"))
+
+
+@pytest.fixture(scope="session")
+def image(runit_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The image most tests use."""
+    named = os.environ.get("BOSH_CPI_TEST_STEMCELL")
+    if named is None:
+        return runit_image
+    return stemcell_cache.unpack(Path(named), tmp_path_factory.mktemp("s"))
+
+
+@pytest.fixture(scope="session")
+def host() -> Iterator[PrivateHost]:
+    with PrivateHost() as private:
+        yield private
+
+
+@pytest.fixture(scope="session")
+def machine(host: PrivateHost) -> Machine:
+    return Machine(host)
+
+
+@pytest.fixture(scope="session")
+def stemcell(machine: Machine, image: Path) -> str:
+    return str(machine.call("create_stemcell", str(image), {"name": "test", "version": "1"}))
+
+
+@pytest.fixture
+def clean(machine: Machine) -> Iterator[None]:
+    """Fail a test that leaves anything of its VMs and disks behind."""
+    before = machine.leftovers()
+    yield
+    machine.delete_all()
+    assert machine.leftovers() == before
+
+
+@pytest.fixture
+def make_vm(machine: Machine, stemcell: str, clean: None) -> Callable[..., Any]:
+    """Return a function that creates a VM of the usual stemcell on a dynamic network."""
+
+    def make(**options: Any) -> Any:
+        return machine.create_vm(options.pop("stemcell", stemcell), **options)
+
+    return make
+
+
+@pytest.fixture
+def run_on_host(host: PrivateHost) -> Callable[..., "subprocess.CompletedProcess[str]"]:
+    return host.run

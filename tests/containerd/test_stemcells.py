@@ -1,0 +1,176 @@
+"""create_stemcell on a real containerd."""
+
+import gzip
+import io
+import json
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.containerd.machine import Machine, failing, sha_of
+
+
+@pytest.fixture
+def untouched(machine: Machine) -> Iterator[None]:
+    """Fail a test that leaves images, content or snapshots behind."""
+    before = _stored(machine)
+    yield
+    assert _stored(machine) == before
+
+
+def _stored(machine: Machine) -> list[str]:
+    content = [line.split()[0] for line in machine.ctr("content", "ls").splitlines()[1:]]
+    snapshots = [line.split()[0] for line in machine.ctr("snapshots", "ls").splitlines()[1:]]
+    active = machine.ctr("content", "active").splitlines()[1:]
+    leases = machine.ctr("leases", "ls", "-q").split()
+    return [*machine.ctr("images", "ls", "-q").split(), *content, *snapshots, *active, *leases]
+
+
+def _tar(path: Path, names: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, data in names.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_same_stemcell_again_gives_the_same_cid(
+    machine: Machine, stemcell: str, image: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copy(image, tmp_path / "image")
+    before = _stored(machine)
+    assert machine.call("create_stemcell", str(copy), {"name": "other"}) == stemcell
+    assert _stored(machine) == before
+
+
+def test_the_tarballs_bytes_are_the_layer(machine: Machine, stemcell: str, image: Path) -> None:
+    manifest = _manifest(machine, stemcell)
+    assert manifest["layers"][0]["digest"] == f"sha256:{sha_of(image)}"
+    assert manifest["layers"][1]["size"] < 100_000
+    assert manifest["annotations"]["bosh.stemcell.name"] == "test"
+
+
+def _manifest(machine: Machine, stemcell: str) -> dict:  # type: ignore[type-arg]
+    name = f"bosh.local/stemcell/{stemcell.rsplit('-', 1)[1]}:latest"
+    digest = next(
+        line.split()[2] for line in machine.ctr("images", "ls").splitlines() if name in line
+    )
+    return dict(json.loads(machine.ctr("content", "get", digest)))
+
+
+def test_the_image_runs_under_ctr(machine: Machine, stemcell: str) -> None:
+    name = f"bosh.local/stemcell/{stemcell.rsplit('-', 1)[1]}:latest"
+    out = machine.ctr("run", "--rm", name, "by-hand", "cat", "/var/vcap/bosh/agent.json")
+    assert "warden-cpi-agent-env.json" in out
+
+
+def test_garbage_collection_leaves_a_stemcell_alone(machine: Machine, stemcell: str) -> None:
+    # Deleting any image with --sync runs the garbage collector before it returns.
+    name = f"bosh.local/stemcell/{stemcell.rsplit('-', 1)[1]}:latest"
+    machine.ctr("images", "tag", name, "collect:me")
+    before = _stored(machine)
+    machine.ctr("images", "rm", "--sync", "collect:me")
+    assert _stored(machine) == [line for line in before if line != "collect:me"]
+    machine.create_vm(stemcell)
+    machine.delete_all()
+
+
+def test_deleting_leaves_nothing_and_may_be_repeated(
+    machine: Machine, tmp_path: Path, image: Path, untouched: None
+) -> None:
+    # The same root file system in other gzip bytes is another stemcell.
+    other = tmp_path / "image"
+    with gzip.open(image) as source, gzip.open(other, "wb", compresslevel=1) as target:
+        shutil.copyfileobj(source, target)
+    cid = machine.call("create_stemcell", str(other), {})
+    machine.call("delete_stemcell", cid)
+    machine.call("delete_stemcell", cid)
+
+
+@pytest.mark.parametrize("keep", [0.3, 0.999])
+def test_truncated_stemcell(
+    machine: Machine, image: Path, tmp_path: Path, keep: float, untouched: None
+) -> None:
+    cut = tmp_path / "image"
+    cut.write_bytes(image.read_bytes()[: int(image.stat().st_size * keep)])
+    error = failing(lambda: machine.call("create_stemcell", str(cut), {}))
+    assert error.type == "CloudError"
+    assert str(cut) in error.message
+    assert "cut short or damaged" in error.message
+
+
+def test_corrupt_stemcell(machine: Machine, image: Path, tmp_path: Path, untouched: None) -> None:
+    data = bytearray(image.read_bytes())
+    for offset in range(len(data) // 2, len(data) // 2 + 64):
+        data[offset] ^= 0xFF
+    damaged = tmp_path / "image"
+    damaged.write_bytes(data)
+    error = failing(lambda: machine.call("create_stemcell", str(damaged), {}))
+    assert error.type == "CloudError"
+    assert str(damaged) in error.message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "light stemcell"),
+        (b"QFI\xfb" + bytes(600), "qcow2"),
+        (b"BZh9" + bytes(600), "bzip2"),
+        (b"hello" * 100, "neither gzip nor"),
+    ],
+)
+def test_other_formats_are_named(
+    machine: Machine, tmp_path: Path, content: bytes, words: str, untouched: None
+) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(content)
+    error = failing(lambda: machine.call("create_stemcell", str(path), {}))
+    assert error.type == "NotSupported"
+    assert words in error.message
+    assert str(path) in error.message
+
+
+def test_a_disk_image_in_a_tarball_is_named(
+    machine: Machine, tmp_path: Path, untouched: None
+) -> None:
+    path = _tar(tmp_path / "image", {"root.img": b"QFI\xfb"})
+    error = failing(lambda: machine.call("create_stemcell", str(path), {}))
+    assert error.type == "NotSupported"
+    assert "root.img" in error.message
+
+
+def test_a_root_file_system_without_init_is_refused(
+    machine: Machine, tmp_path: Path, untouched: None
+) -> None:
+    path = _tar(tmp_path / "image", {"./etc/os-release": b"ID=none\n"})
+    error = failing(lambda: machine.call("create_stemcell", str(path), {}))
+    assert error.type == "CloudError"
+    assert "neither systemd nor runit" in error.message
+
+
+def test_a_missing_file_is_named(machine: Machine, tmp_path: Path) -> None:
+    error = failing(lambda: machine.call("create_stemcell", str(tmp_path / "none"), {}))
+    assert str(tmp_path / "none") in error.message
+
+
+def test_a_stemcell_cannot_write_outside(
+    machine: Machine, tmp_path: Path, untouched: None
+) -> None:
+    target = tmp_path / "outside"
+    target.mkdir()
+    path = tmp_path / "image"
+    with tarfile.open(path, "w:gz") as tar:
+        link = tarfile.TarInfo("./etc")
+        link.type, link.linkname = tarfile.SYMTYPE, str(target)
+        tar.addfile(link)
+        for name in ("./etc/escaped", "../../../../../../../../../../tmp/bosh-cpi-escaped"):
+            info = tarfile.TarInfo(name)
+            info.size = 1
+            tar.addfile(info, io.BytesIO(b"x"))
+    failing(lambda: machine.call("create_stemcell", str(path), {}))
+    assert list(target.iterdir()) == []
+    assert not Path("/tmp/bosh-cpi-escaped").exists()
