@@ -99,7 +99,7 @@ class PrivateHost:
 
     def run(self, *argv: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Run a program inside and return what it printed; raises CalledProcessError."""
-        options = {"check": True, "text": True, "capture_output": True, **options}
+        options = {"check": True, "text": True, "capture_output": True, "timeout": 300, **options}
         result: subprocess.CompletedProcess[str] = subprocess.run(self.enter(*argv), **options)
         return result
 

@@ -9,10 +9,9 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
-from cpi.diskstore import MIB, Disk, DiskStore, make_ext4, make_sparse
+from cpi.diskstore import MIB, PARTITION_OFFSET, Disk, DiskStore, make_ext4, make_sparse
 from cpi.errors import CloudError
 from cpi.process import run
 from runtimes.containerd import linux
@@ -31,19 +30,16 @@ class HostFolder:
         return self.path.is_dir()
 
     def create(self, ephemeral_mib: int | None) -> None:
-        """Make the folder with its mounts; leaves nothing behind when it fails."""
+        """Make the folder with its mounts. When it fails, `remove` takes away what there is."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with ExitStack() as undo:
-            self.path.mkdir(mode=0o700)
-            undo.callback(self.remove)
-            self.data.mkdir(mode=0o755)
-            self.disks.mkdir(mode=0o755)
-            linux.mount_shared_tmpfs(self.disks)
-            if ephemeral_mib is not None:
-                make_sparse(self._ephemeral, ephemeral_mib)
-                make_ext4(self._ephemeral, ephemeral_mib * MIB)
-                _mount_loop(self._ephemeral, self.data)
-            undo.pop_all()
+        self.path.mkdir(mode=0o700)
+        self.data.mkdir(mode=0o755)
+        self.disks.mkdir(mode=0o755)
+        linux.mount_shared_tmpfs(self.disks)
+        if ephemeral_mib is not None:
+            make_sparse(self._ephemeral, ephemeral_mib)
+            make_ext4(self._ephemeral, ephemeral_mib * MIB)
+            _mount_loop(self._ephemeral, self.data)
 
     def restore(self) -> None:
         """Mount again what a restart of the host took away."""
@@ -77,11 +73,7 @@ class HostFolder:
         if linux.is_mount_point(target):
             return
         target.mkdir(exist_ok=True)
-        try:
-            _mount_loop(store.image(disk.cid), target, "1048576", str(store.partition_size(disk)))
-        except BaseException:
-            target.rmdir()
-            raise
+        _mount_loop(store.image(disk.cid), target, PARTITION_OFFSET, store.partition_size(disk))
 
     def umount_disk(self, disk_cid: str) -> None:
         """Unmount a disk here, and with it every copy of the mount that propagated."""
@@ -91,7 +83,7 @@ class HostFolder:
             target.rmdir()
 
 
-def _mount_loop(image: Path, target: Path, offset: str = "0", size: str = "0") -> None:
+def _mount_loop(image: Path, target: Path, offset: int = 0, size: int = 0) -> None:
     """mount(8) finds a free loop device, without a race, and the kernel frees it at umount.
 
     By offset: some kernels read no partition tables on loop devices.

@@ -5,8 +5,11 @@ Raises OSError with the path, like the functions of `os`.
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
+import socket
+import struct
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +21,7 @@ Result = TypeVar("Result")
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE, MS_SHARED = 0x1000, 0x4000, 1 << 18, 1 << 19, 1 << 20
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
+SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 CLONE_FS, CLONE_NEWNS, CLONE_NEWNET = 0x200, 0x20000, 0x40000000
 
 # What containerd's snapshotters put into mount options as words (overlayfs, native, devmapper).
@@ -138,11 +142,12 @@ def in_mount_namespace(pid: int, work: Callable[[], Result]) -> Result:
 
 
 def pin_network_namespace(path: Path) -> None:
-    """Make a network namespace that lives as long as `path` is mounted."""
+    """Make a network namespace, its loopback up, that lives as long as `path` is mounted."""
     path.touch(0o600, exist_ok=False)
 
     def make() -> None:
         _unshare(CLONE_NEWNET)
+        _set_loopback_up()
         mount("/proc/thread-self/ns/net", path, flags=MS_BIND)
 
     try:
@@ -156,6 +161,12 @@ def unpin_network_namespace(path: Path) -> None:
     """Let a pinned network namespace go; one that is gone is no error."""
     umount(path, MNT_DETACH)
     path.unlink(missing_ok=True)
+
+
+def _set_loopback_up() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = struct.pack("16sH14x", b"lo", IFF_UP)  # struct ifreq, netdevice(7)
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
 
 
 def _unshare(flags: int) -> None:

@@ -42,7 +42,7 @@ class Networks:
 
     def __init__(self, config: "Config", state_dir: Path, run_dir: Path) -> None:
         self._config = config
-        self._state_dir = state_dir
+        self._addresses = state_dir / "addresses"
         self._namespaces = run_dir / "netns"
         self._plugins = Plugins(config.strings("containerd.cni_plugin_dirs"))
         self._ports = Ports(state_dir / "ports")
@@ -51,33 +51,45 @@ class Networks:
         """Where the VM's network namespace is pinned."""
         return self._namespaces / vm_cid
 
+    def require_free(self, spec: VMSpec) -> None:
+        """Refuse an address that another VM has. Raises CloudError naming that VM.
+
+        CNI's host-local plugin has the last word, when it reserves the address; but it names no
+        one, and by then a namespace has been made.
+        """
+        for network in spec.networks:
+            if network.ip is None or "name" in network.cloud_properties:
+                continue
+            bridge = self._lan(_properties(network)).bridge
+            try:
+                holder = (self._addresses / bridge / network.ip).read_text().split()[0]
+            except (OSError, IndexError):
+                continue
+            raise CloudError(
+                f"the address {network.ip} of the network {network.name!r} is in use on the bridge "
+                f"{bridge} by {holder}"
+            )
+
     def connect(self, spec: VMSpec, folder: Path) -> list[Network]:
         """Make the VM's namespace and interfaces; return its networks with their addresses.
 
-        Leaves nothing behind when it fails. Raises CloudError, NetworkNotFound.
+        When it fails, `disconnect` takes away what there is. Raises CloudError, NetworkNotFound.
         """
         plan = [(network, self._plan(spec, network, at)) for at, network in _interfaces(spec)]
-        connected = []
-        with ExitStack() as undo:
-            self._ports.reserve(spec.properties.ports, spec.cid)
-            undo.callback(self._ports.release, spec.cid)
-            self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
-            namespace = self.namespace(spec.cid)
-            linux.pin_network_namespace(namespace)
-            undo.callback(linux.unpin_network_namespace, namespace)
-            _save(folder / STATE, [attachment for _, attachment in plan])
-            for network, attachment in plan:
-                undo.callback(self._delete_quietly, attachment, spec.cid)
-                connected.append(self._add(network, attachment, spec.cid))
-            undo.pop_all()
-        return connected
+        self._ports.reserve(spec.properties.ports, spec.cid)
+        self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
+        linux.pin_network_namespace(self.namespace(spec.cid))
+        _save(folder / STATE, [attachment for _, attachment in plan])
+        return [self._add(network, attachment, spec.cid) for network, attachment in plan]
 
     def disconnect(self, vm_cid: str, folder: Path) -> None:
         """Remove the VM's interfaces and namespace; what is gone is no error."""
-        for attachment in _load(folder / STATE):
-            self._plugins.delete(attachment, vm_cid, self.namespace(vm_cid))
-        linux.unpin_network_namespace(self.namespace(vm_cid))
-        self._ports.release(vm_cid)
+        namespace = self.namespace(vm_cid)
+        with ExitStack() as stack:  # one plugin's failure does not keep the rest
+            stack.callback(self._ports.release, vm_cid)
+            stack.callback(linux.unpin_network_namespace, namespace)
+            for attachment in _load(folder / STATE):
+                stack.callback(self._plugins.delete, attachment, vm_cid, namespace)
 
     def _add(self, network: Network, attachment: Attachment, vm_cid: str) -> Network:
         result = self._plugins.add(attachment, vm_cid, self.namespace(vm_cid))
@@ -93,13 +105,6 @@ class Networks:
                 f"{network.ip}; its IPAM plugin must be able to give a wanted address"
             )
         return replace(network, mac=mac_of(result))
-
-    def _delete_quietly(self, attachment: Attachment, vm_cid: str) -> None:
-        """Undo of an ADD that may not have happened; the first error is the one to report."""
-        try:
-            self._plugins.delete(attachment, vm_cid, self.namespace(vm_cid))
-        except CloudError:
-            return
 
     def _plan(self, spec: VMSpec, network: Network, at: int) -> Attachment:
         properties = _properties(network)
@@ -126,7 +131,7 @@ class Networks:
             mtu=properties.get("mtu") or self._config.integer("network.mtu"),
             masquerade=self._config.flag("network.masquerade"),
             dynamic_subnets=self._config.strings("network.dynamic_subnets"),
-            address_dir=self._state_dir / "addresses",
+            address_dir=self._addresses,
         )
 
 

@@ -19,16 +19,12 @@ class Ports:
         self._folder = folder
 
     def reserve(self, ports: Sequence[PortForward], vm_cid: str) -> None:
-        """Reserve ports for a VM, all or none. Raises CloudError naming who has one."""
+        """Reserve ports for a VM; `release` undoes it. Raises CloudError naming who has one."""
         if not ports:
             return
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        try:
-            for port in ports:
-                self._reserve(port, vm_cid)
-        except BaseException:
-            self.release(vm_cid)
-            raise
+        for port in ports:
+            self._reserve(port, vm_cid)
 
     def release(self, vm_cid: str) -> None:
         """Give a VM's ports back."""

@@ -14,6 +14,7 @@ from cpi.cid import shown
 from cpi.diskstore import Disk, DiskStore
 from cpi.errors import CloudError, DiskNotAttached, NotSupported, VMNotFound
 from cpi.runtime import Runtime
+from cpi.undo import Undo
 from runtimes.containerd import inside, linux
 from runtimes.containerd.host_folder import HostFolder
 from runtimes.containerd.network import Networks
@@ -117,15 +118,15 @@ class ContainerdRuntime(Runtime):
                     f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it first"
                 )
             self.log.warn(f"{disk_cid} was attached to {disk.attached_to}, which is gone")
-        self._disks.set_owner(disk, vm_cid)
-        try:
-            folder.mount_disk(self._disks, disk)
-        except BaseException:
-            self._disks.set_owner(disk, disk.attached_to)
-            raise
         hint = f"{DISK_FOLDER}/{disk_cid}"
-        if api_version < 2:
-            self._vms.add_disk_to_settings(vm_cid, disk_cid, hint)
+        with Undo(self.log) as undo:
+            if not folder.has_disk(disk_cid):
+                undo.push(lambda: self._release(folder, disk_cid))
+            self._disks.set_owner(disk, vm_cid)
+            folder.mount_disk(self._disks, disk)
+            if api_version < 2:
+                self._vms.add_disk_to_settings(vm_cid, disk_cid, hint)
+            undo.keep()
         return hint
 
     def detach_disk(self, vm_cid: str, disk_cid: str) -> None:

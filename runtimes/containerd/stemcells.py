@@ -13,6 +13,7 @@ from cpi import cid, locks
 from cpi.errors import CloudError, NotSupported, StemcellNotFound
 from cpi.log import Log
 from cpi.model import JsonObject
+from cpi.undo import Undo
 from runtimes.containerd import linux
 from runtimes.containerd.api import types_pb2
 from runtimes.containerd.store import Store
@@ -152,7 +153,10 @@ class Stemcells:
         new = cid.new(self._runtime, cid.STEMCELL, _identifier(digest))
         labels |= {LABEL_SNAPSHOT: snapshot, "bosh.stemcell.command": " ".join(facts.command)}
         target = types_pb2.Descriptor(media_type=oci.MANIFEST, digest=digest, size=len(manifest))
-        self._store.create_image(self._image_name(new), target, labels, lease=lease)
+        with Undo(self._log) as undo:
+            undo.push(lambda: self._store.delete_image(self._image_name(new)))
+            self._store.create_image(self._image_name(new), target, labels, lease=lease)
+            undo.keep()
         self._log.info(f"imported as {self._image_name(new)}, {facts.init} is its init")
         return new
 

@@ -1,13 +1,12 @@
 """The life of a VM: folder, network, snapshot, container, task, and back.
 
-Each step of `create` pushes its own undo; `delete` takes whatever steps are left to undo, so that
-it also cleans up after a create that was killed half-way.
+`create` pushes each step's undo before the step; `delete` takes away whatever there is, so that it
+also cleans up after a create that was killed half-way.
 """
 
 import json
 import re
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from cpi.errors import CloudError, VMNotFound
 from cpi.log import Log
 from cpi.model import Json, Network, VMSpec
 from cpi.settings import render as render_settings
+from cpi.undo import Undo
 from runtimes.containerd import host, linux, oci_spec
 from runtimes.containerd.api import types_pb2
 from runtimes.containerd.containers import Containers
@@ -70,24 +70,25 @@ class VMs:
     def create(self, spec: VMSpec) -> Sequence[Network]:
         """Create and start a VM; nothing is left of it when this fails."""
         stemcell = self._stemcells.find(spec.stemcell_cid)
+        self._networks.require_free(spec)
         folder = HostFolder(self._places.state_dir, spec.cid)
-        with ExitStack() as undo:
+        with Undo(self._log) as undo:
+            undo.push(folder.remove)
             folder.create(spec.properties.ephemeral_disk)
-            undo.callback(folder.remove)
+            undo.push(lambda: self._networks.disconnect(spec.cid, folder.path))
             networks = self._networks.connect(spec, folder.path)
-            undo.callback(self._networks.disconnect, spec.cid, folder.path)
+            undo.push(lambda: self._store.remove_snapshot(spec.cid))
             with self._store.lease() as lease:
                 mounts = self._store.prepare(spec.cid, stemcell.snapshot, lease=lease)
-                undo.callback(self._store.remove_snapshot, spec.cid)
                 files = rootfs_files(spec, networks, stemcell)
                 linux.in_private_mounts(lambda: _write(mounts, files))
                 document = oci_spec.render(self._container(spec, stemcell, folder))
                 labels = _labels(spec, stemcell, networks)
+                undo.push(lambda: self._containers.delete(spec.cid))
                 self._containers.create(spec.cid, stemcell.image, document, labels)
-                undo.callback(self._containers.delete, spec.cid)
-            undo.callback(self._containers.stop, spec.cid)
+            undo.push(lambda: self._containers.stop(spec.cid))
             pid = self._containers.start(spec.cid, mounts)
-            undo.pop_all()
+            undo.keep()
         self._log.info(f"{spec.cid} runs, its init is process {pid}")
         return networks
 

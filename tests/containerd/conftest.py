@@ -6,6 +6,7 @@ BOSH_CPI_TEST_STEMCELL names a stemcell tarball to use instead of one made here.
 import os
 import shutil
 import subprocess
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -30,8 +31,9 @@ def _can_run() -> None:
     """Say what is missing, rather than failing somewhere deep."""
     if os.geteuid() != 0:
         pytest.skip("integration tests need root")
+    path = f"/usr/sbin:/sbin:{os.environ['PATH']}"
     for program in ("containerd", "runc", "mmdebstrap", "iptables", "sfdisk", "mke2fs"):
-        if shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin:" + os.environ["PATH"]) is None:
+        if shutil.which(program, path=path) is None:
             pytest.skip(f"{program} is not installed; `make setup` installs it")
 
 
@@ -92,3 +94,13 @@ def make_vm(machine: Machine, stemcell: str, clean: None) -> Callable[..., Any]:
 @pytest.fixture
 def run_on_host(host: PrivateHost) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     return host.run
+
+
+@pytest.fixture(scope="session")
+def small_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The smallest image that is taken: a root file system of one program."""
+    path = tmp_path_factory.mktemp("small") / "image"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add("/bin/true", "./bin/sh")
+        tar.add("/bin/true", "./usr/sbin/runsvdir-start")
+    return path

@@ -60,8 +60,8 @@ class VM:
         """Run a shell script inside, in the VM's namespaces and cgroup, and return its output."""
         pid = str(self.pid)
         join = (
-            'for c in $(cut -d: -f2- /proc/$0/cgroup); do h=${c%%:*}; p=${c#*:}; '
-            'h=${h#name=}; f=/sys/fs/cgroup/${h:-unified}$p/cgroup.procs; '
+            "for c in $(cut -d: -f2- /proc/$0/cgroup); do h=${c%%:*}; p=${c#*:}; "
+            "h=${h#name=}; f=/sys/fs/cgroup/${h:-unified}$p/cgroup.procs; "
             '[ -e "$f" ] || f=/sys/fs/cgroup$p/cgroup.procs; echo $$ > "$f"; done; '
             'exec nsenter --target "$0" --mount --uts --ipc --net --pid --cgroup sh -c "$1"'
         )
@@ -202,7 +202,7 @@ class Machine:
 _LASTING_RULES = (
     "-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
     "-A OUTPUT -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
-    "-A POSTROUTING -m comment --comment \"CNI portfwd requiring masquerade\"",
+    '-A POSTROUTING -m comment --comment "CNI portfwd requiring masquerade"',
     "-A CNI-HOSTPORT-",
 )
 

@@ -157,9 +157,7 @@ def test_a_missing_file_is_named(machine: Machine, tmp_path: Path) -> None:
     assert str(tmp_path / "none") in error.message
 
 
-def test_a_stemcell_cannot_write_outside(
-    machine: Machine, tmp_path: Path, untouched: None
-) -> None:
+def test_a_stemcell_cannot_write_outside(machine: Machine, tmp_path: Path, untouched: None) -> None:
     target = tmp_path / "outside"
     target.mkdir()
     path = tmp_path / "image"

@@ -1,0 +1,195 @@
+"""Persistent disks of running VMs, and the agent's part in it."""
+
+import json
+import subprocess
+from collections.abc import Callable
+
+from tests.containerd.machine import VM, Machine, failing
+
+STORE = "/var/vcap/store"
+
+
+def _hint(disk: str) -> str:
+    return f"/warden-cpi-dev/{disk}"
+
+
+def _attach(vm: VM, disk: str) -> None:
+    """Attach a disk and let the agent mount it, as the director does."""
+    hint = vm.machine.call("attach_disk", vm.cid, disk)
+    assert hint == _hint(disk)
+    vm.agent("add_persistent_disk", disk, hint)
+    vm.agent("mount_disk", disk)
+
+
+def _detach(vm: VM, disk: str) -> None:
+    vm.agent("unmount_disk", disk)
+    vm.agent("remove_persistent_disk", disk)
+    vm.machine.call("detach_disk", vm.cid, disk)
+
+
+def test_format_is_gpt_with_one_ext4_partition_at_1_mib(machine: Machine, clean: None) -> None:
+    disk = machine.create_disk(64)
+    path = machine.host.state / "disks" / f"{disk}.raw"
+    assert path.stat().st_size == 64 << 20
+    assert path.stat().st_blocks * 512 < 8 << 20  # sparse
+    assert path.stat().st_mode & 0o777 == 0o600
+    table = json.loads(
+        subprocess.run(
+            ["sfdisk", "--json", str(path)], check=True, capture_output=True, text=True
+        ).stdout
+    )["partitiontable"]
+    assert table["label"] == "gpt"
+    assert [part["start"] for part in table["partitions"]] == [2048]
+    probe = ["blkid", "--probe", "--offset", str(1 << 20), "--match-tag", "TYPE", str(path)]
+    assert 'TYPE="ext4"' in subprocess.run(probe, check=True, capture_output=True, text=True).stdout
+
+
+def test_disk_moves_between_running_vms_with_its_data(
+    machine: Machine, make_vm: Callable[..., VM]
+) -> None:
+    first, second = make_vm(), make_vm()
+    first.wait_for_agent()
+    second.wait_for_agent()
+    disk = machine.create_disk()
+    init = first.pid
+    _attach(first, disk)
+    first.sh(f"echo data > {STORE}/file")
+    assert first.agent("list_disk") == [disk]
+    _detach(first, disk)
+    assert disk not in first.sh("cat /proc/mounts")
+    assert first.sh(f"ls {STORE} /warden-cpi-dev | grep -c file || true") == "0"
+
+    _attach(second, disk)
+    assert second.sh(f"cat {STORE}/file") == "data"
+    assert first.pid == init, "nothing was restarted"
+
+
+def test_detach_while_a_dead_agent_left_the_store_mounted(
+    machine: Machine, make_vm: Callable[..., VM]
+) -> None:
+    vm = make_vm()
+    vm.wait_for_agent()
+    disk = machine.create_disk()
+    _attach(vm, disk)
+    machine.call("detach_disk", vm.cid, disk)
+    assert disk not in vm.sh("cat /proc/mounts")
+    assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
+
+
+def test_detach_names_who_still_uses_the_disk(machine: Machine, make_vm: Callable[..., VM]) -> None:
+    vm = make_vm()
+    disk = machine.create_disk()
+    machine.call("attach_disk", vm.cid, disk)
+    vm.sh(f"sleep 600 > {_hint(disk)}/open 2>&1 & echo $! > /root/pid")
+    error = failing(lambda: machine.call("detach_disk", vm.cid, disk))
+    assert "sleep" in error.message
+    assert error.ok_to_retry
+    vm.sh("kill $(cat /root/pid); while kill -0 $(cat /root/pid) 2>/dev/null; do :; done")
+    machine.call("detach_disk", vm.cid, disk)
+
+
+def test_two_disks_at_once(machine: Machine, make_vm: Callable[..., VM]) -> None:
+    vm = make_vm()
+    disks = sorted(machine.create_disk() for _ in range(2))
+    for disk in disks:
+        machine.call("attach_disk", vm.cid, disk)
+    assert machine.call("get_disks", vm.cid) == disks
+    for disk in disks:
+        vm.sh(f"echo {disk} > {_hint(disk)}/name")
+    machine.call("detach_disk", vm.cid, disks[0])
+    assert vm.sh(f"cat {_hint(disks[1])}/name") == disks[1]
+    assert machine.call("get_disks", vm.cid) == disks[1:]
+
+
+def test_size_is_enforced_and_the_job_gets_enospc(
+    machine: Machine, make_vm: Callable[..., VM]
+) -> None:
+    vm = make_vm()
+    disk = machine.create_disk(32)
+    machine.call("attach_disk", vm.cid, disk)
+    fill = f"dd if=/dev/zero of={_hint(disk)}/file bs=1M count=40 2>&1"
+    assert "No space left on device" in vm.sh(fill, check=False)
+
+
+def test_the_shared_folder_itself_is_not_writable(make_vm: Callable[..., VM]) -> None:
+    vm = make_vm()
+    assert "Read-only" in vm.sh("touch /warden-cpi-dev/file 2>&1", check=False)
+
+
+def test_attach_twice_is_once(machine: Machine, make_vm: Callable[..., VM]) -> None:
+    vm = make_vm()
+    disk = machine.create_disk()
+    hints = {machine.call("attach_disk", vm.cid, disk) for _ in range(2)}
+    assert hints == {_hint(disk)}
+    assert vm.sh("cat /proc/mounts").count(disk) <= 2  # as source and as target of one mount
+
+
+def test_delete_vm_releases_disks_that_were_never_detached(
+    machine: Machine, make_vm: Callable[..., VM]
+) -> None:
+    vm = make_vm()
+    vm.wait_for_agent()
+    disk = machine.create_disk()
+    _attach(vm, disk)
+    vm.sh(f"echo survives > {STORE}/file")
+    vm.delete()
+    other = make_vm()
+    machine.call("attach_disk", other.cid, disk)
+    assert other.sh(f"cat {_hint(disk)}/file") == "survives"
+
+
+def test_an_attached_disk_is_not_deleted(machine: Machine, make_vm: Callable[..., VM]) -> None:
+    vm = make_vm()
+    disk = machine.create_disk()
+    machine.call("attach_disk", vm.cid, disk)
+    error = failing(lambda: machine.call("delete_disk", disk))
+    assert vm.cid in error.message
+    assert machine.call("has_disk", disk)
+
+
+def test_only_one_vm_gets_a_disk(machine: Machine, make_vm: Callable[..., VM]) -> None:
+    first, second = make_vm(), make_vm()
+    disk = machine.create_disk()
+    machine.call("attach_disk", first.cid, disk)
+    error = failing(lambda: machine.call("attach_disk", second.cid, disk))
+    assert first.cid in error.message
+    assert failing(lambda: machine.call("detach_disk", second.cid, disk)).type == "DiskNotAttached"
+
+
+def test_disks_are_there_after_a_reboot(machine: Machine, make_vm: Callable[..., VM]) -> None:
+    vm = make_vm()
+    disk = machine.create_disk()
+    machine.call("attach_disk", vm.cid, disk)
+    vm.sh(f"echo data > {_hint(disk)}/file")
+    machine.call("reboot_vm", vm.cid)
+    assert vm.sh(f"cat {_hint(disk)}/file") == "data"
+
+
+def test_api_1_puts_the_hint_into_the_settings(
+    machine: Machine, make_vm: Callable[..., VM]
+) -> None:
+    vm = make_vm()
+    disk = machine.create_disk()
+    assert machine.call("attach_disk", vm.cid, disk, api_version=1) is None
+    settings = json.loads(vm.sh("cat /var/vcap/bosh/warden-cpi-agent-env.json"))
+    assert settings["disks"]["persistent"] == {disk: _hint(disk)}
+
+
+def test_unknown_properties_are_refused_by_name(machine: Machine) -> None:
+    error = failing(lambda: machine.call("create_disk", 64, {"typ": "ssd"}, None))
+    assert "'typ'" in error.message
+
+
+def test_no_room_is_said_with_numbers(machine: Machine, clean: None) -> None:
+    small = machine.host.folder / "small"
+    small.mkdir()
+    mount = ("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small))
+    machine.host.run(*mount)
+    try:
+        config = machine.host.write_config("small.json", disk_dir=str(small))
+        error = failing(lambda: machine.call("create_disk", 1024, {}, None, config=config))
+        assert error.type == "NoDiskSpace"
+        assert "1024 MiB" in error.message
+        assert machine.host.run("ls", "-A", str(small)).stdout == ""
+    finally:
+        machine.host.run("umount", str(small))

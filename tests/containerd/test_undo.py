@@ -1,0 +1,148 @@
+"""A create that fails at any step leaves nothing; a killed one leaves what delete_vm takes away."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.containerd.machine import VM, Machine
+
+# Runs the cpi with one function made to fail before or after its work, or to kill the process.
+_BREAKER = """
+import importlib, os, signal, sys
+target, when = sys.argv[1:3]
+del sys.argv[1:3]
+module, _, path = target.partition(":")
+owner = importlib.import_module(module)
+*parents, name = path.split(".")
+for parent in parents:
+    owner = getattr(owner, parent)
+real = getattr(owner, name)
+def broken(*arguments, **options):
+    result = None
+    if when != "before":
+        result = real(*arguments, **options)
+    if when == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise RuntimeError("broken on purpose")
+setattr(owner, name, broken)
+from cpi.main import main
+main()
+"""
+
+CREATE_VM = [
+    "runtimes.containerd.host_folder:HostFolder.create",
+    "runtimes.containerd.host_folder:make_sparse",
+    "runtimes.containerd.host_folder:make_ext4",
+    "runtimes.containerd.host_folder:_mount_loop",
+    "runtimes.containerd.linux:mount_shared_tmpfs",
+    "runtimes.containerd.ports:Ports.reserve",
+    "runtimes.containerd.linux:pin_network_namespace",
+    "runtimes.containerd.network:_save",
+    "runtimes.containerd.cni:Plugins.add",
+    "runtimes.containerd.network:Networks.connect",
+    "runtimes.containerd.store:Store.prepare",
+    "runtimes.containerd.vms:_write",
+    "runtimes.containerd.oci_spec:render",
+    "runtimes.containerd.containers:Containers.create",
+    "runtimes.containerd.containers:Containers.start",
+]
+CREATE_DISK = [
+    "cpi.diskstore:make_sparse",
+    "cpi.diskstore:_make_partition",
+    "cpi.diskstore:make_ext4",
+    "cpi.diskstore:DiskStore.save",
+]
+CREATE_STEMCELL = [
+    "runtimes.containerd.store:Store.prepare",
+    "runtimes.containerd.store:Store.write_content",
+    "runtimes.containerd.stemcells:unpack",
+    "runtimes.containerd.stemcells:read_facts",
+    "runtimes.containerd.store:Store.commit",
+    "runtimes.containerd.store:Store.apply",
+    "runtimes.containerd.store:Store.create_image",
+]
+PROPERTIES = {"ephemeral_disk": 64, "ports": ["8871:80"]}
+
+
+def _broken(machine: Machine, target: str, when: str, method: str, *arguments: Any) -> str:
+    """Make a call with a broken function; return what it printed."""
+    script = machine.host.folder / "breaker.py"
+    script.write_text(_BREAKER)
+    request = {"method": method, "arguments": arguments, "context": {}, "api_version": 2}
+    done = machine.host.run(
+        sys.executable, str(script), target, when, "-c", str(machine.host.write_config()),
+        input=json.dumps(request), check=False, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    return str(done.stdout)
+
+
+def _fails(machine: Machine, target: str, when: str, method: str, *arguments: Any) -> None:
+    response = json.loads(_broken(machine, target, when, method, *arguments))
+    assert "broken on purpose" in response["error"]["message"], "the step was never reached"
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("target", CREATE_VM)
+def test_create_vm(machine: Machine, stemcell: str, clean: None, target: str, when: str) -> None:
+    networks = {"n": {"type": "dynamic"}}
+    _fails(machine, target, when, "create_vm", "a", stemcell, PROPERTIES, networks, [], {})
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("target", CREATE_DISK)
+def test_create_disk(machine: Machine, clean: None, target: str, when: str) -> None:
+    _fails(machine, target, when, "create_disk", 64, {}, None)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("target", CREATE_STEMCELL)
+def test_create_stemcell(
+    machine: Machine, small_image: Path, clean: None, target: str, when: str
+) -> None:
+    def stored() -> str:
+        words = (("images", "ls", "-q"), ("content", "ls", "-q"), ("content", "active"))
+        return "".join(machine.ctr(*word) for word in words)
+
+    before = stored()
+    _fails(machine, target, when, "create_stemcell", str(small_image), {})
+    assert stored() == before
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_attach_disk(machine: Machine, make_vm: Callable[..., VM], when: str) -> None:
+    vm, disk = make_vm(), machine.create_disk()
+    target = "runtimes.containerd.host_folder:HostFolder.mount_disk"
+    _fails(machine, target, when, "attach_disk", vm.cid, disk)
+    machine.call("attach_disk", vm.cid, disk)
+    machine.call("detach_disk", vm.cid, disk)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "runtimes.containerd.linux:mount_shared_tmpfs",
+        "runtimes.containerd.network:_save",
+        "runtimes.containerd.cni:Plugins.add",
+        "runtimes.containerd.store:Store.prepare",
+        "runtimes.containerd.containers:Containers.create",
+        "runtimes.containerd.containers:Containers.start",
+    ],
+)
+def test_a_killed_create_vm_is_cleaned_up_by_delete_vm(
+    machine: Machine, stemcell: str, clean: None, target: str
+) -> None:
+    before = set((machine.host.state / "vms").glob("*"))
+    networks = {"n": {"type": "dynamic"}}
+    arguments: tuple[Any, ...] = ("a", stemcell, PROPERTIES, networks, [], {})
+    assert _broken(machine, target, "kill", "create_vm", *arguments) == ""
+    left = set((machine.host.state / "vms").glob("*")) - before
+    for folder in left:
+        machine.call("delete_vm", folder.name)
+    assert len(left) == 1
+    # The lease of a killed process expires by itself; here nobody waits an hour for it.
+    for lease in machine.ctr("leases", "ls", "-q").split():
+        machine.ctr("leases", "rm", "--sync", lease)
