@@ -50,9 +50,11 @@ def require_warden(image: Path) -> None:
         )
     if not head.startswith(GZIP):
         kind = next((text for magic, text in _MAGIC if head.startswith(magic)), None)
+        if kind is None:
+            raise StemcellError(f"{image} is neither a tar.gz nor any disk image: no stemcell's")
         raise UnsupportedStemcell(
-            f"{image} is {kind or 'neither gzip nor any disk format known'}; this runtime takes "
-            "warden stemcells, whose image is a tar.gz of a root file system"
+            f"{image} is {kind}; this runtime takes warden stemcells, whose image is a tar.gz of a "
+            "root file system"
         )
     name = _first_name(image)
     if name.rsplit("/", 1)[-1] in _DISK_MEMBERS:
@@ -60,9 +62,7 @@ def require_warden(image: Path) -> None:
             f"{image} holds the disk image {name!a}; this runtime takes warden stemcells"
         )
     if name not in (".", "./") and name.removeprefix("./").split("/", 1)[0] not in _ROOT_FOLDERS:
-        raise UnsupportedStemcell(
-            f"{image} begins with {name!a}, which is no root file system's folder"
-        )
+        raise StemcellError(f"{image} begins with {name!a}, which is no root file system's folder")
 
 
 def _head(image: Path) -> bytes:

@@ -120,7 +120,6 @@ def test_corrupt_stemcell(machine: Machine, image: Path, tmp_path: Path, untouch
         (b"", "light stemcell"),
         (b"QFI\xfb" + bytes(600), "qcow2"),
         (b"BZh9" + bytes(600), "bzip2"),
-        (b"hello" * 100, "neither gzip nor"),
     ],
 )
 def test_other_formats_are_named(
@@ -132,6 +131,14 @@ def test_other_formats_are_named(
     assert error.type == "NotSupported"
     assert words in error.message
     assert str(path) in error.message
+
+
+def test_garbage_is_refused(machine: Machine, tmp_path: Path, untouched: None) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"hello" * 100)
+    error = failing(lambda: machine.call("create_stemcell", str(path), {}))
+    assert error.type == "CloudError"
+    assert f"{path} is neither a tar.gz nor" in error.message
 
 
 def test_a_disk_image_in_a_tarball_is_named(

@@ -1,0 +1,374 @@
+"""What every runtime has to do, as tests that it inherits.
+
+A runtime's test class derives from RuntimeContract and gives it two fixtures:
+
+- `cpi`: a callable `cpi(method, *arguments, api_version=2, context=None)` that returns the response
+  of one call, sent as JSON. Its configuration makes the runtime under test the default one.
+- `stemcell`: the path of an `image` file to import.
+
+`make_network` and `vm_properties` may be overridden; each VM gets a fresh `make_network()`. VMs
+and disks are deleted after each test; the stemcell is not: importing it again should cost nothing.
+"""
+
+import ipaddress
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import pytest
+
+ODD_NAMES = ("../../etc/passwd", "a/../b", "<vm>", "$(reboot)", "a b", "a;b", "a\nb", "'", "", "é")
+
+NOT_SUPPORTED = ("Bosh::Clouds::NotSupported", "Bosh::Clouds::NotImplemented")
+
+
+class Cpi(Protocol):
+    """The `cpi` fixture."""
+
+    def __call__(
+        self, method: str, *arguments: object, api_version: int = 2, context: Any = None
+    ) -> dict[str, Any]: ...
+
+
+class Lab:
+    """Makes VMs and disks through the CPI, and deletes them at the end."""
+
+    def __init__(
+        self,
+        cpi: Cpi,
+        stemcell: Path,
+        make_network: Callable[[], dict[str, Any]],
+        properties: dict[str, Any],
+    ) -> None:
+        self.cpi = cpi
+        self.image = str(stemcell)
+        self.make_network = make_network
+        self.networks: dict[str, Any] = {}  # the last VM's, as asked for
+        self.properties = properties
+        self._vms: list[str] = []
+        self._disks: list[str] = []
+
+    def ok(self, method: str, *arguments: object, api_version: int = 2) -> Any:
+        """Return the result of a call that has to succeed."""
+        response = self.cpi(method, *arguments, api_version=api_version)
+        assert response["error"] is None, response["error"]
+        assert isinstance(response["log"], str)
+        return response["result"]
+
+    def fails(self, method: str, *arguments: object, api_version: int = 2) -> tuple[str, str]:
+        """Return type (without Bosh::Clouds) and message of a call that has to fail."""
+        response = self.cpi(method, *arguments, api_version=api_version)
+        error = response["error"]
+        assert error is not None, f"{method} gave {response['result']!r}"
+        assert response["result"] is None
+        assert isinstance(error["ok_to_retry"], bool)
+        assert error["message"]
+        return error["type"].removeprefix("Bosh::Clouds::"), error["message"]
+
+    def stemcell(self) -> str:
+        """Import the stemcell, or find that it is there already."""
+        return self._text(self.ok("create_stemcell", self.image, {}))
+
+    def vm(self, properties: dict[str, Any] | None = None, api_version: int = 2) -> str:
+        """Create a VM."""
+        result = self.create_vm(self.stemcell(), properties, api_version)
+        return self._text(result if api_version == 1 else result[0])
+
+    def create_vm(
+        self, stemcell: str, properties: dict[str, Any] | None = None, api_version: int = 2
+    ) -> Any:
+        """Call create_vm and return its whole result."""
+        arguments = self.vm_arguments(stemcell, properties)
+        result = self.ok("create_vm", *arguments, api_version=api_version)
+        self._vms.append(result if api_version == 1 else result[0])
+        return result
+
+    def vm_arguments(self, stemcell: str, properties: dict[str, Any] | None = None) -> list[object]:
+        """Return create_vm's arguments."""
+        self.networks = self.make_network()
+        given = self.properties if properties is None else properties
+        return ["agent-1", stemcell, given, self.networks, [], {"bosh": {}}]
+
+    def disk(self, vm: str | None = None, size_mib: int = 32) -> str:
+        """Create a disk."""
+        return self.adopt(self._text(self.ok("create_disk", size_mib, {}, vm)))
+
+    def adopt(self, disk: str) -> str:
+        """Have a disk deleted at the end."""
+        self._disks.append(disk)
+        return disk
+
+    def unknown(self, kind: str) -> str:
+        """Return a well-formed CID of this runtime that nothing has."""
+        return self.stemcell().split("-")[0] + f"-{kind}-0000000000000000"
+
+    def clean(self) -> None:
+        """Delete everything; deleting what is gone is fine."""
+        for vm in self._vms:
+            assert self.cpi("delete_vm", vm)["error"] is None
+        for disk in self._disks:
+            error = self.cpi("delete_disk", disk)["error"]
+            assert error is None or error["type"] == "Bosh::Clouds::DiskNotFound"
+
+    def _text(self, result: object) -> str:
+        assert isinstance(result, str)
+        assert result
+        return result
+
+
+class _Contract:
+    """What the parts have in common."""
+
+    vm_properties: ClassVar[dict[str, Any]] = {}
+
+    def make_network(self) -> dict[str, Any]:
+        """Return create_vm's networks."""
+        return {"default": {"type": "dynamic", "default": ["dns", "gateway"], "dns": []}}
+
+    @pytest.fixture
+    def lab(self, cpi: Cpi, stemcell: Path) -> Iterator[Lab]:
+        lab = Lab(cpi, stemcell, self.make_network, self.vm_properties)
+        yield lab
+        lab.clean()
+
+
+class _StemcellContract(_Contract):
+    """What the runtime takes, and stemcells."""
+
+    def test_info_names_formats_and_version(self, lab: Lab) -> None:
+        info = lab.ok("info")
+        assert info["api_version"] == 3
+        assert info["stemcell_formats"]
+        assert all(isinstance(name, str) for name in info["stemcell_formats"])
+
+    def test_the_same_stemcell_twice_is_one(self, lab: Lab) -> None:
+        assert lab.stemcell() == lab.stemcell()
+
+    @pytest.mark.parametrize("api_version", [1, 2, 3])
+    def test_stemcell_takes_tags_in_every_version(self, lab: Lab, api_version: int) -> None:
+        tags = {"tags": {"owner": "test"}}
+        cid = lab.ok("create_stemcell", lab.image, {}, tags, api_version=api_version)
+        assert cid == lab.stemcell()
+
+    def test_deleted_stemcell_is_gone_and_comes_back(self, lab: Lab) -> None:
+        cid = lab.stemcell()
+        assert lab.ok("delete_stemcell", cid) is None
+        assert lab.ok("delete_stemcell", cid) is None
+        assert lab.fails("create_vm", *lab.vm_arguments(cid))[0] == "StemcellNotFound"
+        assert lab.stemcell() == cid
+        assert lab.vm()
+
+    def test_missing_image_is_named(self, lab: Lab, tmp_path: Path) -> None:
+        kind, message = lab.fails("create_stemcell", str(tmp_path / "gone"), {})
+        assert kind == "CloudError"
+        assert str(tmp_path / "gone") in message
+
+    def test_garbage_instead_of_an_image_is_refused(self, lab: Lab, tmp_path: Path) -> None:
+        image = tmp_path / "image"
+        image.write_bytes(b"this is no stemcell")
+        kind, message = lab.fails("create_stemcell", str(image), {})
+        assert kind == "CloudError"
+        assert str(image) in message
+
+    @pytest.mark.parametrize("odd", ODD_NAMES)
+    def test_odd_stemcell_cids_are_not_found(self, lab: Lab, odd: str) -> None:
+        assert lab.fails("delete_stemcell", odd)[0] == "StemcellNotFound"
+        assert lab.fails("create_vm", *lab.vm_arguments(odd))[0] == "StemcellNotFound"
+
+
+class _VMContract(_Contract):
+    """VMs."""
+
+    def test_vm_lives_and_dies(self, lab: Lab) -> None:
+        vm = lab.vm()
+        assert lab.ok("has_vm", vm) is True
+        assert lab.ok("get_disks", vm) == []
+        assert lab.ok("delete_vm", vm) is None
+        assert lab.ok("has_vm", vm) is False
+        assert lab.ok("delete_vm", vm) is None
+
+    def test_version_1_returns_the_cid_alone(self, lab: Lab) -> None:
+        assert lab.ok("has_vm", lab.vm(api_version=1)) is True
+
+    @pytest.mark.parametrize("api_version", [2, 3])
+    def test_later_versions_return_networks_too(self, lab: Lab, api_version: int) -> None:
+        cid, networks = lab.create_vm(lab.stemcell(), api_version=api_version)
+        assert lab.ok("has_vm", cid) is True
+        assert set(networks) == set(lab.networks)
+        for name, network in networks.items():
+            ip = ipaddress.ip_address(network["ip"])
+            assert ip in ipaddress.ip_network(f"{ip}/{network['prefix']}", strict=False)
+            assert str(ip) == lab.networks[name].get("ip", str(ip))
+            assert network["netmask"]
+            assert network["preconfigured"] is True
+
+    def test_two_vms_differ(self, lab: Lab) -> None:
+        stemcell = lab.stemcell()
+        first, networks = lab.create_vm(stemcell)
+        second, others = lab.create_vm(stemcell)
+        assert first != second
+        mine = {network["ip"] for network in networks.values()}
+        assert mine.isdisjoint(network["ip"] for network in others.values())
+
+    def test_calculated_properties_make_a_vm(self, lab: Lab) -> None:
+        wanted = {"cpu": 1, "ram": 256, "ephemeral_disk_size": 64}
+        properties = lab.ok("calculate_vm_cloud_properties", wanted)
+        assert lab.ok("has_vm", lab.vm({**lab.properties, **properties})) is True
+
+    def test_metadata_replaces_metadata(self, lab: Lab) -> None:
+        vm = lab.vm()
+        metadata = {"deployment": "one", "index": 0, "name": "job/<&>", "note": None}
+        assert lab.ok("set_vm_metadata", vm, metadata) is None
+        assert lab.ok("set_vm_metadata", vm, {"deployment": "two", "long": "x" * 5000}) is None
+        assert lab.ok("set_vm_metadata", vm, {}) is None
+
+    def test_reboot_keeps_vm_and_disks(self, lab: Lab) -> None:
+        vm = lab.vm()
+        disk = lab.disk(vm)
+        lab.ok("attach_disk", vm, disk)
+        assert lab.ok("reboot_vm", vm) is None
+        assert lab.ok("has_vm", vm) is True
+        assert lab.ok("get_disks", vm) == [disk]
+
+    def test_unknown_vms(self, lab: Lab) -> None:
+        vm = lab.unknown("vm")
+        disk = lab.disk()
+        assert lab.ok("has_vm", vm) is False
+        assert lab.ok("delete_vm", vm) is None
+        calls: dict[str, list[object]] = {
+            "reboot_vm": [vm],
+            "set_vm_metadata": [vm, {}],
+            "get_disks": [vm],
+            "attach_disk": [vm, disk],
+            "detach_disk": [vm, disk],
+        }
+        for method, arguments in calls.items():
+            kind, message = lab.fails(method, *arguments)
+            assert (method, kind) == (method, "VMNotFound")
+            assert vm in message
+
+    def test_unknown_stemcell(self, lab: Lab) -> None:
+        unknown = lab.unknown("stemcell")
+        kind, message = lab.fails("create_vm", *lab.vm_arguments(unknown))
+        assert kind == "StemcellNotFound"
+        assert unknown in message
+
+    @pytest.mark.parametrize("odd", ODD_NAMES)
+    def test_odd_vm_cids_are_not_found(self, lab: Lab, odd: str) -> None:
+        for method in ("has_vm", "delete_vm", "reboot_vm", "get_disks"):
+            assert (method, lab.fails(method, odd)[0]) == (method, "VMNotFound")
+
+    def test_a_cid_of_another_kind_is_not_found(self, lab: Lab) -> None:
+        assert lab.fails("delete_vm", lab.disk())[0] == "VMNotFound"
+        assert lab.fails("delete_disk", lab.stemcell())[0] == "DiskNotFound"
+
+    def test_vms_of_other_cpis_are_not_here(self, lab: Lab) -> None:
+        assert lab.ok("has_vm", "c-0d5b2ad6-6c9e-4a44-9ad2-2d5fcd2ed6e7") is False
+        assert lab.ok("has_disk", "vol-0123456789abcdef0") is False
+
+
+class _DiskContract(_Contract):
+    """Persistent disks."""
+
+    def test_disk_lives_and_dies(self, lab: Lab) -> None:
+        disk = lab.disk()
+        assert lab.ok("has_disk", disk) is True
+        assert lab.ok("delete_disk", disk) is None
+        assert lab.ok("has_disk", disk) is False
+        assert lab.fails("delete_disk", disk)[0] == "DiskNotFound"
+
+    def test_attach_and_detach(self, lab: Lab) -> None:
+        vm = lab.vm()
+        disk = lab.disk(vm)
+        hint = lab.ok("attach_disk", vm, disk)
+        assert hint
+        assert isinstance(hint, (str, dict))
+        assert lab.ok("attach_disk", vm, disk) == hint
+        assert lab.ok("get_disks", vm) == [disk]
+        kind, message = lab.fails("delete_disk", disk)
+        assert kind == "CloudError"
+        assert disk in message
+        assert lab.ok("has_disk", disk) is True
+        assert lab.ok("detach_disk", vm, disk) is None
+        assert lab.ok("get_disks", vm) == []
+        assert lab.fails("detach_disk", vm, disk)[0] == "DiskNotAttached"
+        assert lab.ok("delete_disk", disk) is None
+
+    def test_version_1_attach_returns_nothing(self, lab: Lab) -> None:
+        vm = lab.vm(api_version=1)
+        disk = lab.disk(vm)
+        assert lab.ok("attach_disk", vm, disk, api_version=1) is None
+        assert lab.ok("get_disks", vm, api_version=1) == [disk]
+
+    def test_several_disks_at_once(self, lab: Lab) -> None:
+        vm = lab.vm()
+        disks = [lab.disk(vm) for _ in range(3)]
+        hints = [lab.ok("attach_disk", vm, disk) for disk in disks]
+        assert len({str(hint) for hint in hints}) == 3
+        assert sorted(lab.ok("get_disks", vm)) == sorted(disks)
+        lab.ok("detach_disk", vm, disks[1])
+        assert sorted(lab.ok("get_disks", vm)) == sorted([disks[0], disks[2]])
+
+    def test_one_vm_at_a_time_has_a_disk(self, lab: Lab) -> None:
+        first = lab.vm()
+        second = lab.vm()
+        disk = lab.disk(first)
+        lab.ok("attach_disk", first, disk)
+        kind, message = lab.fails("attach_disk", second, disk)
+        assert kind == "CloudError"
+        assert first in message
+        assert lab.fails("detach_disk", second, disk)[0] == "DiskNotAttached"
+        lab.ok("detach_disk", first, disk)
+        assert lab.ok("attach_disk", second, disk)
+        assert lab.ok("get_disks", second) == [disk]
+
+    def test_deleting_the_vm_releases_its_disks_and_keeps_them(self, lab: Lab) -> None:
+        first = lab.vm()
+        disk = lab.disk(first)
+        lab.ok("attach_disk", first, disk)
+        lab.ok("delete_vm", first)
+        assert lab.ok("has_disk", disk) is True
+        second = lab.vm()
+        assert lab.ok("attach_disk", second, disk)
+
+    def test_unknown_disks(self, lab: Lab) -> None:
+        vm = lab.vm()
+        disk = lab.unknown("disk")
+        assert lab.ok("has_disk", disk) is False
+        calls: dict[str, list[object]] = {
+            "delete_disk": [disk],
+            "attach_disk": [vm, disk],
+            "detach_disk": [vm, disk],
+        }
+        for method, arguments in calls.items():
+            kind, message = lab.fails(method, *arguments)
+            assert (method, kind) == (method, "DiskNotFound")
+            assert disk in message
+
+    @pytest.mark.parametrize("odd", ODD_NAMES)
+    def test_odd_disk_cids_are_not_found(self, lab: Lab, odd: str) -> None:
+        for method in ("has_disk", "delete_disk"):
+            assert (method, lab.fails(method, odd)[0]) == (method, "DiskNotFound")
+        assert lab.fails("attach_disk", lab.unknown("vm"), odd)[0] == "DiskNotFound"
+
+    def test_optional_operations_work_or_say_that_they_do_not(self, lab: Lab) -> None:
+        disk = lab.disk()
+        calls: dict[str, list[object]] = {
+            "set_disk_metadata": [disk, {"deployment": "one"}],
+            "resize_disk": [disk, 64],
+            "snapshot_disk": [disk, {"deployment": "one"}],
+            "update_disk": [disk, 128, {}],
+        }
+        for method, arguments in calls.items():
+            response = lab.cpi(method, *arguments)
+            error = response["error"]
+            assert error is None or error["type"] in NOT_SUPPORTED, (method, error)
+            if method == "snapshot_disk" and error is None:
+                lab.ok("delete_snapshot", response["result"])
+            if method == "update_disk" and error is None:
+                disk = lab.adopt(response["result"] or disk)
+        assert lab.ok("has_disk", disk) is True
+
+
+class RuntimeContract(_StemcellContract, _VMContract, _DiskContract):
+    """See the module."""

@@ -1,0 +1,170 @@
+"""Persistent disks in the stand-in for BOSH's agent (see stand_in_agent).
+
+The checks, the mounts and their order are the real agent's, for disks of which the CPI sends a path
+as the hint: a folder that is mounted from outside the container ("bind mode"), or a device.
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Runner = Callable[[Sequence[str]], str]
+UNMOUNT_TRIES = 600  # one a second, like the real agent: a disk may be busy until jobs have ended
+
+
+class AgentError(Exception):
+    """A message could not be obeyed; its text goes to the caller."""
+
+
+def run_program(argv: Sequence[str]) -> str:
+    """Run a program and return its stdout; raises AgentError with its stderr."""
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise AgentError(f"Running command: '{' '.join(argv)}', stderr: '{done.stderr.strip()}'")
+    return done.stdout
+
+
+class Store:
+    """The agent's small files, readable by root only."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, name: str, default: Any = None) -> Any:
+        """The content of a JSON file, or `default` if there is none."""
+        try:
+            return json.loads((self.folder / name).read_text())
+        except FileNotFoundError:
+            return default
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file whole or not at all, 0600."""
+        handle, partial = tempfile.mkstemp(prefix=f".{name}.", dir=self.folder)  # 0600
+        with os.fdopen(handle, "w") as file:
+            file.write(text)
+        os.replace(partial, self.folder / name)
+
+
+class Disks:
+    """Persistent disks: hints that the director sends, and the mounts they lead to."""
+
+    HINTS = "persistent_disk_hints.json"
+
+    def __init__(self, store: Store, vcap: Path, linux: dict[str, Any], run: Runner) -> None:
+        self.store, self.run = store, run
+        self.bind = bool(linux.get("BindMountPersistentDisk"))
+        self.whole = bool(linux.get("UsePreformattedPersistentDisk"))
+        self.target, self.migration = str(vcap / "store"), str(vcap / "store_migration_target")
+        self.settings: dict[str, Any] = {}
+        self.retry_delay = 1.0  # seconds
+
+    def all(self) -> dict[str, str]:
+        """The path of every disk that is known, by its CID."""
+        given = (self.settings.get("disks") or {}).get("persistent") or {}
+        known = {cid: hint_path(hint) for cid, hint in given.items()}
+        return {**known, **self.store.read(self.HINTS, {})}
+
+    def add(self, cid: str, hint: Any) -> dict[str, str]:
+        """Remember where a disk is."""
+        hints = {**self.store.read(self.HINTS, {}), cid: hint_path(hint)}
+        self.store.write(self.HINTS, json.dumps(hints))
+        return {}
+
+    def remove(self, cid: str) -> dict[str, str]:
+        """Forget a disk."""
+        hints = self.store.read(self.HINTS, {})
+        hints.pop(cid, None)
+        self.store.write(self.HINTS, json.dumps(hints))
+        return {}
+
+    def device(self, cid: str) -> str:
+        """What to mount for a disk: its path, or the first partition there."""
+        path = self.all().get(cid)
+        if path is None:
+            raise AgentError(f"Persistent disk with volume id '{cid}' could not be found")
+        if not path:
+            raise AgentError("Getting real device path: path is missing")
+        return path if self.whole else f"{path}1"
+
+    def mounts(self) -> list[tuple[str, str]]:
+        """What is mounted where: (source, mount point)."""
+        rows = (line.split() for line in self.run(["mount"]).splitlines())
+        return [(row[0], row[2]) for row in rows if len(row) > 2]
+
+    def source(self, point: str) -> str | None:
+        """What is mounted at a mount point, if it is one."""
+        return next((source for source, known in self.mounts() if known == point), None)
+
+    def list(self) -> list[str]:
+        """The CIDs of the disks that are mounted or, in bind mode, are a mount point."""
+        seen = {name for mount in self.mounts() for name in mount}
+        return [cid for cid in self.all() if self.device(cid) in seen]
+
+    def mount(self, cid: str) -> dict[str, str]:
+        """Mount a disk as the store, or beside it when there is a store already."""
+        device, target, current = self.device(cid), self.target, self.source(self.target)
+        if current is not None:
+            # The real agent compares with the first partition, whatever it is going to mount.
+            if current == f"{self.all()[cid]}1":
+                return {}
+            target = self.migration
+        Path(target).mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._mount(device, target)
+        self.store.write("managed_disk_settings.json", cid)
+        return {}
+
+    def _mount(self, source: str, target: str) -> None:
+        for known, point in self.mounts():
+            if (known, point) == (source, target):
+                return
+            if known == source or point == target:
+                problem = f"Device {known} is already mounted to {point}"
+                raise AgentError(f"{problem}, can't mount {source} to {target}")
+        options = (self.settings.get("env") or {}).get("persistent_disk_mount_options") or []
+        flags = [word for option in options for word in ("-o", option)]
+        self.run(["mount", source, target, *flags, *(["-o", "bind"] if self.bind else [])])
+
+    def unmount(self, cid: str) -> dict[str, str]:
+        """Unmount a disk by its path."""
+        device = self.device(cid)
+        if self._unmount(device):
+            return {"message": f"Unmounted partition of {device}"}
+        return {"message": f"Partition of {device} is not mounted"}
+
+    def _unmount(self, name: str) -> bool:
+        """Unmount a source or mount point, trying again while it is busy; False: it is neither."""
+        if not any(name in mount for mount in self.mounts()):
+            return False
+        for left in reversed(range(UNMOUNT_TRIES)):
+            try:
+                self.run(["umount", name])
+                break
+            except AgentError:
+                if not left:
+                    raise
+                time.sleep(self.retry_delay)
+        return True
+
+    def migrate(self) -> dict[str, str]:
+        """Copy the store to the disk beside it and put that in its place."""
+        if not self.bind:
+            self.run(["mount", "", self.target, "-o", "remount", "-o", "ro"])
+        self.run(["cp", "-a", f"{self.target}/.", self.migration])
+        self._unmount(self.target)
+        source = self.source(self.migration)
+        if source is None:
+            raise AgentError(f"Error finding device for mount point {self.migration}")
+        self._unmount(self.migration)
+        self._mount(source, self.target)
+        return {}
+
+
+def hint_path(hint: Any) -> str:
+    """The path in a disk hint, which is a path or a mapping with one."""
+    path = hint.get("path", "") if isinstance(hint, dict) else hint
+    return path if isinstance(path, str) else ""
