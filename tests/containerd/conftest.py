@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.containerd.machine import Machine
-from tools import stemcell_cache
+from tools import stemcell_source
 from tools.private_host import PrivateHost
 
 HERE = Path(__file__).parent
@@ -37,23 +37,25 @@ def _can_run() -> None:
             pytest.skip(f"{program} is not installed; `make setup` installs it")
 
 
+def _image(tarball: Path, folders: pytest.TempPathFactory) -> Path:
+    return stemcell_source.opened(tarball, folders.mktemp("stemcell")).image
+
+
 @pytest.fixture(scope="session")
 def systemd_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stemcell_cache.unpack(stemcell_cache.stand_in("systemd"), tmp_path_factory.mktemp("s"))
+    return _image(stemcell_source.stand_in("systemd"), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def runit_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return stemcell_cache.unpack(stemcell_cache.stand_in("runit"), tmp_path_factory.mktemp("s"))
+    return _image(stemcell_source.stand_in("runit"), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
 def image(runit_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The image most tests use."""
     named = os.environ.get("BOSH_CPI_TEST_STEMCELL")
-    if named is None:
-        return runit_image
-    return stemcell_cache.unpack(Path(named), tmp_path_factory.mktemp("s"))
+    return _image(Path(named), tmp_path_factory) if named else runit_image
 
 
 @pytest.fixture(scope="session")
