@@ -1,8 +1,8 @@
 """Checks of single values that come from outside.
 
-Every check takes `where` (what the value is, for the message) and the value, and returns the value or
-raises InvalidCall. Messages show a value's type; the value itself only where it can be no secret:
-numbers and CIDs, never strings of other kinds.
+Every check takes `where` (what the value is, for the message) and the value, and returns the value
+or raises InvalidCall. Messages show a value's type; the value itself only where it can be no
+secret: numbers and CIDs, never strings of other kinds.
 """
 
 from __future__ import annotations

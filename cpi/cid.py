@@ -15,7 +15,7 @@ STEMCELL = "stemcell"
 SNAPSHOT = "snapshot"
 NETWORK = "network"  # a managed network: its runtime makes the CID as it likes
 
-# Containerd takes identifiers of up to 76 characters; file names take 255.
+# Container runtimes take identifiers of up to 76 characters; file names take 255.
 _CID = re.compile(r"([a-z][a-z0-9]{0,15})-(vm|disk|stemcell|snapshot)-([a-z0-9]{1,48})")
 
 # The error for a CID of this kind that does not exist; CPIError for a snapshot, as BOSH has no
@@ -43,7 +43,7 @@ def runtime_of(cid: str, kind: str) -> str:
     if match is None or match[2] != kind:
         error = NOT_FOUND.get(kind, CPIError)
         raise error(
-            f"{shown(cid)} is not a {kind} CID of this CPI (they look like containerd-{kind}-1f0c…)"
+            f"{shown(cid)} is not a {kind} CID of this CPI (they look like <runtime>-{kind}-1f0c…)"
         )
     return match[1]
 

@@ -246,9 +246,7 @@ def _document(path: str) -> Mapping[str, object]:
         if not isinstance(document, dict):
             raise ValueError("not a JSON object")
     except OSError as error:
-        raise CPIError(
-            f"cannot read configuration file {shown(path)}: {error.strerror}"
-        ) from error
+        raise CPIError(f"cannot read configuration file {shown(path)}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
         raise CPIError(f"configuration file {shown(path)} cannot be used: {error}") from error
     return document

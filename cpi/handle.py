@@ -43,7 +43,9 @@ def handle(request: object, config: Config, log: Log) -> dict[str, object]:
         result = _run(name, given, context, api_version, config, log)
     except Exception as error:
         typed = error if isinstance(error, CPIError) else None
-        typed = typed or _unexpected(name, error, log, given, context, _agent_secrets(config))
+        if typed is None:
+            objects = [value for value in given if isinstance(value, dict)]
+            typed = _unexpected(name, error, log, objects, context, _agent_secrets(config))
         log.error(f"{name} failed after {_since(started)}: {typed.type}: {typed.message}")
         return failure(typed, log)
     log.info(f"{name} done in {_since(started)}{_created(name, result)}")
@@ -162,7 +164,7 @@ def _unexpected(name: str, error: Exception, log: Log, *secret: object) -> CPIEr
 
     log.debug(redacted("".join(traceback.format_exception(error)).rstrip(), *secret))
     text = redacted(str(error), *secret)
-    message = f"{name}: {type(error).__name__}: {text}" if text else f"{name}: {type(error).__name__}"
+    message = ": ".join(part for part in (name, type(error).__name__, text) if part)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return NoDiskSpace(message)
     return VMCreationFailed(message) if name == "create_vm" else CPIError(message)

@@ -26,8 +26,9 @@ CONFIG_OPTIONS = ("-c", "--config", "--configPath", "-configPath")
 HELP = """\
 usage: cpi [-c cpi.json]
 
-Run BOSH VMs as containers. Reads one BOSH CPI request (JSON) from stdin until its end and writes one
-JSON response to stdout. Logs go to stderr. The exit status is 0 even when the response is an error.
+Run BOSH VMs as containers. Reads one BOSH CPI request (JSON) from stdin until its end and writes
+one JSON response to stdout. Logs go to stderr. The exit status is 0 even when the response is an
+error.
 
   -c, --config, --configPath FILE   configuration (JSON); without it, defaults
   -h, --help                        show this
@@ -36,7 +37,7 @@ JSON response to stdout. Logs go to stderr. The exit status is 0 even when the r
 Try it:
 
   echo '{"method":"info","arguments":[],"context":{}}' | cpi
-  echo '{"method":"has_vm","arguments":["containerd-vm-1"],"context":{},"api_version":2}' |
+  echo '{"method":"has_vm","arguments":["vm-1"],"context":{},"api_version":2}' |
     cpi -c cpi.json
 
 A request has method, arguments (a list), context (an object) and, from API 2 on, api_version. The
@@ -113,6 +114,7 @@ def _response(argv: Sequence[str]) -> bytes:
         config = _config(argv)
         response = handle(request, config, log)
     except CPIError as error:
+        log.error(error.message)
         response = failure(error, log)
     except Exception as error:
         response = failure(CPIError(f"the CPI failed: {type(error).__name__}: {error}"), log)
@@ -159,7 +161,7 @@ def _read_request() -> bytes:
 
     if os.isatty(0):
         sys.stderr.write("cpi: type a JSON request, then Ctrl-D; cpi --help tells more\n")
-    chunks = []
+    chunks: list[bytes] = []
     size = 0
     while True:
         try:

@@ -1,8 +1,8 @@
 """Every CPI method: its arguments, and what it asks of a runtime.
 
 What a runtime gets is checked: CIDs are of this CPI and of the right kind (not necessarily of
-something that exists), sizes are positive, networks and properties are parsed. The locks of the CIDs
-are held for all calls that change something; has_*, get_disks and create_stemcell take none.
+something that exists), sizes are positive, networks and properties are parsed. The locks of the
+CIDs are held for all calls that change something; has_*, get_disks and create_stemcell take none.
 """
 
 from __future__ import annotations
@@ -47,9 +47,7 @@ class Method:
 
     __slots__ = ("parameters", "run", "since")
 
-    def __init__(
-        self, run: Callable[..., object], *parameters: Parameter, since: int = 1
-    ) -> None:
+    def __init__(self, run: Callable[..., object], *parameters: Parameter, since: int = 1) -> None:
         self.run = run
         self.parameters = parameters
         self.since = since
@@ -110,7 +108,7 @@ def find(name: str, api_version: int) -> Method:
 
 
 def checked(name: str, method: Method, given: list[object]) -> list[object]:
-    """Return a method's arguments, checked and converted. Raises InvalidCall or a NotFound error."""
+    """Return a method's arguments, checked and converted. Raises InvalidCall or NotFound errors."""
     parameters = method.parameters
     least = sum(not parameter.optional for parameter in parameters)
     if not least <= len(given) <= len(parameters):

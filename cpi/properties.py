@@ -35,8 +35,7 @@ def parse(given: Mapping[str, object]) -> VMProperties:
     """
     unknown = [name for name in given if name not in KNOWN]
     if unknown:
-        names = ", ".join(shown(name, 60) for name in unknown)
-        raise CloudError(f"cloud_properties has unknown keys: {names}; known: {', '.join(KNOWN)}")
+        raise _unknown("cloud_properties", unknown, KNOWN)
     return VMProperties(
         cpu=_cpu(given.get("cpu")),
         memory=_integer("memory", given.get("memory"), 32, LARGEST_MIB, "MiB"),
@@ -55,6 +54,11 @@ def runtime(given: Mapping[str, object]) -> str | None:
     if name is None or isinstance(name, str):
         return name
     raise _wrong("runtime", "the name of a runtime", name)
+
+
+def _unknown(where: str, names: list[str], known: tuple[str, ...]) -> CloudError:
+    told = ", ".join(shown(name, 60) for name in names)
+    return CloudError(f"{where} has unknown keys: {told}; known: {', '.join(known)}")
 
 
 def _wrong(name: str, wanted: str, value: object) -> CloudError:
@@ -99,7 +103,7 @@ def _ports(value: object) -> tuple[PortForward, ...]:
         taken = seen.setdefault((forward.host, forward.protocol), set())
         if taken and (None in taken or forward.host_ip is None or forward.host_ip in taken):
             raise CloudError(
-                f"cloud_properties.ports forwards {forward.host}/{forward.protocol} of the host twice"
+                f"cloud_properties.ports uses {forward.host}/{forward.protocol} of the host twice"
             )
         taken.add(forward.host_ip)
     return forwards
@@ -129,10 +133,7 @@ def _port(name: str, value: object) -> PortForward:
 def _port_from_object(name: str, value: dict[str, object]) -> PortForward:
     unknown = [key for key in value if key not in _PORT_KEYS]
     if unknown:
-        raise CloudError(
-            f"cloud_properties.{name} has unknown keys: {', '.join(shown(k, 60) for k in unknown)}; "
-            f"known: {', '.join(_PORT_KEYS)}"
-        )
+        raise _unknown(f"cloud_properties.{name}", unknown, _PORT_KEYS)
     container = value.get("container")
     host = value.get("host", container)
     protocol = value.get("protocol", "tcp")

@@ -19,7 +19,9 @@ _SHORTEST = 4
 
 def redacted(text: str, *documents: object) -> str:
     """Return text without any of the strings and numbers in these JSON documents."""
-    secrets = {part for document in documents for leaf in _leaves(document) for part in _parts(leaf)}
+    secrets = {
+        part for document in documents for leaf in _leaves(document) for part in _parts(leaf)
+    }
     for secret in sorted(secrets, key=len, reverse=True):
         text = text.replace(secret, MARK)
     return text

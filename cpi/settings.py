@@ -10,8 +10,8 @@ if TYPE_CHECKING:
 
     from cpi.model import Json, JsonObject, Network, VMSpec
 
-# The agent dies when nothing names a blobstore provider ("executable bosh-blobstore- not found"), so
-# there is always one. This very path is the one that the agent itself replaces by its own blobs
+# The agent dies when nothing names a blobstore provider ("executable bosh-blobstore- not found"),
+# so there is always one. This very path is the one that the agent itself replaces by its own blobs
 # folder, into which `bosh create-env` uploads (bosh-agent's app.go, patchBlobstoreOptions).
 _OWN_BLOBS = "/var/vcap/micro_bosh/data/cache"
 

@@ -5,6 +5,7 @@ must not wait for it.
 """
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from runtimes.containerd.client import Client
     from runtimes.containerd.stemcells import Stemcells
     from runtimes.containerd.store import Store
-    from runtimes.containerd.vms import VMs
+    from runtimes.containerd.vms import Place, VMs
 
 # Where a VM sees its disks: adapt.DISK_FOLDER, which is not loaded for this alone.
 DISK_FOLDER = "/warden-cpi-dev"
@@ -41,6 +42,7 @@ class ContainerdRuntime(Runtime):
         super().__init__(config, log)
         self._state_dir = Path(config.text("state_dir"))
         self._run_dir = Path(config.text("run_dir"))
+        self._networks = Networks(config, self._state_dir, self._run_dir)
         self._disks = DiskStore(Path(config.text("disk_dir") or self._state_dir / "disks"))
 
     def close(self) -> None:
@@ -64,20 +66,37 @@ class ContainerdRuntime(Runtime):
             raise NotSupported(
                 "this host does not allow privileged VMs (containerd.allow_privileged is false)"
             )
-        return self._vms.create(spec)
+        self._networks.require_free(spec)
+        folder = HostFolder(self._state_dir, spec.cid)
+        with Undo(self.log) as undo, ThreadPoolExecutor(1) as pool:
+            undo.push(folder.remove)
+            folder.create(spec.properties.ephemeral_disk)
+            undo.push(lambda: self._networks.disconnect(spec.cid, folder.path))
+            connecting = pool.submit(self._networks.connect, spec, folder.path)
+            place = self._place(spec.cid, folder)
+            networks = self._vms.create(spec, place, connecting.result, undo)
+            undo.keep()
+        return networks
 
     def delete_vm(self, vm_cid: str) -> None:
+        # Whatever there is, so that this also cleans up after a create that was killed half-way.
         folder = HostFolder(self._state_dir, vm_cid)
-        self._vms.stop(vm_cid)
+        with ThreadPoolExecutor(1) as pool:
+            disconnecting = pool.submit(self._networks.disconnect, vm_cid, folder.path)
+            self._vms.stop(vm_cid)
+            disconnecting.result()
         for target in folder.attached():
             with locks.hold(str(self._run_dir), target.name, log=self.log):
                 self._release(folder, target.name)
         self._vms.delete(vm_cid)
+        folder.remove()
 
     def has_vm(self, vm_cid: str) -> bool:
         return self._vms.exists(vm_cid)
 
     def reboot_vm(self, vm_cid: str) -> None:
+        folder = self._folder(vm_cid)
+        folder.restore()
         self._vms.reboot(vm_cid)
 
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
@@ -188,13 +207,17 @@ class ContainerdRuntime(Runtime):
     @cached_property
     def _vms(self) -> "VMs":
         from runtimes.containerd.containers import Containers
-        from runtimes.containerd.vms import Places, VMs
+        from runtimes.containerd.vms import VMs
 
         containers = Containers(self._client, self.config.text("containerd.snapshotter"))
-        places = Places(
-            self._state_dir,
-            self.config.text("containerd.cgroup_parent"),
-            self.config.text("containerd.address"),
+        return VMs(self._store, containers, self._stemcells, self.log)
+
+    def _place(self, vm_cid: str, folder: HostFolder) -> "Place":
+        from runtimes.containerd.vms import Place
+
+        return Place(
+            namespace=self._networks.namespace(vm_cid),
+            folder=folder,
+            cgroup=f"{self.config.text('containerd.cgroup_parent')}/{vm_cid}",
+            address=self.config.text("containerd.address"),
         )
-        networks = Networks(self.config, self._state_dir, self._run_dir)
-        return VMs(self._store, containers, self._stemcells, networks, places, self.log)

@@ -1,12 +1,8 @@
-"""The life of a VM: folder, network, snapshot, container, task, and back.
-
-`create` pushes each step's undo before the step; `delete` takes away whatever there is, so that it
-also cleans up after a create that was killed half-way.
-"""
+"""VMs as containerd has them: snapshot, container, task; and what is written into a VM."""
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +15,7 @@ from runtimes.containerd import host, linux, oci_spec
 from runtimes.containerd.api import types_pb2
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.host_folder import HostFolder
-from runtimes.containerd.network import Networks, nameservers, published
+from runtimes.containerd.network import nameservers, published
 from runtimes.containerd.stemcells import Stemcell, Stemcells, mounted
 from runtimes.containerd.store import Store
 from stemcell_convert import adapt
@@ -40,11 +36,12 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where VMs live on the host, and below which cgroup."""
+class Place:
+    """What the host has for one VM: its network, its folder, its cgroup, and its containerd."""
 
-    state_dir: Path
-    cgroup_parent: str
+    namespace: Path
+    folder: HostFolder
+    cgroup: str
     address: str
 
 
@@ -56,50 +53,40 @@ class VMs:
         store: Store,
         containers: Containers,
         stemcells: Stemcells,
-        networks: Networks,
-        places: Places,
         log: Log,
     ) -> None:
         self._store = store
         self._containers = containers
         self._stemcells = stemcells
-        self._networks = networks
-        self._places = places
         self._log = log
 
-    def create(self, spec: VMSpec) -> Sequence[Network]:
-        """Create and start a VM; nothing is left of it when this fails."""
+    def create(
+        self, spec: VMSpec, place: Place, connected: Callable[[], Sequence[Network]], undo: Undo
+    ) -> Sequence[Network]:
+        """Create and start a VM in its place on the host; return its networks.
+
+        `connected` waits for the networks; they are made while containerd's client loads.
+        """
         stemcell = self._stemcells.find(spec.stemcell_cid)
-        self._networks.require_free(spec)
-        folder = HostFolder(self._places.state_dir, spec.cid)
-        with Undo(self._log) as undo:
-            undo.push(folder.remove)
-            folder.create(spec.properties.ephemeral_disk)
-            undo.push(lambda: self._networks.disconnect(spec.cid, folder.path))
-            networks = self._networks.connect(spec, folder.path)
-            undo.push(lambda: self._store.remove_snapshot(spec.cid))
-            with self._store.lease() as lease:
-                mounts = self._store.prepare(spec.cid, stemcell.snapshot, lease=lease)
-                files = rootfs_files(spec, networks, stemcell)
-                linux.in_private_mounts(lambda: _write(mounts, files))
-                document = oci_spec.render(self._container(spec, stemcell, folder))
-                labels = _labels(spec, stemcell, networks)
-                undo.push(lambda: self._containers.delete(spec.cid))
-                self._containers.create(spec.cid, stemcell.image, document, labels)
-            undo.push(lambda: self._containers.stop(spec.cid))
-            pid = self._containers.start(spec.cid, mounts)
-            undo.keep()
+        undo.push(lambda: self._store.remove_snapshot(spec.cid))
+        with self._store.lease() as lease:
+            mounts = self._store.prepare(spec.cid, stemcell.snapshot, lease=lease)
+            networks = connected()
+            files = rootfs_files(spec, networks, stemcell)
+            linux.in_private_mounts(lambda: _write(mounts, files))
+            document = oci_spec.render(_container(spec, stemcell, place))
+            labels = _labels(spec, stemcell, networks)
+            undo.push(lambda: self._containers.delete(spec.cid))
+            self._containers.create(spec.cid, stemcell.image, document, labels)
+        undo.push(lambda: self._containers.stop(spec.cid))
+        pid = self._containers.start(spec.cid, mounts)
         self._log.info(f"{spec.cid} runs, its init is process {pid}")
         return networks
 
     def delete(self, vm_cid: str) -> None:
-        """Delete what there is of a VM; its disks are unmounted by then."""
-        folder = HostFolder(self._places.state_dir, vm_cid)
-        self._containers.stop(vm_cid)
-        self._networks.disconnect(vm_cid, folder.path)
+        """Delete what containerd has of a stopped VM."""
         self._containers.delete(vm_cid)
         self._store.remove_snapshot(vm_cid)
-        folder.remove()
 
     def stop(self, vm_cid: str) -> None:
         """End a VM's processes."""
@@ -112,7 +99,6 @@ class VMs:
         """Start a VM's init anew on the same root file system and network. Raises VMNotFound."""
         self._get(vm_cid)
         self._containers.stop(vm_cid)
-        HostFolder(self._places.state_dir, vm_cid).restore()
         self._containers.start(vm_cid, self._store.mounts(vm_cid))
 
     def set_metadata(self, vm_cid: str, metadata: Mapping[str, Json]) -> None:
@@ -147,26 +133,25 @@ class VMs:
             raise VMNotFound(f"there is no VM {vm_cid} in containerd")
         return dict(container.labels)
 
-    def _container(
-        self, spec: VMSpec, stemcell: Stemcell, folder: HostFolder
-    ) -> oci_spec.Container:
-        properties = spec.properties
-        return oci_spec.Container(
-            hostname=hostname(spec),
-            command=stemcell.command,
-            namespace=self._networks.namespace(spec.cid),
-            cgroup=f"{self._places.cgroup_parent}/{spec.cid}",
-            data=folder.data,
-            disks=folder.disks,
-            disk_folder=adapt.DISK_FOLDER,
-            capabilities=host.capabilities_of_server(self._places.address),
-            cpu=properties.cpu,
-            memory=None if properties.memory is None else properties.memory << 20,
-            swap_accounting=host.accounts_swap(),
-            pids=properties.pids,
-            privileged=properties.privileged,
-            devices=host.devices() if properties.privileged else (),
-        )
+
+def _container(spec: VMSpec, stemcell: Stemcell, place: Place) -> oci_spec.Container:
+    properties = spec.properties
+    return oci_spec.Container(
+        hostname=hostname(spec),
+        command=stemcell.command,
+        namespace=place.namespace,
+        cgroup=place.cgroup,
+        data=place.folder.data,
+        disks=place.folder.disks,
+        disk_folder=adapt.DISK_FOLDER,
+        capabilities=host.capabilities_of_server(place.address),
+        cpu=properties.cpu,
+        memory=None if properties.memory is None else properties.memory << 20,
+        swap_accounting=host.accounts_swap(),
+        pids=properties.pids,
+        privileged=properties.privileged,
+        devices=host.devices() if properties.privileged else (),
+    )
 
 
 def hostname(spec: VMSpec) -> str:

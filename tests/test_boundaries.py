@@ -1,0 +1,92 @@
+"""Who may import whom; see the design: the contract names no runtime, runtimes know only leaves."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from runtimes import registry
+from tests.support import ROOT
+
+# What handles requests. Everything else in cpi/ is a leaf that runtimes may use.
+CONTRACT = {
+    "cpi.arguments",
+    "cpi.handle",
+    "cpi.main",
+    "cpi.methods",
+    "cpi.networks",
+    "cpi.properties",
+    "cpi.redact",
+}
+
+RUNTIMES = sorted(path.name for path in (ROOT / "runtimes").iterdir() if path.is_dir())
+
+
+def sources(folder: str) -> list[Path]:
+    """Return a package's source files, generated ones aside."""
+    found = sorted((ROOT / folder).rglob("*.py"))
+    return [path for path in found if "api" not in path.relative_to(ROOT).parts]
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield every module that a file imports, at any level, as dotted names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            assert node.module is not None
+            yield node.module
+            # `from cpi import cid` imports a module, `from cpi.cid import VM` a name.
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def top(module: str) -> str:
+    return module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", sources("cpi"), ids=lambda path: path.name)
+def test_the_contract_knows_the_registry_alone(path: Path) -> None:
+    used = {name for name in imports(path) if top(name) in ("runtimes", "stemcell_convert")}
+    assert used <= {"runtimes", "runtimes.registry"}
+    text = path.read_text().lower().replace("bosh-containerd-cpi", "")
+    assert not [name for name in registry.REGISTRY if name in text]
+
+
+@pytest.mark.parametrize("name", [name for name in RUNTIMES if not name.startswith("_")])
+def test_runtimes_know_leaves_and_not_each_other(name: str) -> None:
+    for path in sources(f"runtimes/{name}"):
+        used = set(imports(path))
+        assert not used & CONTRACT, path
+        others = {one for one in used if one.startswith("runtimes.")}
+        assert all(one.startswith(f"runtimes.{name}") for one in others), path
+
+
+def test_leaves_do_not_import_the_contract() -> None:
+    allowed = {"cpi.config": {"cpi.arguments"}}
+    for path in sources("cpi"):
+        module = f"cpi.{path.stem}"
+        if module not in CONTRACT:
+            assert set(imports(path)) & CONTRACT <= allowed.get(module, set()), path
+
+
+def test_stemcell_convert_stands_alone() -> None:
+    for path in sources("stemcell_convert"):
+        assert not {top(name) for name in imports(path)} & {"cpi", "runtimes", "grpc"}, path
+
+
+def test_one_file_imports_grpc() -> None:
+    files = [path for folder in ("cpi", "runtimes", "stemcell_convert") for path in sources(folder)]
+    users = {path.relative_to(ROOT) for path in files if "grpc" in {top(n) for n in imports(path)}}
+    assert users <= {Path("runtimes/containerd/client.py")}
+
+
+def test_packages_are_empty() -> None:
+    """Importing a package must not load its modules."""
+    for folder in ("cpi", "runtimes", "stemcell_convert"):
+        for path in sources(folder):
+            if path.name == "__init__.py":
+                assert ast.parse(path.read_text()).body in ([],) or ast.get_docstring(
+                    ast.parse(path.read_text())
+                ), path

@@ -1,0 +1,46 @@
+"""The registry of runtimes."""
+
+import re
+
+import pytest
+
+from cpi.errors import CPIError
+from runtimes import registry
+from tests.fake_runtime import FakeRuntime
+from tests.support import FAKE, fake_registered
+
+
+def test_names_fit_into_cids() -> None:
+    assert registry.DEFAULT in registry.REGISTRY
+    for name, entry in registry.REGISTRY.items():
+        assert name == entry.name
+        assert re.fullmatch(r"[a-z][a-z0-9]{0,15}", name)
+        assert entry.stemcell_formats
+        assert entry.hint
+
+
+def test_keys_belong_to_their_runtime() -> None:
+    declared = registry.keys()
+    for key in declared:
+        assert key.name.split(".")[0] in registry.REGISTRY
+
+
+def test_load() -> None:
+    with fake_registered():
+        assert registry.load("fake") is FakeRuntime
+
+
+def test_unknown_runtime() -> None:
+    with pytest.raises(CPIError, match=r"there is no runtime 'x\\n'; known: containerd"):
+        registry.load("x\n")
+
+
+def test_missing_dependency_gives_the_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_registered():
+        monkeypatch.setattr(FAKE, "class_path", "no_such_module:Class")
+        with pytest.raises(CPIError) as raised:
+            registry.load("fake")
+    assert raised.value.message == (
+        "the fake runtime does not load (No module named 'no_such_module'); "
+        "the tests bring it along"
+    )
