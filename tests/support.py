@@ -1,6 +1,7 @@
 """What several test modules need: requests, and a configuration that uses the fake runtime."""
 
 import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,3 +56,12 @@ def call(
     sent = request(method, *arguments, api_version=api_version, context=context)
     answered: dict[str, Any] = json.loads(json.dumps(handle(sent, config, Log("error"))))
     return answered
+
+
+def matches_golden(name: str, rendered: object) -> bool:
+    """Tell whether a rendering is what the golden file has; UPDATE_GOLDEN=1 writes it anew."""
+    golden = ROOT / "tests" / "golden" / f"{name}.json"
+    text = json.dumps(rendered, indent=2) + "\n"
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(text)
+    return golden.read_text() == text

@@ -1,12 +1,10 @@
 """The agent's settings against golden files; UPDATE_GOLDEN=1 writes them anew."""
 
-import json
-import os
 from dataclasses import replace
 
 from cpi.model import AgentConfig, Network, VMProperties, VMSpec
 from cpi.settings import render
-from tests.support import ROOT
+from tests.support import matches_golden
 
 SPEC = VMSpec(
     cid="containerd-vm-1",
@@ -33,15 +31,6 @@ DYNAMIC = Network(name="dynamic", type="dynamic", ip="10.245.0.9", prefix=16, ga
 IPV6 = Network(name="six", type="manual", ip="2001:db8::5", prefix=64, gateway="2001:db8::1")
 
 
-def matches(name: str, rendered: dict[str, object]) -> bool:
-    """Tell whether a rendering is what the golden file has."""
-    golden = ROOT / "tests" / "golden" / f"{name}.json"
-    text = json.dumps(rendered, indent=2) + "\n"
-    if os.environ.get("UPDATE_GOLDEN"):
-        golden.write_text(text)
-    return golden.read_text() == text
-
-
 def test_director_vm() -> None:
     agent = AgentConfig(
         mbus="nats://10.0.1.2:4222",
@@ -50,11 +39,11 @@ def test_director_vm() -> None:
     )
     env = {"bosh": {"mbus": {"urls": ["nats://x"], "cert": {"ca": "pem"}}, "password": "*"}}
     spec = replace(SPEC, agent=agent, env=env)
-    assert matches("settings_director", render(spec, (STATIC, DYNAMIC, IPV6)))
+    assert matches_golden("settings_director", render(spec, (STATIC, DYNAMIC, IPV6)))
 
 
 def test_least_vm() -> None:
-    assert matches("settings_least", render(SPEC, ()))
+    assert matches_golden("settings_least", render(SPEC, ()))
 
 
 def test_persistent_disks_of_version_1() -> None:

@@ -22,13 +22,17 @@ Config = dict[str, Any]
 
 @dataclass(frozen=True)
 class Attachment:
-    """One interface: the plugins' configurations in order and what each call says beside them."""
+    """One interface: the plugins' configurations in order and what each call says beside them.
+
+    result: what ADD answered, which DEL wants to see again (SPEC, "Deletion Parameters").
+    """
 
     network: str
     interface: str
     plugins: tuple[Config, ...]
     runtime: Mapping[str, Any]
     arguments: str = ""
+    result: Config | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,12 @@ def bridge_plugins(lan: Lan, network: Network, *, default_route: bool) -> tuple[
             "routes": routes,
         },
     }
-    return (bridge, {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True})
+    return (
+        bridge,
+        # Hosts with Docker drop what is forwarded; this lets the VM's own address through.
+        {"type": "firewall", "backend": "iptables"},
+        {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
+    )
 
 
 def subnet_of(network: Network) -> str:
@@ -119,7 +128,7 @@ class Plugins:
         """Undo `add`, in the opposite order; what is gone is no error (CNI "DEL")."""
         for plugin in reversed(attachment.plugins):
             if not _idle(plugin, attachment):
-                self._call("DEL", attachment, plugin, container, namespace, None)
+                self._call("DEL", attachment, plugin, container, namespace, attachment.result)
 
     def _call(
         self,

@@ -26,6 +26,9 @@ from runtimes.containerd.cni import (
     mac_of,
     port_mappings,
 )
+from runtimes.containerd.cni import (
+    Config as CniConfig,
+)
 from runtimes.containerd.ports import Ports
 
 if TYPE_CHECKING:
@@ -79,8 +82,15 @@ class Networks:
         self._ports.reserve(spec.properties.ports, spec.cid)
         self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
         linux.pin_network_namespace(self.namespace(spec.cid))
-        _save(folder / STATE, [attachment for _, attachment in plan])
-        return [self._add(network, attachment, spec.cid) for network, attachment in plan]
+        attachments = [attachment for _, attachment in plan]
+        connected = []
+        for at, (network, attachment) in enumerate(plan):
+            _save(folder / STATE, attachments)
+            result = self._plugins.add(attachment, spec.cid, self.namespace(spec.cid))
+            attachments[at] = replace(attachment, result=result)
+            _save(folder / STATE, attachments)
+            connected.append(_connected(network, result))
+        return connected
 
     def disconnect(self, vm_cid: str, folder: Path) -> None:
         """Remove the VM's interfaces and namespace; what is gone is no error."""
@@ -90,21 +100,6 @@ class Networks:
             stack.callback(linux.unpin_network_namespace, namespace)
             for attachment in _load(folder / STATE):
                 stack.callback(self._plugins.delete, attachment, vm_cid, namespace)
-
-    def _add(self, network: Network, attachment: Attachment, vm_cid: str) -> Network:
-        result = self._plugins.add(attachment, vm_cid, self.namespace(vm_cid))
-        found = addresses(result)
-        if network.ip is None:
-            if not found:
-                raise CloudError(f"the network {network.name!r} gave the VM no address")
-            ip, prefix, gateway = found[0]
-            network = replace(network, ip=ip, prefix=prefix, gateway=network.gateway or gateway)
-        elif network.ip not in [ip for ip, _, _ in found]:
-            raise CloudError(
-                f"the network {network.name!r} gave {[ip for ip, _, _ in found]} instead of "
-                f"{network.ip}; its IPAM plugin must be able to give a wanted address"
-            )
-        return replace(network, mac=mac_of(result))
 
     def _plan(self, spec: VMSpec, network: Network, at: int) -> Attachment:
         properties = _properties(network)
@@ -144,6 +139,22 @@ def _interfaces(spec: VMSpec) -> Iterable[tuple[int, Network]]:
     return enumerate(spec.networks)
 
 
+def _connected(network: Network, result: CniConfig) -> Network:
+    """Return a network with the address that its plugins gave. Raises CloudError."""
+    found = addresses(result)
+    if network.ip is None:
+        if not found:
+            raise CloudError(f"the network {network.name!r} gave the VM no address")
+        ip, prefix, gateway = found[0]
+        network = replace(network, ip=ip, prefix=prefix, gateway=network.gateway or gateway)
+    elif network.ip not in [ip for ip, _, _ in found]:
+        raise CloudError(
+            f"the network {network.name!r} gave {[ip for ip, _, _ in found]} instead of "
+            f"{network.ip}; its IPAM plugin must be able to give a wanted address"
+        )
+    return replace(network, mac=mac_of(result))
+
+
 def _has_default_route(spec: VMSpec, network: Network) -> bool:
     """The network that BOSH marks, for each IP version; a VM's only network in any case."""
     return "gateway" in network.default or len(spec.networks) == 1
@@ -170,7 +181,9 @@ def _properties(network: Network) -> dict[str, Any]:
 
 
 def _save(path: Path, attachments: Sequence[Attachment]) -> None:
-    path.write_text(json.dumps([asdict(attachment) for attachment in attachments]))
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps([asdict(attachment) for attachment in attachments]))
+    fresh.replace(path)
 
 
 def _load(path: Path) -> list[Attachment]:

@@ -1,7 +1,7 @@
 """What the tests do to a private host and look at on it."""
 
 import json
-import socket
+import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -138,8 +138,7 @@ class Machine:
         mounts = self.host.run("cat", "/proc/self/mountinfo").stdout.splitlines()
         state = [path for path in self.host.state.rglob("*") if path.is_file()]
         lasting = ("lock", "last_reserved_ip.0", "last_reserved_ip.1")
-        # Rules, not chains: CNI's portmap keeps its empty top chains, as documented.
-        rules = self.host.run("iptables", "-t", "nat", "-S").stdout.splitlines()
+        rules = self.host.run("iptables-save").stdout.splitlines()
         return {
             "containers": self.ctr("containers", "ls", "-q").split(),
             "tasks": self.ctr("tasks", "ls", "-q").split(),
@@ -151,8 +150,9 @@ class Machine:
             "namespaces": sorted(path.name for path in self.host.folder.glob("run/netns/*")),
             "locks": sorted(path.name for path in self.host.folder.glob("run/locks/*")),
             "interfaces": self._interfaces(),
-            "rules": sorted(rule for rule in rules if rule.startswith("-A") and "CNI-" in rule
-                            and not rule.startswith(_LASTING_RULES)),
+            "rules": sorted(
+                rule for rule in rules if rule.startswith("-A") and not _LASTING_RULE.search(rule)
+            ),
             "cgroups": sorted(
                 str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{self.host.folder.name}/*/")
             ),
@@ -198,18 +198,11 @@ class Machine:
         return reply["value"]
 
 
-# What CNI's portmap plugin sets up once for the host.
-_LASTING_RULES = (
-    "-A PREROUTING -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
-    "-A OUTPUT -m addrtype --dst-type LOCAL -j CNI-HOSTPORT-DNAT",
-    '-A POSTROUTING -m comment --comment "CNI portfwd requiring masquerade"',
-    "-A CNI-HOSTPORT-",
+# What CNI's portmap and firewall plugins set up once for the host, and leave.
+_LASTING_RULE = re.compile(
+    "--dst-type LOCAL -j CNI-HOSTPORT-DNAT|requiring masquerade|-A CNI-HOSTPORT-"
+    "|CNI firewall plugin rules|admin overrides"
 )
-
-
-def listen(port: int = 0) -> socket.socket:
-    """A listening socket of this process."""
-    return socket.create_server(("127.0.0.1", port))
 
 
 def failing(call: Callable[[], Any]) -> CallFailed:

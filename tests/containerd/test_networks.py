@@ -119,6 +119,17 @@ def test_nat_to_the_outside(make_vm: Callable[..., VM], outside: str) -> None:
     vm.sh(f"ping -c1 -W2 {outside}")
 
 
+def test_a_host_that_forwards_nothing_by_itself(
+    machine: Machine, make_vm: Callable[..., VM], outside: str
+) -> None:
+    # As Docker leaves it.
+    machine.host.run("iptables", "-P", "FORWARD", "DROP")
+    try:
+        make_vm().sh(f"ping -c1 -W2 {outside}")
+    finally:
+        machine.host.run("iptables", "-P", "FORWARD", "ACCEPT")
+
+
 def test_ports_are_published_from_outside_and_from_the_host(
     machine: Machine, make_vm: Callable[..., VM], outside: str
 ) -> None:

@@ -1,0 +1,82 @@
+"""The second layer and the OCI documents: the same bytes for the same facts, on any machine."""
+
+import io
+import json
+import tarfile
+
+from stemcell_convert import adapt, oci
+from stemcell_convert.facts import RootfsFacts
+
+SYSTEMD = RootfsFacts("systemd", ("/sbin/init",), "/var/vcap/bosh/s.json", b"{}", "amd64", {})
+RUNIT = RootfsFacts("runit", ("/usr/sbin/runsvdir-start",), "/s.json", None, "arm64", {})
+LAYERS = [
+    oci.Layer(oci.LAYER_GZIP, "sha256:" + "1" * 64, 100, "sha256:" + "2" * 64),
+    oci.Layer(oci.LAYER, "sha256:" + "3" * 64, 10, "sha256:" + "3" * 64),
+]
+
+
+def _members(facts: RootfsFacts) -> dict[str, tarfile.TarInfo]:
+    data = adapt.layer(adapt.adaptations(facts))
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return {member.name: member for member in tar}
+
+
+def test_systemd_units_are_masked() -> None:
+    members = _members(SYSTEMD)
+    udev = members["etc/systemd/system/systemd-udevd.service"]
+    assert udev.issym()
+    assert udev.linkname == "/dev/null"
+    assert members["warden-cpi-dev"].isdir()
+    assert "var/vcap/bosh/agent.json" not in members, "the stemcell's own stays"
+
+
+def test_runit_gets_no_units_and_a_missing_agent_json() -> None:
+    members = _members(RUNIT)
+    assert not [name for name in members if "systemd" in name]
+    assert members["var/vcap/bosh/agent.json"].isfile()
+
+
+def test_every_adaptation_says_why() -> None:
+    for facts in (SYSTEMD, RUNIT):
+        assert all(entry.reason for entry in adapt.adaptations(facts))
+
+
+def test_the_layer_is_the_same_on_any_machine() -> None:
+    digests = [oci.digest(adapt.layer(adapt.adaptations(facts))) for facts in (SYSTEMD, RUNIT)]
+    # When these change, adapt.VERSION has to be raised.
+    assert adapt.VERSION == "1"
+    assert digests == [
+        "sha256:25b7337e5cdf2bd0880dd68665f1fb22e00844d2b3c1d630a9d213f792d2e504",
+        "sha256:f254a1debcb0940b6cd6cd730517168f68d5d85b86934831bf584ea0ada57f1f",
+    ]
+
+
+def test_the_agent_json_we_add_is_json_for_both_inits() -> None:
+    for init in ("systemd", "runit"):
+        facts = RootfsFacts(init, ("/x",), "/s", None, "amd64", {})
+        document = next(entry.data for entry in adapt.adaptations(facts) if entry.data)
+        linux = json.loads(document)["Platform"]["Linux"]
+        assert linux["BindMountPersistentDisk"] is True
+        assert linux.get("ServiceManager") == ("systemd" if init == "systemd" else None)
+
+
+def test_config_boots_the_stemcells_init() -> None:
+    config = json.loads(oci.config(SYSTEMD, LAYERS, {"a": "b"}))
+    assert config["config"]["Entrypoint"] == ["/sbin/init"]
+    assert config["architecture"] == "amd64"
+    assert config["rootfs"]["diff_ids"] == [layer.diff_id for layer in LAYERS]
+    assert "created" not in config
+
+
+def test_manifest_names_config_and_layers_by_digest() -> None:
+    config = oci.config(SYSTEMD, LAYERS, {})
+    manifest = json.loads(oci.manifest(config, LAYERS, {"n": "v"}))
+    assert manifest["config"]["digest"] == oci.digest(config)
+    assert [layer["digest"] for layer in manifest["layers"]] == [x.digest for x in LAYERS]
+    assert manifest["annotations"] == {"n": "v"}
+
+
+def test_chain_id_as_the_image_spec_defines_it() -> None:
+    first, second = "sha256:" + "a" * 64, "sha256:" + "b" * 64
+    assert oci.chain_id([first]) == first
+    assert oci.chain_id([first, second]) == oci.digest(f"{first} {second}".encode())

@@ -1,0 +1,49 @@
+"""The OCI spec of VMs against golden files, and what must hold for every one of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from runtimes.containerd.oci_spec import CAPABILITIES, Container, render
+from tests.support import matches_golden
+
+ALL = (*CAPABILITIES, "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")
+LEAST = Container(
+    hostname="agent-1",
+    command=("/sbin/init",),
+    namespace=Path("/run/bosh-containerd-cpi/netns/containerd-vm-1"),
+    cgroup="/bosh/containerd-vm-1",
+    data=Path("/var/lib/bosh-containerd-cpi/vms/containerd-vm-1/data"),
+    disks=Path("/var/lib/bosh-containerd-cpi/vms/containerd-vm-1/disks"),
+    disk_folder="/warden-cpi-dev",
+    capabilities=ALL,
+)
+LIMITED = replace(LEAST, cpu=1.5, memory=512 << 20, swap_accounting=True, pids=1000)
+DEVICE = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}
+PRIVILEGED = replace(LEAST, privileged=True, devices=[DEVICE])
+
+
+def test_without_limits() -> None:
+    assert matches_golden("oci_spec_least", render(LEAST))
+
+
+def test_with_limits() -> None:
+    assert matches_golden("oci_spec_limited", render(LIMITED))
+
+
+def test_privileged() -> None:
+    assert matches_golden("oci_spec_privileged", render(PRIVILEGED))
+
+
+def test_no_capability_that_containerd_lacks_is_asked_for() -> None:
+    few = {"CAP_CHOWN", "CAP_SYS_MODULE"}
+    assert render(replace(LEAST, capabilities=few))["process"]["capabilities"]["bounding"] == [
+        "CAP_CHOWN"
+    ]
+    everything = render(replace(PRIVILEGED, capabilities=few))["process"]["capabilities"]
+    assert everything["bounding"] == sorted(few)
+
+
+def test_the_hosts_cgroups_are_never_bound() -> None:
+    for container in (LEAST, LIMITED, PRIVILEGED):
+        for mount in render(container)["mounts"]:
+            assert not (mount["type"] == "bind" and mount["source"].startswith("/sys"))
