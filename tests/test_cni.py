@@ -78,10 +78,10 @@ def test_port_mappings() -> None:
 def test_a_plugins_name_is_no_path(tmp_path: Path, kind: str) -> None:
     attachment = cni.Attachment("n", "eth0", ({"type": kind},), {})
     with pytest.raises(CloudError, match="no name of a CNI plugin"):
-        cni.Plugins([str(tmp_path)]).add(attachment, "id", tmp_path)
+        cni.Plugins([str(tmp_path)]).add(attachment, "id", tmp_path, print)
 
 
 def test_a_missing_plugin_is_named(tmp_path: Path) -> None:
     attachment = cni.Attachment("n", "eth0", ({"type": "nope"},), {})
     with pytest.raises(CloudError, match="containernetworking-plugins"):
-        cni.Plugins([str(tmp_path)]).add(attachment, "id", tmp_path)
+        cni.Plugins([str(tmp_path)]).add(attachment, "id", tmp_path, print)

@@ -4,7 +4,7 @@ Plugins do all that touches a network; this renders what they read and reads wha
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -114,15 +114,25 @@ class Plugins:
     def __init__(self, folders: Sequence[str]) -> None:
         self._folders = [folder for folder in folders or USUAL_PLUGIN_DIRS if Path(folder).is_dir()]
 
-    def add(self, attachment: Attachment, container: str, namespace: Path) -> Config:
-        """Make an interface in a network namespace and return the result (CNI "ADD")."""
-        result: Config | None = None
+    def add(
+        self,
+        attachment: Attachment,
+        container: str,
+        namespace: Path,
+        remember: Callable[[Config], None],
+    ) -> Config:
+        """Make an interface in a network namespace and return the result (CNI "ADD").
+
+        `remember` gets the result so far after each plugin, for `delete`.
+        """
+        result: Config = {}
         for plugin in attachment.plugins:
-            if _idle(plugin, attachment):
-                continue
-            answer = self._call("ADD", attachment, plugin, container, namespace, result)
-            result = answer or result
-        return result or {}
+            if not _idle(plugin, attachment):
+                previous = result or None
+                answer = self._call("ADD", attachment, plugin, container, namespace, previous)
+                result = answer or result
+                remember(result)
+        return result
 
     def delete(self, attachment: Attachment, container: str, namespace: Path) -> None:
         """Undo `add`, in the opposite order; what is gone is no error (CNI "DEL")."""

@@ -18,6 +18,7 @@ from cpi.model import Network, PortForward, VMSpec
 from runtimes.containerd import linux
 from runtimes.containerd.cni import (
     Attachment,
+    Config as CniConfig,
     Lan,
     Plugins,
     addresses,
@@ -25,9 +26,6 @@ from runtimes.containerd.cni import (
     host_plugins,
     mac_of,
     port_mappings,
-)
-from runtimes.containerd.cni import (
-    Config as CniConfig,
 )
 from runtimes.containerd.ports import Ports
 
@@ -83,14 +81,11 @@ class Networks:
         self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
         linux.pin_network_namespace(self.namespace(spec.cid))
         attachments = [attachment for _, attachment in plan]
-        connected = []
-        for at, (network, attachment) in enumerate(plan):
-            _save(folder / STATE, attachments)
-            result = self._plugins.add(attachment, spec.cid, self.namespace(spec.cid))
-            attachments[at] = replace(attachment, result=result)
-            _save(folder / STATE, attachments)
-            connected.append(_connected(network, result))
-        return connected
+        _save(folder / STATE, attachments)
+        return [
+            self._add(at, network, attachments, spec.cid, folder)
+            for at, (network, _) in enumerate(plan)
+        ]
 
     def disconnect(self, vm_cid: str, folder: Path) -> None:
         """Remove the VM's interfaces and namespace; what is gone is no error."""
@@ -100,6 +95,16 @@ class Networks:
             stack.callback(linux.unpin_network_namespace, namespace)
             for attachment in _load(folder / STATE):
                 stack.callback(self._plugins.delete, attachment, vm_cid, namespace)
+
+    def _add(
+        self, at: int, network: Network, attachments: list[Attachment], vm_cid: str, folder: Path
+    ) -> Network:
+        def remember(result: CniConfig) -> None:
+            attachments[at] = replace(attachments[at], result=result)
+            _save(folder / STATE, attachments)
+
+        namespace = self.namespace(vm_cid)
+        return _connected(network, self._plugins.add(attachments[at], vm_cid, namespace, remember))
 
     def _plan(self, spec: VMSpec, network: Network, at: int) -> Attachment:
         properties = _properties(network)
