@@ -154,7 +154,9 @@ class Machine:
                 rule for rule in rules if rule.startswith("-A") and not _LASTING_RULE.search(rule)
             ),
             "cgroups": sorted(
-                str(path) for path in Path("/sys/fs/cgroup").glob(f"*/{self.host.folder.name}/*/")
+                str(path)
+                for path in Path("/sys/fs/cgroup").glob(f"*/{self.host.folder.name}/*")
+                if path.is_dir()
             ),
         }  # fmt: skip
 
