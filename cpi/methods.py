@@ -7,8 +7,7 @@ CIDs are held for all calls that change something; has_*, get_disks and create_s
 
 from __future__ import annotations
 
-from cpi import arguments as check
-from cpi import cid
+from cpi import arguments as check, cid
 from cpi.errors import CPIError, InvalidCall, NotImplementedInCPI
 from runtimes import registry
 
@@ -160,8 +159,7 @@ def _create_vm(
     env: Mapping[str, Any],
 ) -> object:
     # Parsing these costs imports that no other method pays for.
-    from cpi import networks as network_parser
-    from cpi import properties as property_parser
+    from cpi import networks as network_parser, properties as property_parser
     from cpi.model import VMSpec
     from cpi.settings import render_network
 
