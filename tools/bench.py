@@ -1,4 +1,4 @@
-"""Time every call of the CPI contract as a process, on a private host.
+"""Time every call of the CPI contract as a process, on a private host and a new file system.
 
 Wall time is what BOSH waits for; CPU is user and system time of the `cpi` process and the programs
 that it runs, without containerd. A VM's calls are made when its agent has answered, as BOSH does.
@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from tools.demo_text import leftovers, network_of
 from tools.driver import Driver, DriverError
 from tools.make_stemcell import interrupt
 from tools.private_host import PrivateHost
+from tools.scratch import file_system
 from tools.stemcell_source import Stemcell, StemcellUnusable, opened, stand_in
 
 SUBNET = "10.245.0.0/16"
@@ -275,7 +277,7 @@ def measure(options: argparse.Namespace, console: Console) -> None:
     tarball = options.stemcell or stand_in("systemd")
     programs, plugins = folders(options.programs)
     progress = Console(stderr=True)
-    with PrivateHost(programs, plugins) as host, ExitStack() as stack:
+    with file_system(), PrivateHost(programs, plugins) as host, ExitStack() as stack:
         stemcell = opened(tarball, host.folder)
         config = host.write_config()
         drivers = [
@@ -358,6 +360,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         measure(options, console)
     except (BenchFailed, DriverError, StemcellUnusable, RuntimeError) as error:
         print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except subprocess.CalledProcessError as error:
+        print(f"bench: {error}\n{error.stderr}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("bench: interrupted", file=sys.stderr)

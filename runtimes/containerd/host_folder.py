@@ -8,7 +8,6 @@
 """
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from cpi.diskstore import MIB, PARTITION_OFFSET, Disk, DiskStore, make_ext4, make_sparse
@@ -90,10 +89,3 @@ def _mount_loop(image: Path, target: Path, offset: int = 0, size: int = 0) -> No
     """
     options = f"loop,offset={offset},sizelimit={size}"
     run(["mount", "-t", "ext4", "-o", options, str(image), str(target)])
-
-
-def all_vm_cids(state_dir: Path) -> Iterator[str]:
-    """The CIDs of all VMs that have a folder."""
-    folder = state_dir / "vms"
-    if folder.is_dir():
-        yield from (path.name for path in sorted(folder.iterdir()))

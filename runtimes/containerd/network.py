@@ -77,6 +77,8 @@ class Networks:
         When it fails, `disconnect` takes away what there is. Raises CloudError, NetworkNotFound.
         """
         plan = [(network, self._plan(spec, network, at)) for at, network in _interfaces(spec)]
+        if spec.properties.ports and not any("portMappings" in a.runtime for _, a in plan):
+            raise CloudError("ports need a network that has the VM's default gateway")
         self._ports.reserve(spec.properties.ports, spec.cid)
         self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
         linux.pin_network_namespace(self.namespace(spec.cid))

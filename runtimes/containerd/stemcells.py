@@ -27,7 +27,7 @@ from stemcell_convert.recognise import require_warden
 # The image's name in containerd. `ctr run` takes it, and it is a valid reference for a push.
 IMAGE_PREFIX = "bosh.local/stemcell/"
 LABEL_SNAPSHOT = "bosh.stemcell.snapshot"
-_MIXED = 40  # hex digits of the manifest's digest in a CID: enough never to meet another
+_CID_DIGITS = 40  # hex digits of the manifest's digest in a CID: enough never to meet another
 
 
 @dataclass(frozen=True)
@@ -162,7 +162,7 @@ class Stemcells:
 
 
 def _identifier(digest: str) -> str:
-    return digest.partition(":")[2][:_MIXED]
+    return digest.partition(":")[2][:_CID_DIGITS]
 
 
 def _hash(image: Path) -> tuple[str, int]:
