@@ -42,6 +42,7 @@ _MASKED = (
     "/proc/asound",
     "/proc/kcore",
     "/proc/keys",
+    "/proc/kmsg",
     "/proc/latency_stats",
     "/proc/sched_debug",
     "/proc/scsi",
@@ -50,7 +51,20 @@ _MASKED = (
     "/sys/devices/virtual/powercap",
     "/sys/firmware",
 )
-_READ_ONLY = ("/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger")
+# Of /proc/sys only `net` may be written: it is the VM's own network's.
+_READ_ONLY = (
+    "/proc/bus",
+    "/proc/fs",
+    "/proc/irq",
+    "/proc/sys/abi",
+    "/proc/sys/debug",
+    "/proc/sys/dev",
+    "/proc/sys/fs",
+    "/proc/sys/kernel",
+    "/proc/sys/user",
+    "/proc/sys/vm",
+    "/proc/sysrq-trigger",
+)
 
 # System calls that SYS_ADMIN alone would open and that concern the host as a whole.
 _DENIED_CALLS = (
@@ -66,6 +80,7 @@ _DENIED_CALLS = (
     "quotactl",
     "swapoff",
     "swapon",
+    "syslog",
     "userfaultfd",
 )
 
@@ -142,20 +157,27 @@ def render(container: Container) -> Spec:
 
 def _mounts(container: Container) -> list[Spec]:
     system = "rw" if container.privileged else "ro"
+    # As on a machine with that much memory; programs size their caches by these.
+    shared, run = _size(container, 0.5), _size(container, 0.2)
     return [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
         _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", *_PTS),
-        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777"),  # noqa: S108
+        _mount("/dev/shm", "tmpfs", "shm", "nosuid", "noexec", "nodev", "mode=1777", *shared),  # noqa: S108
         _mount("/dev/mqueue", "mqueue", "mqueue", "nosuid", "noexec", "nodev"),
         _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", system),
         # The container's own cgroups, of whatever version the host has; never the host's tree.
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "rw"),
-        _mount("/run", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755"),
+        _mount("/run", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755", *run),
         _mount("/var/vcap/data", "bind", str(container.data), "rbind", "rw"),
         # slave: disks that the host mounts later appear, what the VM mounts stays its own.
         _mount(container.disk_folder, "bind", str(container.disks), "rbind", "ro", "rslave"),
     ]
+
+
+def _size(container: Container, share: float) -> tuple[str, ...]:
+    """The size of a tmpfs, as a share of the VM's memory."""
+    return () if container.memory is None else (f"size={int(container.memory * share)}",)
 
 
 def _mount(destination: str, kind: str, source: str, *options: str) -> Spec:

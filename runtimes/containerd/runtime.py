@@ -16,7 +16,7 @@ from cpi.diskstore import Disk, DiskStore
 from cpi.errors import CloudError, DiskNotAttached, NotSupported, VMNotFound
 from cpi.runtime import Runtime
 from cpi.undo import Undo
-from runtimes.containerd import inside, linux
+from runtimes.containerd import cgroups, inside, linux
 from runtimes.containerd.host_folder import HostFolder
 from runtimes.containerd.network import Networks
 
@@ -89,6 +89,7 @@ class ContainerdRuntime(Runtime):
             with locks.hold(str(self._run_dir), target.name, log=self.log):
                 self._release(folder, target.name)
         self._vms.delete(vm_cid)
+        cgroups.remove(self._cgroup(vm_cid))
         folder.remove()
 
     def has_vm(self, vm_cid: str) -> bool:
@@ -212,12 +213,15 @@ class ContainerdRuntime(Runtime):
         containers = Containers(self._client, self.config.text("containerd.snapshotter"))
         return VMs(self._store, containers, self._stemcells, self.log)
 
+    def _cgroup(self, vm_cid: str) -> str:
+        return f"{self.config.text('containerd.cgroup_parent').rstrip('/')}/{vm_cid}"
+
     def _place(self, vm_cid: str, folder: HostFolder) -> "Place":
         from runtimes.containerd.vms import Place
 
         return Place(
             namespace=self._networks.namespace(vm_cid),
             folder=folder,
-            cgroup=f"{self.config.text('containerd.cgroup_parent')}/{vm_cid}",
+            cgroup=self._cgroup(vm_cid),
             address=self.config.text("containerd.address"),
         )

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from cpi.errors import CloudError, VMNotFound
 from cpi.log import Log
-from cpi.model import Json, Network, VMSpec
+from cpi.model import Json, Network, VMProperties, VMSpec
 from cpi.settings import render as render_settings
 from cpi.undo import Undo
-from runtimes.containerd import host, linux, oci_spec
+from runtimes.containerd import cgroups, host, linux, oci_spec
 from runtimes.containerd.api import types_pb2
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.host_folder import HostFolder
@@ -37,7 +37,7 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 @dataclass(frozen=True)
 class Place:
-    """What the host has for one VM: its network, its folder, its cgroup, and its containerd."""
+    """What the host has for one VM: its network, folder and limiting cgroup, and containerd."""
 
     namespace: Path
     folder: HostFolder
@@ -78,6 +78,8 @@ class VMs:
             labels = _labels(spec, stemcell, networks)
             undo.push(lambda: self._containers.delete(spec.cid))
             self._containers.create(spec.cid, stemcell.image, document, labels)
+        undo.push(lambda: cgroups.remove(place.cgroup))
+        cgroups.create(place.cgroup, _limits(spec.properties))
         undo.push(lambda: self._containers.stop(spec.cid))
         pid = self._containers.start(spec.cid, mounts)
         self._log.info(f"{spec.cid} runs, its init is process {pid}")
@@ -134,13 +136,22 @@ class VMs:
         return dict(container.labels)
 
 
+def _limits(properties: VMProperties) -> cgroups.Limits:
+    return cgroups.Limits(
+        cpu=properties.cpu,
+        memory=None if properties.memory is None else properties.memory << 20,
+        pids=properties.pids,
+        any_device=properties.privileged,
+    )
+
+
 def _container(spec: VMSpec, stemcell: Stemcell, place: Place) -> oci_spec.Container:
     properties = spec.properties
     return oci_spec.Container(
         hostname=hostname(spec),
         command=stemcell.command,
         namespace=place.namespace,
-        cgroup=place.cgroup,
+        cgroup=f"{place.cgroup}/{cgroups.CHILD}",
         data=place.folder.data,
         disks=place.folder.disks,
         disk_folder=adapt.DISK_FOLDER,

@@ -15,6 +15,23 @@ def test_memory(make_vm: Callable[..., VM]) -> None:
     assert vm.sh("echo alive") == "alive"
 
 
+def test_root_in_the_vm_cannot_lift_its_limits(make_vm: Callable[..., VM]) -> None:
+    vm = make_vm(properties={"memory": 128, "pids": 60, "cpu": 0.5})
+    vm.wait_for_agent()
+    vm.sh(
+        "cd /sys/fs/cgroup; for f in memory/memory.memsw.limit_in_bytes memory.max "
+        "memory/memory.limit_in_bytes pids/pids.max pids.max cpu/cpu.cfs_quota_us cpu.max; do "
+        "if [ -e $f ]; then echo -1 > $f || echo max > $f; fi; done 2>/dev/null; "
+        "echo a > devices/devices.allow",
+        check=False,
+    )
+    assert vm.sh(f"({_EAT.format(mib=400)}) && echo fits", check=False) != "fits"
+    script = "for i in $(seq 80); do sleep 60 >/dev/null 2>&1 & done; kill $(jobs -p)"
+    assert "fork" in vm.sh(f"({script}) 2>&1", check=False)
+    open_it = "mknod /root/disk b 7 0 && head -c1 /root/disk 2>&1"
+    assert "not permitted" in vm.sh(open_it, check=False)
+
+
 def test_ephemeral_disk(make_vm: Callable[..., VM]) -> None:
     vm = make_vm(properties={"ephemeral_disk": 64})
     fill = "dd if=/dev/zero of=/var/vcap/data/file bs=1M count={} 2>&1"

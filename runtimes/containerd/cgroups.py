@@ -1,0 +1,126 @@
+"""The cgroup above a VM's own, which holds its limits where the VM cannot reach them.
+
+A VM's systemd must be able to write its cgroup, and on cgroup v1 that includes the files of its
+limits and device rules. So these are set one level up: `<parent>/<vm cid>`, with the container in
+`<parent>/<vm cid>/vm`, which is all that its cgroup namespace shows. Works on v1, on v1 with v2
+beside it, and on v2. Source: Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpi.errors import CloudError
+from runtimes.containerd.oci_spec import CPU_PERIOD
+
+CHILD = "vm"
+_ROOT = Path("/sys/fs/cgroup")
+
+# What runc allows to every container (libcontainer/specconv, AllowedDevices): making any node, and
+# null, zero, full, random, urandom, tty, console, ptmx, tun and pseudo terminals.
+_NODES = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:1", "5:2", "10:200", "136:*")
+_DEVICES = ("c *:* m", "b *:* m", *(f"c {node} rwm" for node in _NODES))
+
+
+@dataclass(frozen=True)
+class Limits:
+    """cpu: CPUs; memory: bytes; pids: processes and threads; None: none. any_device: privileged."""
+
+    cpu: float | None = None
+    memory: int | None = None
+    pids: int | None = None
+    any_device: bool = False
+
+
+def create(path: str, limits: Limits) -> None:
+    """Make the cgroup `path` ("/bosh/<vm cid>") in every hierarchy and set its limits.
+
+    Raises CloudError when the kernel refuses one.
+    """
+    try:
+        if (_ROOT / "cgroup.controllers").exists():
+            _create_v2(path, limits)
+        else:
+            _create_v1(path, limits)
+    except OSError as error:
+        raise CloudError(
+            f"cannot limit the VM's cgroup: {error.filename}: {error.strerror}"
+        ) from None
+
+
+def remove(path: str) -> None:
+    """Remove the cgroup and what is below; one that is gone is no error.
+
+    Its processes have ended by then.
+    """
+    for root in _hierarchies():
+        for folder, _, _ in os.walk(root / path.lstrip("/"), topdown=False):
+            try:
+                os.rmdir(folder)
+            except FileNotFoundError:
+                continue
+
+
+def _hierarchies() -> Iterator[Path]:
+    """Where cgroups are mounted: one place on v2, one for each controller on v1."""
+    if (_ROOT / "cgroup.controllers").exists():
+        yield _ROOT
+        return
+    for folder in sorted(_ROOT.iterdir()):
+        if folder.is_dir() and not folder.is_symlink():
+            yield folder
+
+
+def _create_v1(path: str, limits: Limits) -> None:
+    for controller, files in _files_v1(limits).items():
+        folder = _ROOT / controller / path.lstrip("/")
+        if not (_ROOT / controller).is_dir():
+            raise CloudError(f"the host has no cgroup controller {controller}")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in files:
+            if name == "memory.memsw.limit_in_bytes" and not (folder / name).exists():
+                continue  # the kernel does not count swap
+            _write(folder / name, value)
+
+
+def _files_v1(limits: Limits) -> dict[str, list[tuple[str, str]]]:
+    files: dict[str, list[tuple[str, str]]] = {}
+    if limits.memory is not None:
+        # Memory first: it may not be larger than memory and swap together.
+        names = ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes")
+        files["memory"] = [(name, str(limits.memory)) for name in names]
+    if limits.pids is not None:
+        files["pids"] = [("pids.max", str(limits.pids))]
+    if limits.cpu is not None:
+        quota = str(int(limits.cpu * CPU_PERIOD))
+        files["cpu"] = [("cpu.cfs_period_us", str(CPU_PERIOD)), ("cpu.cfs_quota_us", quota)]
+    if not limits.any_device:
+        files["devices"] = [("devices.deny", "a"), *(("devices.allow", rule) for rule in _DEVICES)]
+    return files
+
+
+def _create_v2(path: str, limits: Limits) -> None:
+    files = []
+    if limits.memory is not None:
+        files += [("memory.max", str(limits.memory)), ("memory.swap.max", "0")]
+    if limits.pids is not None:
+        files.append(("pids.max", str(limits.pids)))
+    if limits.cpu is not None:
+        files.append(("cpu.max", f"{int(limits.cpu * CPU_PERIOD)} {CPU_PERIOD}"))
+    folder = _ROOT
+    for part in path.strip("/").split("/"):
+        # A controller works in a cgroup when its parent passes it on.
+        for controller in sorted({name.split(".")[0] for name, _ in files}):
+            _write(folder / "cgroup.subtree_control", f"+{controller}")
+        folder /= part
+        folder.mkdir(exist_ok=True)
+    for name, value in files:
+        if name == "memory.swap.max" and not (folder / name).exists():
+            continue  # a kernel without swap
+        _write(folder / name, value)
+
+
+def _write(path: Path, value: str) -> None:
+    with open(path, "w") as file:
+        file.write(value)
