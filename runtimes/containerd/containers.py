@@ -69,6 +69,19 @@ class Containers:
             doing=f"labelling the container {cid}",
         )
 
+    def set_spec(self, cid: str, spec: Mapping[str, Any]) -> None:
+        """Replace a container's spec; the next task is made by it. Raises NotFound."""
+        packed = Packed(type_url=SPEC_TYPE, value=json.dumps(spec).encode())
+        self._client.call(
+            "containers.v1.Containers/Update",
+            containers_pb2.UpdateContainerRequest(
+                container=containers_pb2.Container(id=cid, spec=packed),
+                update_mask=FieldMask(paths=["spec"]),
+            ),
+            containers_pb2.UpdateContainerResponse,
+            doing=f"changing the spec of the container {cid}",
+        )
+
     def delete(self, cid: str) -> None:
         """Delete a container's record; one that is gone is no error."""
         self._ignoring_gone(

@@ -5,11 +5,12 @@ bind_mounter), and a job's own container may hold a copy as well. Each is unmoun
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cpi.errors import CloudError
 from runtimes.containerd import linux
+from runtimes.containerd.linux import Mounted
 
 
 def pids_of(vm_cid: str) -> list[int]:
@@ -28,14 +29,32 @@ def pids_of(vm_cid: str) -> list[int]:
     return found
 
 
-def umount_everywhere(vm_cid: str, device: str) -> None:
+def sees(vm_cid: str, target: str) -> bool:
+    """Tell whether a VM's init has something mounted there; True for a VM that does not run."""
+    for pid in pids_of(vm_cid):
+        try:
+            if _is_init(pid):
+                return any(mounted.target == target for mounted in linux.mounts(str(pid)))
+        except OSError:
+            continue  # it has ended
+    return True
+
+
+def umount_everywhere(vm_cid: str, device: str, folder: Mounted) -> None:
     """Unmount all that a VM's processes have mounted of a device ("major:minor").
 
+    folder: the disk's place on the shared tmpfs. When the agent has unmounted a disk it may bind
+    the empty folder in its stead, and that has to go as well.
     Raises CloudError, naming the processes, when something in the VM still uses it.
     """
+
+    def is_disk(mounted: Mounted) -> bool:
+        bound = (mounted.device, mounted.root) == (folder.device, folder.root)
+        return mounted.device == device or bound
+
     for pid in _one_of_each_namespace(pids_of(vm_cid)):
         try:
-            _umount_in(pid, device)
+            _umount_in(pid, is_disk)
         except FileNotFoundError:
             continue  # the process ended, its namespace with it or seen through another
         except OSError as error:
@@ -47,8 +66,14 @@ def umount_everywhere(vm_cid: str, device: str) -> None:
             ) from None
 
 
-def _umount_in(pid: int, device: str) -> None:
-    targets = [mounted.target for mounted in linux.mounts(str(pid)) if mounted.device == device]
+def _is_init(pid: int) -> bool:
+    """Tell whether a process is the first of its process namespace (proc(5), NSpid)."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return any(line.split()[0] == "NSpid:" and line.split()[-1] == "1" for line in lines)
+
+
+def _umount_in(pid: int, is_disk: Callable[[Mounted], bool]) -> None:
+    targets = [mounted.target for mounted in linux.mounts(str(pid)) if is_disk(mounted)]
 
     def umount_all() -> None:
         for target in reversed(targets):

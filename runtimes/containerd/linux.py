@@ -83,9 +83,11 @@ def device_of(path: Path) -> str | None:
 
 @dataclass(frozen=True)
 class Mounted:
-    """A line of mountinfo: device is "major:minor", target as the process sees it."""
+    """A line of mountinfo: device is "major:minor", root the part of it that is mounted, target
+    where the process sees it."""
 
     device: str
+    root: str
     target: str
 
 
@@ -95,9 +97,12 @@ def mounts(process: str) -> list[Mounted]:
     with open(f"/proc/{process}/mountinfo", "rb") as file:
         for line in file:
             words = line.split(b" ")
-            target = re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), words[4])
-            found.append(Mounted(words[2].decode(), os.fsdecode(target)))
+            found.append(Mounted(words[2].decode(), _unescaped(words[3]), _unescaped(words[4])))
     return found
+
+
+def _unescaped(word: bytes) -> str:
+    return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), word))
 
 
 def mount_shared_tmpfs(path: Path) -> None:

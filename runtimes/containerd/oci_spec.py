@@ -169,10 +169,15 @@ def _mounts(container: Container) -> list[Spec]:
         # The container's own cgroups, of whatever version the host has; never the host's tree.
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "rw"),
         _mount("/run", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755", *run),
-        _mount("/var/vcap/data", "bind", str(container.data), "rbind", "rw"),
+        bind("/var/vcap/data", container.data),
         # slave: disks that the host mounts later appear, what the VM mounts stays its own.
         _mount(container.disk_folder, "bind", str(container.disks), "rbind", "ro", "rslave"),
     ]
+
+
+def bind(destination: str, source: Path) -> Spec:
+    """A folder of the host, with what is mounted below it."""
+    return _mount(destination, "bind", str(source), "rbind", "rw")
 
 
 def _size(container: Container, share: float) -> tuple[str, ...]:

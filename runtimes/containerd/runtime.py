@@ -33,6 +33,11 @@ if TYPE_CHECKING:
 DISK_FOLDER = "/warden-cpi-dev"
 
 
+def hint_of(disk_cid: str) -> str:
+    """Where a VM sees a disk, which is the agent's hint."""
+    return f"{DISK_FOLDER}/{disk_cid}"
+
+
 class ContainerdRuntime(Runtime):
     """BOSH VMs as containerd tasks."""
 
@@ -98,7 +103,7 @@ class ContainerdRuntime(Runtime):
     def reboot_vm(self, vm_cid: str) -> None:
         folder = self._folder(vm_cid)
         folder.restore()
-        self._vms.reboot(vm_cid)
+        self._vms.reboot(vm_cid, folder)
 
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
         self._vms.set_metadata(vm_cid, metadata)
@@ -138,7 +143,10 @@ class ContainerdRuntime(Runtime):
                     f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it first"
                 )
             self.log.warn(f"{disk_cid} was attached to {disk.attached_to}, which is gone")
-        hint = f"{DISK_FOLDER}/{disk_cid}"
+        hint = hint_of(disk_cid)
+        if folder.has_disk(disk_cid) and not inside.sees(vm_cid, hint):
+            self.log.info(f"{vm_cid} has unmounted {disk_cid}, attaching it anew")
+            self._release(folder, disk_cid)
         with Undo(self.log) as undo:
             if not folder.has_disk(disk_cid):
                 undo.push(lambda: self._release(folder, disk_cid))
@@ -167,8 +175,10 @@ class ContainerdRuntime(Runtime):
         """Take a disk out of a VM: out of its namespaces, off the host's folder, off its facts."""
         vm_cid = folder.path.name
         device = linux.device_of(folder.disks / disk_cid)
-        if device is not None:
-            inside.umount_everywhere(vm_cid, device)
+        shared = linux.device_of(folder.disks)
+        if device is not None and shared is not None:
+            place = linux.Mounted(shared, f"/{disk_cid}", hint_of(disk_cid))
+            inside.umount_everywhere(vm_cid, device, place)
         folder.umount_disk(disk_cid)
         disk = self._disks.find(disk_cid)
         if disk is not None and disk.attached_to == vm_cid:

@@ -12,7 +12,7 @@ from cpi.model import Json, Network, VMProperties, VMSpec
 from cpi.settings import render as render_settings
 from cpi.undo import Undo
 from runtimes.containerd import cgroups, host, linux, oci_spec
-from runtimes.containerd.api import types_pb2
+from runtimes.containerd.api import containers_pb2, types_pb2
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.host_folder import HostFolder
 from runtimes.containerd.network import nameservers, published
@@ -22,6 +22,7 @@ from stemcell_convert import adapt
 from stemcell_convert.facts import SYSTEMD
 from stemcell_convert.inroot import Root
 
+STORE = "/var/vcap/store"
 METADATA_PREFIX = "bosh.metadata/"
 LABEL_AGENT = "bosh.agent_id"
 LABEL_STEMCELL = "bosh.stemcell"
@@ -97,17 +98,28 @@ class VMs:
     def exists(self, vm_cid: str) -> bool:
         return self._containers.find(vm_cid) is not None
 
-    def reboot(self, vm_cid: str) -> None:
-        """Start a VM's init anew on the same root file system and network. Raises VMNotFound."""
-        self._get(vm_cid)
+    def reboot(self, vm_cid: str, folder: HostFolder) -> None:
+        """Start a VM's init anew on the same root file system and network. Raises VMNotFound.
+
+        In bind mode the agent does not mount its disk again after a reboot, as it would on a VM; so
+        the disk that it had mounted last is bound to its place before anything runs.
+        """
+        spec = json.loads(self._get(vm_cid).spec.value)
         self._containers.stop(vm_cid)
-        self._containers.start(vm_cid, self._store.mounts(vm_cid))
+        mounts = self._store.mounts(vm_cid)
+        disk = linux.in_private_mounts(lambda: _mounted_last(mounts))
+        spec["mounts"] = [mount for mount in spec["mounts"] if mount["destination"] != STORE]
+        if disk in [target.name for target in folder.attached()]:
+            self._log.info(f"{disk} will be at {STORE}")
+            spec["mounts"].append(oci_spec.bind(STORE, folder.disks / disk))
+        self._containers.set_spec(vm_cid, spec)
+        self._containers.start(vm_cid, mounts)
 
     def set_metadata(self, vm_cid: str, metadata: Mapping[str, Json]) -> None:
         """Show BOSH's metadata as labels, instead of what was shown before."""
         labels = {
             key: value
-            for key, value in self._get(vm_cid).items()
+            for key, value in self._get(vm_cid).labels.items()
             if not key.startswith(METADATA_PREFIX)
         }
         for key, value in metadata.items():
@@ -120,7 +132,7 @@ class VMs:
 
     def add_disk_to_settings(self, vm_cid: str, disk_cid: str, hint: Json) -> None:
         """Put a disk's hint into a running VM's settings, where agents of API 1 look for it."""
-        path = self._get(vm_cid)[LABEL_SETTINGS]
+        path = self._get(vm_cid).labels[LABEL_SETTINGS]
         pid = self._containers.init_of(vm_cid)
         if pid is None:
             raise CloudError(f"the VM {vm_cid} does not run; reboot it first")
@@ -129,11 +141,11 @@ class VMs:
             settings["disks"]["persistent"][disk_cid] = hint
             root.write(path, json.dumps(settings).encode(), 0o600)
 
-    def _get(self, vm_cid: str) -> dict[str, str]:
+    def _get(self, vm_cid: str) -> containers_pb2.Container:
         container = self._containers.find(vm_cid)
         if container is None:
             raise VMNotFound(f"there is no VM {vm_cid} in containerd")
-        return dict(container.labels)
+        return container
 
 
 def _limits(properties: VMProperties) -> cgroups.Limits:
@@ -202,6 +214,15 @@ def _write(mounts: Sequence[types_pb2.Mount], files: Sequence[tuple[str, bytes, 
             if path == "/etc/resolv.conf" and "systemd" in (root.link_target(path) or ""):
                 continue
             root.write(path, data, mode)
+
+
+def _mounted_last(mounts: Sequence[types_pb2.Mount]) -> str:
+    """The disk that the agent mounted last, or "" (bosh-agent, managed_disk_settings.json)."""
+    with mounted(mounts) as folder, Root(folder) as root:
+        try:
+            return root.read("/var/vcap/bosh/managed_disk_settings.json", 256).decode().strip()
+        except (OSError, UnicodeDecodeError):
+            return ""
 
 
 def _labels(spec: VMSpec, stemcell: Stemcell, networks: Sequence[Network]) -> dict[str, str]:

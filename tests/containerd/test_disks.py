@@ -165,6 +165,51 @@ def test_disks_are_there_after_a_reboot(machine: Machine, make_vm: Callable[...,
     assert vm.sh(f"cat {_hint(disk)}/file") == "data"
 
 
+def test_the_store_is_mounted_after_a_reboot(machine: Machine, make_vm: Callable[..., VM]) -> None:
+    vm = make_vm()
+    vm.wait_for_agent()
+    disk = machine.create_disk()
+    _attach(vm, disk)
+    vm.sh(f"echo data > {STORE}/file")
+    machine.call("reboot_vm", vm.cid)
+    vm.wait_for_agent()
+    assert vm.sh(f"cat {STORE}/file") == "data"
+    assert vm.agent("list_disk") == [disk]
+    _detach(vm, disk)
+    assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
+    machine.call("reboot_vm", vm.cid)
+    assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
+
+
+def test_attaching_again_after_the_agent_unmounted_a_disk(
+    machine: Machine, make_vm: Callable[..., VM]
+) -> None:
+    # What `bosh cloud-check` does about a disk that is not mounted where it should be.
+    vm = make_vm()
+    vm.wait_for_agent()
+    disk = machine.create_disk()
+    _attach(vm, disk)
+    vm.sh(f"echo data > {STORE}/file")
+    vm.agent("unmount_disk", disk)
+    _attach(vm, disk)
+    assert vm.sh(f"cat {STORE}/file") == "data"
+    assert vm.agent("list_disk") == [disk]
+
+
+def test_an_empty_folder_in_place_of_the_disk_goes_with_it(
+    machine: Machine, make_vm: Callable[..., VM]
+) -> None:
+    vm = make_vm()
+    vm.wait_for_agent()
+    disk = machine.create_disk()
+    _attach(vm, disk)
+    vm.agent("unmount_disk", disk)
+    vm.sh(f"umount {STORE}")
+    vm.agent("mount_disk", disk)  # binds the folder that the disk was mounted on
+    machine.call("detach_disk", vm.cid, disk)
+    assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
+
+
 def test_api_1_puts_the_hint_into_the_settings(
     machine: Machine, make_vm: Callable[..., VM]
 ) -> None:
