@@ -39,8 +39,9 @@ $(VENV)/.proto: $(PROTOS) $(VENV)/.done
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=. --pyi_out=. $(PROTOS)
 	@touch $@
 
-demo: setup ## run a VM's whole life through the cpi executable (STEMCELL=path, ADDRESS=socket)
-	@$(BIN)/python -m tools.demo $(if $(STEMCELL),--stemcell $(STEMCELL)) $(if $(ADDRESS),--address $(ADDRESS))
+demo: setup ## run a VM's whole life through the cpi executable (STEMCELL=path, INIT=runit, ADDRESS=socket)
+	@$(BIN)/python -m tools.demo $(if $(INIT),--init $(INIT)) \
+		$(if $(STEMCELL),--stemcell $(STEMCELL)) $(if $(ADDRESS),--address $(ADDRESS))
 
 stemcell: setup ## make a stemcell from Debian's packages (INIT=systemd|runit, AGENT=path MONIT=path)
 	@$(BIN)/python -m tools.make_stemcell --init $(or $(INIT),systemd) \
@@ -61,8 +62,9 @@ fmt: $(VENV)/.done ## format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup ## time every call of the contract as a process
-	@$(BIN)/python -m tools.bench
+bench: setup ## time every call of the contract as a process (STEMCELL=path, RUNS=7, VMS=50)
+	@$(BIN)/python -m tools.bench $(if $(STEMCELL),--stemcell $(STEMCELL)) \
+		$(if $(RUNS),--runs $(RUNS)) $(if $(VMS),--vms $(VMS))
 
 clean: ## remove what the targets above made here
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info $(API)/*_pb2.py $(API)/*_pb2.pyi

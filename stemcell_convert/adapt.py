@@ -5,7 +5,6 @@ stemcell gives the same digests everywhere. Why each thing is here is said besid
 """
 
 import io
-import tarfile
 from dataclasses import dataclass
 
 from stemcell_convert.facts import AGENT_CONFIG, SYSTEMD, RootfsFacts
@@ -103,6 +102,8 @@ def adaptations(facts: RootfsFacts) -> list[Entry]:
 
 def layer(entries: list[Entry]) -> bytes:
     """Return the entries as an uncompressed tar, the same bytes on every machine."""
+    import tarfile  # for this alone, and every create_vm loads this module
+
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for entry in entries:

@@ -16,6 +16,7 @@ LEAST = Container(
     disks=Path("/var/lib/bosh-containerd-cpi/vms/containerd-vm-1/disks"),
     disk_folder="/warden-cpi-dev",
     capabilities=ALL,
+    systemd=True,
 )
 LIMITED = replace(LEAST, cpu=1.5, memory=512 << 20, swap_accounting=True, pids=1000)
 DEVICE = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}

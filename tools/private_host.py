@@ -152,6 +152,7 @@ class PrivateHost:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
+                    start_new_session=True,  # Ctrl-C is for us, who stop it when all is undone
                 )
             try:
                 while b"READY=1" not in ready.recv(4096):

@@ -101,6 +101,7 @@ class Container:
     disks: Path
     disk_folder: str
     capabilities: Collection[str]
+    systemd: bool
     cpu: float | None = None
     memory: int | None = None
     swap_accounting: bool = False
@@ -159,7 +160,7 @@ def _mounts(container: Container) -> list[Spec]:
     system = "rw" if container.privileged else "ro"
     # As on a machine with that much memory; programs size their caches by these.
     shared, run = _size(container, 0.5), _size(container, 0.2)
-    return [
+    mounts = [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
         _mount("/dev/pts", "devpts", "devpts", "nosuid", "noexec", "newinstance", *_PTS),
@@ -168,11 +169,13 @@ def _mounts(container: Container) -> list[Spec]:
         _mount("/sys", "sysfs", "sysfs", "nosuid", "noexec", "nodev", system),
         # The container's own cgroups, of whatever version the host has; never the host's tree.
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "rw"),
-        _mount("/run", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755", *run),
         bind("/var/vcap/data", container.data),
         # slave: disks that the host mounts later appear, what the VM mounts stays its own.
         _mount(container.disk_folder, "bind", str(container.disks), "rbind", "ro", "rslave"),
     ]
+    if container.systemd:  # runit stemcells keep folders in /run that nobody would make again
+        mounts.append(_mount("/run", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755", *run))
+    return mounts
 
 
 def bind(destination: str, source: Path) -> Spec:

@@ -5,7 +5,6 @@ must not wait for it.
 """
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -47,6 +46,7 @@ class ContainerdRuntime(Runtime):
         super().__init__(config, log)
         self._state_dir = Path(config.text("state_dir"))
         self._run_dir = Path(config.text("run_dir"))
+        self._mount_point = self._run_dir / "rootfs"
         self._networks = Networks(config, self._state_dir, self._run_dir)
         self._disks = DiskStore(Path(config.text("disk_dir") or self._state_dir / "disks"))
 
@@ -71,6 +71,8 @@ class ContainerdRuntime(Runtime):
             raise NotSupported(
                 "this host does not allow privileged VMs (containerd.allow_privileged is false)"
             )
+        from concurrent.futures import ThreadPoolExecutor
+
         self._networks.require_free(spec)
         folder = HostFolder(self._state_dir, spec.cid)
         with Undo(self.log) as undo, ThreadPoolExecutor(1) as pool:
@@ -84,6 +86,8 @@ class ContainerdRuntime(Runtime):
         return networks
 
     def delete_vm(self, vm_cid: str) -> None:
+        from concurrent.futures import ThreadPoolExecutor
+
         # Whatever there is, so that this also cleans up after a create that was killed half-way.
         folder = HostFolder(self._state_dir, vm_cid)
         with ThreadPoolExecutor(1) as pool:
@@ -213,7 +217,7 @@ class ContainerdRuntime(Runtime):
     def _stemcells(self) -> "Stemcells":
         from runtimes.containerd.stemcells import Stemcells
 
-        return Stemcells(self._store, self.name, self._run_dir, self.log)
+        return Stemcells(self._store, self.name, self._run_dir, self._mount_point, self.log)
 
     @cached_property
     def _vms(self) -> "VMs":
@@ -221,7 +225,7 @@ class ContainerdRuntime(Runtime):
         from runtimes.containerd.vms import VMs
 
         containers = Containers(self._client, self.config.text("containerd.snapshotter"))
-        return VMs(self._store, containers, self._stemcells, self.log)
+        return VMs(self._store, containers, self._stemcells, self._mount_point, self.log)
 
     def _cgroup(self, vm_cid: str) -> str:
         return f"{self.config.text('containerd.cgroup_parent').rstrip('/')}/{vm_cid}"

@@ -1,8 +1,10 @@
-"""Stemcells as images of containerd: import, look-up, deletion."""
+"""Stemcells as images of containerd: import, look-up, deletion.
+
+What only an import needs is loaded then: every create_vm looks a stemcell up.
+"""
 
 import hashlib
 import io
-import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -17,12 +19,10 @@ from cpi.undo import Undo
 from runtimes.containerd import linux
 from runtimes.containerd.api import types_pb2
 from runtimes.containerd.store import Store
-from runtimes.containerd.unpack import unpack
 from stemcell_convert import adapt, oci
 from stemcell_convert.errors import StemcellError, UnsupportedStemcell
 from stemcell_convert.facts import RootfsFacts, read_facts
 from stemcell_convert.inroot import Root
-from stemcell_convert.recognise import require_warden
 
 # The image's name in containerd. `ctr run` takes it, and it is a valid reference for a push.
 IMAGE_PREFIX = "bosh.local/stemcell/"
@@ -44,10 +44,13 @@ class Stemcell:
 class Stemcells:
     """The stemcells of one containerd namespace."""
 
-    def __init__(self, store: Store, runtime: str, run_dir: Path, log: Log) -> None:
+    def __init__(
+        self, store: Store, runtime: str, run_dir: Path, mount_point: Path, log: Log
+    ) -> None:
         self._store = store
         self._runtime = runtime
         self._run_dir = run_dir
+        self._mount_point = mount_point
         self._log = log
 
     def find(self, stemcell_cid: str) -> Stemcell:
@@ -71,6 +74,8 @@ class Stemcells:
 
         Raises CloudError, naming the file and the reason, or NotSupported for another format.
         """
+        from stemcell_convert.recognise import require_warden
+
         try:
             require_warden(image)
             source, size = _hash(image)
@@ -108,7 +113,9 @@ class Stemcells:
             mounts = self._store.prepare(key, "", lease=lease)
             with ThreadPoolExecutor(1) as pool, image.open("rb") as file:
                 stored = pool.submit(self._store.write_content, file, size, source, lease=lease)
-                facts, diff_id = linux.in_private_mounts(lambda: _unpack(image, mounts))
+                facts, diff_id = linux.in_private_mounts(
+                    lambda: _unpack(image, mounts, self._mount_point)
+                )
                 stored.result()
             self._store.commit(diff_id, key, lease=lease)
             rootfs = oci.Layer(oci.LAYER_GZIP, source, size, diff_id)
@@ -188,19 +195,24 @@ def _labels(facts: RootfsFacts, source: str, properties: JsonObject) -> dict[str
     return labels
 
 
-def _unpack(image: Path, mounts: Sequence[types_pb2.Mount]) -> tuple[RootfsFacts, str]:
-    with mounted(mounts) as folder:
+def _unpack(image: Path, mounts: Sequence[types_pb2.Mount], at: Path) -> tuple[RootfsFacts, str]:
+    from runtimes.containerd.unpack import unpack
+
+    with mounted(mounts, at) as folder:
         diff_id = unpack(image, folder)
         with Root(folder) as root:
             return read_facts(root, str(image)), diff_id
 
 
 @contextmanager
-def mounted(mounts: Sequence[types_pb2.Mount]) -> Iterator[Path]:
-    """Mount a snapshot on a temporary folder, for use inside linux.in_private_mounts."""
+def mounted(mounts: Sequence[types_pb2.Mount], at: Path) -> Iterator[Path]:
+    """Mount a snapshot, for use inside linux.in_private_mounts.
+
+    `at` is made when missing. Calls at the same time may share it: each has mounts of its own.
+    """
+    at.mkdir(parents=True, exist_ok=True, mode=0o700)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bosh-cpi-")))
         for mount in mounts:
-            linux.mount_words(mount.source, folder, mount.type, list(mount.options))
-            stack.callback(linux.umount, folder, linux.MNT_DETACH)
-        yield folder
+            linux.mount_words(mount.source, at, mount.type, list(mount.options))
+            stack.callback(linux.umount, at, linux.MNT_DETACH)
+        yield at

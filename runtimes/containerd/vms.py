@@ -54,11 +54,13 @@ class VMs:
         store: Store,
         containers: Containers,
         stemcells: Stemcells,
+        mount_point: Path,
         log: Log,
     ) -> None:
         self._store = store
         self._containers = containers
         self._stemcells = stemcells
+        self._mount_point = mount_point
         self._log = log
 
     def create(
@@ -74,7 +76,7 @@ class VMs:
             mounts = self._store.prepare(spec.cid, stemcell.snapshot, lease=lease)
             networks = connected()
             files = rootfs_files(spec, networks, stemcell)
-            linux.in_private_mounts(lambda: _write(mounts, files))
+            linux.in_private_mounts(lambda: _write(mounts, self._mount_point, files))
             document = oci_spec.render(_container(spec, stemcell, place))
             labels = _labels(spec, stemcell, networks)
             undo.push(lambda: self._containers.delete(spec.cid))
@@ -107,7 +109,7 @@ class VMs:
         spec = json.loads(self._get(vm_cid).spec.value)
         self._containers.stop(vm_cid)
         mounts = self._store.mounts(vm_cid)
-        disk = linux.in_private_mounts(lambda: _mounted_last(mounts))
+        disk = linux.in_private_mounts(lambda: _mounted_last(mounts, self._mount_point))
         spec["mounts"] = [mount for mount in spec["mounts"] if mount["destination"] != STORE]
         if disk in [target.name for target in folder.attached()]:
             self._log.info(f"{disk} will be at {STORE}")
@@ -168,6 +170,7 @@ def _container(spec: VMSpec, stemcell: Stemcell, place: Place) -> oci_spec.Conta
         disks=place.folder.disks,
         disk_folder=adapt.DISK_FOLDER,
         capabilities=host.capabilities_of_server(place.address),
+        systemd=stemcell.init == SYSTEMD,
         cpu=properties.cpu,
         memory=None if properties.memory is None else properties.memory << 20,
         swap_accounting=host.accounts_swap(),
@@ -207,8 +210,10 @@ def rootfs_files(
     return files
 
 
-def _write(mounts: Sequence[types_pb2.Mount], files: Sequence[tuple[str, bytes, int]]) -> None:
-    with mounted(mounts) as folder, Root(folder) as root:
+def _write(
+    mounts: Sequence[types_pb2.Mount], at: Path, files: Sequence[tuple[str, bytes, int]]
+) -> None:
+    with mounted(mounts, at) as folder, Root(folder) as root:
         for path, data, mode in files:
             # A stemcell with systemd-resolved points there, and the agent configures it.
             if path == "/etc/resolv.conf" and "systemd" in (root.link_target(path) or ""):
@@ -216,9 +221,9 @@ def _write(mounts: Sequence[types_pb2.Mount], files: Sequence[tuple[str, bytes, 
             root.write(path, data, mode)
 
 
-def _mounted_last(mounts: Sequence[types_pb2.Mount]) -> str:
+def _mounted_last(mounts: Sequence[types_pb2.Mount], at: Path) -> str:
     """The disk that the agent mounted last, or "" (bosh-agent, managed_disk_settings.json)."""
-    with mounted(mounts) as folder, Root(folder) as root:
+    with mounted(mounts, at) as folder, Root(folder) as root:
         try:
             return root.read("/var/vcap/bosh/managed_disk_settings.json", 256).decode().strip()
         except (OSError, UnicodeDecodeError):

@@ -59,7 +59,7 @@ CREATE_DISK = [
 CREATE_STEMCELL = [
     "runtimes.containerd.store:Store.prepare",
     "runtimes.containerd.store:Store.write_content",
-    "runtimes.containerd.stemcells:unpack",
+    "runtimes.containerd.unpack:unpack",
     "runtimes.containerd.stemcells:read_facts",
     "runtimes.containerd.store:Store.commit",
     "runtimes.containerd.store:Store.apply",
