@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -178,7 +179,7 @@ class Machine:
 
     def can_connect(self, ip: str, port: int) -> bool:
         probe = f"import socket; socket.create_connection(({ip!r}, {port}), 1).close()"
-        done = self.host.run("/usr/bin/python3", "-c", probe, check=False)
+        done = self.host.run(sys.executable, "-c", probe, check=False)
         return bool(done.returncode == 0)
 
     def ask_agent(self, ip: str, method: str, *arguments: Any) -> Any:
@@ -191,14 +192,18 @@ class Machine:
 
     def _post(self, ip: str, message: dict[str, Any]) -> Any:
         document = json.dumps({**message, "reply_to": "tests"})
-        argv = ["curl", "--silent", "--show-error", "--fail", "--max-time", "30"]
         url = f"http://{ip}:{AGENT_PORT}/agent"
-        answer = self.host.run(*argv, "--data", "@-", url, input=document).stdout
+        answer = self.host.run(sys.executable, "-c", _POST, url, input=document).stdout
         reply = json.loads(answer)
         if "exception" in reply:
             raise AssertionError(f"the agent failed at {message['method']}: {reply['exception']}")
         return reply["value"]
 
+
+_POST = (
+    "import sys, urllib.request as r; "
+    "print(r.urlopen(sys.argv[1], sys.stdin.buffer.read(), 30).read().decode())"
+)
 
 # What CNI's portmap and firewall plugins set up once for the host, and leave.
 _LASTING_RULE = re.compile(

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.containerd.machine import VM, Machine, failing
+from tools.private_host import CPI
 
 
 def _manual(ip: str, **changes: Any) -> dict[str, Any]:
@@ -139,7 +141,7 @@ def test_ports_are_published_from_outside_and_from_the_host(
     assert machine.can_connect("127.0.0.1", 8869)
     assert not machine.can_connect("192.0.2.1", 8869)
     probe = "import socket; socket.create_connection(('192.0.2.1', 8868), 2)"
-    machine.host.run("ip", "netns", "exec", "outside", "/usr/bin/python3", "-c", probe)
+    machine.host.run("ip", "netns", "exec", "outside", sys.executable, "-c", probe)
     vm.delete()
     assert not machine.can_connect("192.0.2.1", 8868)
 
@@ -165,10 +167,8 @@ def test_a_port_that_the_host_listens_on_is_refused(machine: Machine, stemcell: 
         "arguments": ["a", stemcell, {"ports": ["8870:80"]}, {"n": {"type": "dynamic"}}, [], {}],
         "api_version": 2,
     }
-    from tools.private_host import CPI
-
     done = machine.host.run(
-        "/usr/bin/python3", "-c", script, str(CPI), "-c", str(config), input=json.dumps(request)
+        sys.executable, "-c", script, str(CPI), "-c", str(config), input=json.dumps(request)
     )
     error = json.loads(done.stdout)["error"]
     assert "8870/tcp" in error["message"]
