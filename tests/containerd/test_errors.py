@@ -6,7 +6,7 @@ import pytest
 from runtimes.containerd.client import AlreadyExists, NotFound, Refused, error_from
 
 
-class Failed(grpc.RpcError):  # type: ignore[misc]
+class Failed(grpc.RpcError):
     """What grpc raises: an error that is its own call."""
 
     def __init__(self, status: grpc.StatusCode, details: str) -> None:
