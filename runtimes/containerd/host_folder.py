@@ -28,17 +28,19 @@ class HostFolder:
     def exists(self) -> bool:
         return self.path.is_dir()
 
-    def create(self, ephemeral_mib: int | None) -> None:
-        """Make the folder with its mounts. When it fails, `remove` takes away what there is."""
+    def create(self) -> None:
+        """Make the folder and what disks appear in. `remove` takes away whatever there is."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path.mkdir(mode=0o700)
         self.data.mkdir(mode=0o755)
         self.disks.mkdir(mode=0o755)
         linux.mount_shared_tmpfs(self.disks)
-        if ephemeral_mib is not None:
-            make_sparse(self._ephemeral, ephemeral_mib)
-            make_ext4(self._ephemeral, ephemeral_mib * MIB)
-            _mount_loop(self._ephemeral, self.data)
+
+    def limit_data(self, size_mib: int) -> None:
+        """Give /var/vcap/data a file system of its own of this many MiB."""
+        make_sparse(self._ephemeral, size_mib)
+        make_ext4(self._ephemeral, size_mib * MIB)
+        _mount_loop(self._ephemeral, self.data)
 
     def restore(self) -> None:
         """Mount again what a restart of the host took away."""

@@ -77,9 +77,12 @@ class ContainerdRuntime(Runtime):
         folder = HostFolder(self._state_dir, spec.cid)
         with Undo(self.log) as undo, ThreadPoolExecutor(1) as pool:
             undo.push(folder.remove)
-            folder.create(spec.properties.ephemeral_disk)
+            folder.create()
             undo.push(lambda: self._networks.disconnect(spec.cid, folder.path))
+            # CNI's plugins take as long as the file system and loading containerd's client.
             connecting = pool.submit(self._networks.connect, spec, folder.path)
+            if spec.properties.ephemeral_disk is not None:
+                folder.limit_data(spec.properties.ephemeral_disk)
             place = self._place(spec.cid, folder)
             networks = self._vms.create(spec, place, connecting.result, undo)
             undo.keep()

@@ -92,7 +92,8 @@ class Store:
 
         Raises CloudError when the bytes are not what the digest says.
         """
-        ref = f"bosh-cpi-{digest}"
+        # Of this lease alone: a killed call's half must not be met, nor another call's.
+        ref = f"{lease}-{digest}"
 
         def requests() -> Iterator[content_pb2.WriteContentRequest]:
             offset = 0

@@ -35,6 +35,7 @@ main()
 
 CREATE_VM = [
     "runtimes.containerd.host_folder:HostFolder.create",
+    "runtimes.containerd.host_folder:HostFolder.limit_data",
     "runtimes.containerd.host_folder:make_sparse",
     "runtimes.containerd.host_folder:make_ext4",
     "runtimes.containerd.host_folder:_mount_loop",
@@ -112,6 +113,25 @@ def test_create_stemcell(
     assert stored() == before
 
 
+@pytest.mark.parametrize(
+    "target",
+    [
+        "runtimes.containerd.store:Store.write_content",
+        "runtimes.containerd.unpack:_feed",
+        "runtimes.containerd.store:Store.commit",
+        "runtimes.containerd.store:Store.apply",
+        "runtimes.containerd.store:Store.create_image",
+    ],
+)
+def test_a_killed_import_is_no_hindrance_to_the_next(
+    machine: Machine, small_image: Path, clean: None, target: str
+) -> None:
+    assert _broken(machine, target, "kill", "create_stemcell", str(small_image), {}) == ""
+    cid = machine.call("create_stemcell", str(small_image), {})
+    machine.call("delete_stemcell", cid)
+    _drop_leases(machine)
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_attach_disk(machine: Machine, make_vm: Callable[..., VM], when: str) -> None:
     vm, disk = make_vm(), machine.create_disk()
@@ -143,6 +163,10 @@ def test_a_killed_create_vm_is_cleaned_up_by_delete_vm(
     for folder in left:
         machine.call("delete_vm", folder.name)
     assert len(left) == 1
-    # The lease of a killed process expires by itself; here nobody waits an hour for it.
+    _drop_leases(machine)
+
+
+def _drop_leases(machine: Machine) -> None:
+    """The lease of a killed process expires by itself; here nobody waits an hour for it."""
     for lease in machine.ctr("leases", "ls", "-q").split():
         machine.ctr("leases", "rm", "--sync", lease)
