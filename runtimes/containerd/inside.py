@@ -67,9 +67,12 @@ def umount_everywhere(vm_cid: str, device: str, folder: Mounted) -> None:
 
 
 def _is_init(pid: int) -> bool:
-    """Tell whether a process is the first of its process namespace (proc(5), NSpid)."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return any(line.split()[0] == "NSpid:" and line.split()[-1] == "1" for line in lines)
+    """Tell whether a process of a VM is the VM's init, and not that of a container in it.
+
+    Its NSpid has two numbers: ours, and 1 in the namespace below (proc(5)).
+    """
+    words = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+    return ["NSpid:", str(pid), "1"] in words
 
 
 def _umount_in(pid: int, is_disk: Callable[[Mounted], bool]) -> None:

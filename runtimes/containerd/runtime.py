@@ -67,12 +67,12 @@ class ContainerdRuntime(Runtime):
     # VMs
 
     def create_vm(self, spec: "VMSpec") -> "Sequence[Network]":
+        from concurrent.futures import ThreadPoolExecutor  # costs what attach_disk saves
+
         if spec.properties.privileged and not self.config.flag("containerd.allow_privileged"):
             raise NotSupported(
                 "this host does not allow privileged VMs (containerd.allow_privileged is false)"
             )
-        from concurrent.futures import ThreadPoolExecutor
-
         self._networks.require_free(spec)
         folder = HostFolder(self._state_dir, spec.cid)
         with Undo(self.log) as undo, ThreadPoolExecutor(1) as pool:
