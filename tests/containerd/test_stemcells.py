@@ -64,7 +64,8 @@ def _manifest(machine: Machine, stemcell: str) -> dict:  # type: ignore[type-arg
 
 def test_the_image_runs_under_ctr(machine: Machine, stemcell: str) -> None:
     name = f"bosh.local/stemcell/{stemcell.rsplit('-', 1)[1]}:latest"
-    out = machine.ctr("run", "--rm", name, "by-hand", "cat", "/var/vcap/bosh/agent.json")
+    options = ("--rm", "--cgroup", f"{machine.host.cgroup}/by-hand")
+    out = machine.ctr("run", *options, name, "by-hand", "cat", "/var/vcap/bosh/agent.json")
     assert "warden-cpi-agent-env.json" in out
 
 
