@@ -58,6 +58,12 @@ def call(
     return answered
 
 
+def error_of(response: dict[str, Any]) -> tuple[str, str]:
+    """Return type and message of the error."""
+    assert response["result"] is None
+    return response["error"]["type"], response["error"]["message"]
+
+
 def matches_golden(name: str, rendered: object) -> bool:
     """Tell whether a rendering is what the golden file has; UPDATE_GOLDEN=1 writes it anew."""
     golden = ROOT / "tests" / "golden" / f"{name}.json"

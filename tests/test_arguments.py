@@ -1,7 +1,6 @@
 """What methods take: arity, types, CIDs, and what a runtime then gets."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,23 +10,11 @@ from cpi import arguments, methods
 from cpi.config import Config
 from cpi.errors import InvalidCall
 from tests.fake_runtime import WORLDS, FakeRuntime
-from tests.support import call, fake_config, fake_registered
+from tests.support import call, error_of
 
 VM = "fake-vm-1"
 DISK = "fake-disk-1"
 STEMCELL = "fake-stemcell-1"
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Iterator[Config]:
-    with fake_registered():
-        yield fake_config(tmp_path)
-
-
-def error_of(response: dict[str, Any]) -> tuple[str, str]:
-    """Return type and message of the error."""
-    assert response["result"] is None
-    return response["error"]["type"], response["error"]["message"]
 
 
 @pytest.mark.parametrize("method", methods.METHODS)

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,7 @@ from cpi.errors import CloudError
 from cpi.handle import handle
 from cpi.log import Log
 from tests.fake_runtime import FakeRuntime
-from tests.support import call, fake_config, fake_registered, request
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> Iterator[Config]:
-    with fake_registered():
-        yield fake_config(tmp_path)
-
-
-def error_of(response: dict[str, Any]) -> tuple[str, str]:
-    """Return type and message of the error."""
-    assert response["result"] is None
-    return response["error"]["type"], response["error"]["message"]
+from tests.support import call, error_of, fake_config, request
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,8 @@ import json
 import subprocess
 from collections.abc import Callable
 
+import pytest
+
 from tests.containerd.machine import VM, Machine, failing
 
 STORE = "/var/vcap/store"
@@ -19,6 +21,15 @@ def _attach(vm: VM, disk: str) -> None:
     assert hint == _hint(disk)
     vm.agent("add_persistent_disk", disk, hint)
     vm.agent("mount_disk", disk)
+
+
+@pytest.fixture
+def mounted(machine: Machine, make_vm: Callable[..., VM]) -> tuple[VM, str]:
+    """A VM and a disk that its agent has mounted."""
+    vm, disk = make_vm(), machine.create_disk()
+    vm.wait_for_agent()
+    _attach(vm, disk)
+    return vm, disk
 
 
 def _detach(vm: VM, disk: str) -> None:
@@ -65,12 +76,9 @@ def test_disk_moves_between_running_vms_with_its_data(
 
 
 def test_detach_while_a_dead_agent_left_the_store_mounted(
-    machine: Machine, make_vm: Callable[..., VM]
+    machine: Machine, mounted: tuple[VM, str]
 ) -> None:
-    vm = make_vm()
-    vm.wait_for_agent()
-    disk = machine.create_disk()
-    _attach(vm, disk)
+    vm, disk = mounted
     machine.call("detach_disk", vm.cid, disk)
     assert disk not in vm.sh("cat /proc/mounts")
     assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
@@ -125,12 +133,9 @@ def test_attach_twice_is_once(machine: Machine, make_vm: Callable[..., VM]) -> N
 
 
 def test_delete_vm_releases_disks_that_were_never_detached(
-    machine: Machine, make_vm: Callable[..., VM]
+    machine: Machine, make_vm: Callable[..., VM], mounted: tuple[VM, str]
 ) -> None:
-    vm = make_vm()
-    vm.wait_for_agent()
-    disk = machine.create_disk()
-    _attach(vm, disk)
+    vm, disk = mounted
     vm.sh(f"echo survives > {STORE}/file")
     vm.delete()
     other = make_vm()
@@ -165,11 +170,8 @@ def test_disks_are_there_after_a_reboot(machine: Machine, make_vm: Callable[...,
     assert vm.sh(f"cat {_hint(disk)}/file") == "data"
 
 
-def test_the_store_is_mounted_after_a_reboot(machine: Machine, make_vm: Callable[..., VM]) -> None:
-    vm = make_vm()
-    vm.wait_for_agent()
-    disk = machine.create_disk()
-    _attach(vm, disk)
+def test_the_store_is_mounted_after_a_reboot(machine: Machine, mounted: tuple[VM, str]) -> None:
+    vm, disk = mounted
     vm.sh(f"echo data > {STORE}/file")
     machine.call("reboot_vm", vm.cid)
     vm.wait_for_agent()
@@ -218,13 +220,10 @@ def test_the_agent_sees_a_disk_as_mounted_only_while_it_is(
 
 
 def test_attaching_again_after_the_agent_unmounted_a_disk(
-    machine: Machine, make_vm: Callable[..., VM]
+    machine: Machine, mounted: tuple[VM, str]
 ) -> None:
     # What `bosh cloud-check` does about a disk that is not mounted where it should be.
-    vm = make_vm()
-    vm.wait_for_agent()
-    disk = machine.create_disk()
-    _attach(vm, disk)
+    vm, disk = mounted
     vm.sh(f"echo data > {STORE}/file")
     vm.agent("unmount_disk", disk)
     _attach(vm, disk)
@@ -237,12 +236,9 @@ def test_attaching_again_after_the_agent_unmounted_a_disk(
 
 
 def test_an_empty_folder_in_place_of_the_disk_goes_with_it(
-    machine: Machine, make_vm: Callable[..., VM]
+    machine: Machine, mounted: tuple[VM, str]
 ) -> None:
-    vm = make_vm()
-    vm.wait_for_agent()
-    disk = machine.create_disk()
-    _attach(vm, disk)
+    vm, disk = mounted
     vm.agent("unmount_disk", disk)
     # What an agent does whose `mount` and `umount` are not ours.
     vm.sh(f"umount {_hint(disk)} && mount --bind {_hint(disk)} {STORE}")

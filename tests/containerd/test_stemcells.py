@@ -54,8 +54,13 @@ def test_the_tarballs_bytes_are_the_layer(machine: Machine, stemcell: str, image
     assert manifest["annotations"]["bosh.stemcell.name"] == "test"
 
 
+def _reference(stemcell: str) -> str:
+    """The image's name in containerd."""
+    return f"bosh.local/stemcell/{stemcell.rsplit('-', 1)[1]}:latest"
+
+
 def _manifest(machine: Machine, stemcell: str) -> dict:  # type: ignore[type-arg]
-    name = f"bosh.local/stemcell/{stemcell.rsplit('-', 1)[1]}:latest"
+    name = _reference(stemcell)
     digest = next(
         line.split()[2] for line in machine.ctr("images", "ls").splitlines() if name in line
     )
@@ -63,7 +68,7 @@ def _manifest(machine: Machine, stemcell: str) -> dict:  # type: ignore[type-arg
 
 
 def test_the_image_runs_under_ctr(machine: Machine, stemcell: str) -> None:
-    name = f"bosh.local/stemcell/{stemcell.rsplit('-', 1)[1]}:latest"
+    name = _reference(stemcell)
     options = ("--rm", "--cgroup", f"{machine.host.cgroup}/by-hand")
     out = machine.ctr("run", *options, name, "by-hand", "cat", "/var/vcap/bosh/agent.json")
     assert "warden-cpi-agent-env.json" in out
@@ -71,7 +76,7 @@ def test_the_image_runs_under_ctr(machine: Machine, stemcell: str) -> None:
 
 def test_garbage_collection_leaves_a_stemcell_alone(machine: Machine, stemcell: str) -> None:
     # Deleting any image with --sync runs the garbage collector before it returns.
-    name = f"bosh.local/stemcell/{stemcell.rsplit('-', 1)[1]}:latest"
+    name = _reference(stemcell)
     machine.ctr("images", "tag", name, "collect:me")
     before = _stored(machine)
     machine.ctr("images", "rm", "--sync", "collect:me")
