@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace
+from cpi.errors import CloudError, DiskNotFound, NoDiskSpace
 from cpi.process import CommandFailed, run
 
 MIB = 1 << 20
@@ -76,8 +76,8 @@ class DiskStore:
         _require_room(self.folder, disk.size)
         try:
             make_sparse(image, disk.size)
-            _make_partition(image, disk.size)
-            make_ext4(image, disk.size * MIB - PARTITION_OFFSET - _PARTITION_TAIL, PARTITION_OFFSET)
+            _make_partition(image, self.partition_size(disk))
+            make_ext4(image, self.partition_size(disk), PARTITION_OFFSET)
             self.save(disk)
         except BaseException:
             self._facts(disk.cid).unlink(missing_ok=True)
@@ -150,9 +150,9 @@ def make_ext4(image: Path, size: int, offset: int = 0) -> None:
     _tool([*argv, str(image), f"{size // 1024}k"], "apt-get install e2fsprogs", image)
 
 
-def _make_partition(image: Path, size_mib: int) -> None:
-    sectors = (size_mib * MIB - PARTITION_OFFSET - _PARTITION_TAIL) // SECTOR
-    script = f"label: gpt\nstart={PARTITION_OFFSET // SECTOR}, size={sectors}, type=linux\n"
+def _make_partition(image: Path, size: int) -> None:
+    start, sectors = PARTITION_OFFSET // SECTOR, size // SECTOR
+    script = f"label: gpt\nstart={start}, size={sectors}, type=linux\n"
     argv = ["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", str(image)]
     _tool(argv, "apt-get install fdisk", image, stdin=script.encode())
 
@@ -170,7 +170,6 @@ def _require_room(folder: Path, size_mib: int) -> None:
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize
     if free < min(size_mib * MIB, _LEAST_FREE):
-        error: CPIError = NoDiskSpace(
+        raise NoDiskSpace(
             f"no room for a disk of {size_mib} MiB in {folder}: {free // MIB} MiB are free"
         )
-        raise error

@@ -110,20 +110,6 @@ class Client:
         except grpc.RpcError as error:
             raise error_from(error, doing, self.address) from None
 
-    def read(
-        self, method: str, request: "Message", reply: type[Reply], *, doing: str
-    ) -> Iterator[Reply]:
-        """Make a call that answers with a stream."""
-        stub = self._channel.unary_stream(
-            f"/containerd.services.{method}",
-            request_serializer=_serialize,
-            response_deserializer=reply.FromString,
-        )
-        try:
-            yield from stub(request, timeout=self._timeout, metadata=self._metadata(None))
-        except grpc.RpcError as error:
-            raise error_from(error, doing, self.address) from None
-
     def exchange(
         self,
         method: str,

@@ -6,14 +6,14 @@ namespace is pinned by the VM's CID and outlives the task.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpi.cid import shown
-from cpi.errors import CloudError, NotSupported
+from cpi.errors import CloudError
 from cpi.model import Network, PortForward, VMSpec
 from runtimes.containerd import linux
 from runtimes.containerd.cni import (
@@ -76,7 +76,9 @@ class Networks:
 
         When it fails, `disconnect` takes away what there is. Raises CloudError, NetworkNotFound.
         """
-        plan = [(network, self._plan(spec, network, at)) for at, network in _interfaces(spec)]
+        plan = [
+            (network, self._plan(spec, network, at)) for at, network in enumerate(spec.networks)
+        ]
         if spec.properties.ports and not any("portMappings" in a.runtime for _, a in plan):
             raise CloudError("ports need a network that has the VM's default gateway")
         self._ports.reserve(spec.properties.ports, spec.cid)
@@ -135,15 +137,6 @@ class Networks:
             dynamic_subnets=self._config.strings("network.dynamic_subnets"),
             address_dir=self._addresses,
         )
-
-
-def _interfaces(spec: VMSpec) -> Iterable[tuple[int, Network]]:
-    for network in spec.networks:
-        if network.type not in ("manual", "dynamic"):
-            raise NotSupported(
-                f"the network {network.name!r}: type {network.type} is not supported"
-            )
-    return enumerate(spec.networks)
 
 
 def _connected(network: Network, result: CniConfig) -> Network:

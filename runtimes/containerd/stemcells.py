@@ -27,6 +27,7 @@ from stemcell_convert.inroot import Root
 # The image's name in containerd. `ctr run` takes it, and it is a valid reference for a push.
 IMAGE_PREFIX = "bosh.local/stemcell/"
 LABEL_SNAPSHOT = "bosh.stemcell.snapshot"
+LABEL_COMMAND = "bosh.stemcell.command"
 _CID_DIGITS = 40  # hex digits of the manifest's digest in a CID: enough never to meet another
 
 
@@ -65,7 +66,7 @@ class Stemcells:
             image=image.name,
             snapshot=image.labels[LABEL_SNAPSHOT],
             init=image.labels[oci.LABEL_INIT],
-            command=tuple(image.labels["bosh.stemcell.command"].split(" ")),
+            command=tuple(image.labels[LABEL_COMMAND].split(" ")),
             settings=image.labels[oci.LABEL_SETTINGS],
         )
 
@@ -158,7 +159,7 @@ class Stemcells:
             io.BytesIO(manifest), len(manifest), digest, lease=lease, labels=references
         )
         new = cid.new(self._runtime, cid.STEMCELL, _identifier(digest))
-        labels |= {LABEL_SNAPSHOT: snapshot, "bosh.stemcell.command": " ".join(facts.command)}
+        labels |= {LABEL_SNAPSHOT: snapshot, LABEL_COMMAND: " ".join(facts.command)}
         target = types_pb2.Descriptor(media_type=oci.MANIFEST, digest=digest, size=len(manifest))
         with Undo(self._log) as undo:
             undo.push(lambda: self._store.delete_image(self._image_name(new)))

@@ -66,19 +66,6 @@ class Store:
 
     # Content
 
-    def has_content(self, digest: str) -> bool:
-        """Tell whether a blob is there."""
-        try:
-            self.client.call(
-                "content.v1.Content/Info",
-                content_pb2.InfoRequest(digest=digest),
-                content_pb2.InfoResponse,
-                doing=f"looking for content {digest}",
-            )
-        except NotFound:
-            return False
-        return True
-
     def write_content(
         self,
         stream: BinaryIO,
@@ -142,16 +129,6 @@ class Store:
             )
         except NotFound:
             return
-
-    def read_content(self, digest: str) -> bytes:
-        """Return a small blob (a config or manifest). Raises NotFound."""
-        parts = self.client.read(
-            "content.v1.Content/Read",
-            content_pb2.ReadContentRequest(digest=digest),
-            content_pb2.ReadContentResponse,
-            doing=f"reading content {digest}",
-        )
-        return b"".join(part.data for part in parts)
 
     # Snapshots
 

@@ -77,12 +77,13 @@ class VMs:
             networks = connected()
             files = rootfs_files(spec, networks, stemcell)
             linux.in_private_mounts(lambda: _write(mounts, self._mount_point, files))
-            document = oci_spec.render(_container(spec, stemcell, place))
+            limits = _limits(spec.properties)
+            document = oci_spec.render(_container(spec, stemcell, place, limits))
             labels = _labels(spec, stemcell, networks)
             undo.push(lambda: self._containers.delete(spec.cid))
             self._containers.create(spec.cid, stemcell.image, document, labels)
         undo.push(lambda: cgroups.remove(place.cgroup))
-        cgroups.create(place.cgroup, _limits(spec.properties))
+        cgroups.create(place.cgroup, limits)
         undo.push(lambda: self._containers.stop(spec.cid))
         pid = self._containers.start(spec.cid, mounts)
         self._log.info(f"{spec.cid} runs, its init is process {pid}")
@@ -159,8 +160,10 @@ def _limits(properties: VMProperties) -> cgroups.Limits:
     )
 
 
-def _container(spec: VMSpec, stemcell: Stemcell, place: Place) -> oci_spec.Container:
-    properties = spec.properties
+def _container(
+    spec: VMSpec, stemcell: Stemcell, place: Place, limits: cgroups.Limits
+) -> oci_spec.Container:
+    privileged = spec.properties.privileged
     return oci_spec.Container(
         hostname=hostname(spec),
         command=stemcell.command,
@@ -171,12 +174,12 @@ def _container(spec: VMSpec, stemcell: Stemcell, place: Place) -> oci_spec.Conta
         disk_folder=adapt.DISK_FOLDER,
         capabilities=host.capabilities_of_server(place.address),
         systemd=stemcell.init == SYSTEMD,
-        cpu=properties.cpu,
-        memory=None if properties.memory is None else properties.memory << 20,
+        cpu=limits.cpu,
+        memory=limits.memory,
         swap_accounting=host.accounts_swap(),
-        pids=properties.pids,
-        privileged=properties.privileged,
-        devices=host.devices() if properties.privileged else (),
+        pids=limits.pids,
+        privileged=privileged,
+        devices=host.devices() if privileged else (),
     )
 
 
