@@ -96,6 +96,14 @@ KEYS = (
         "What a restart of the host may lose: locks, namespaces, sockets.",
     ),
     Key("disk_dir", "path", "", "", "Persistent disks. Empty means `<state_dir>/disks`."),
+    Key(
+        "disk_stores",
+        "object",
+        {},
+        "",
+        "More folders for persistent disks, by name: `{fast: /mnt/nvme/disks}`. A disk chooses one "
+        "with `store` in its cloud_properties; `default` is `disk_dir`.",
+    ),
     Key("log_level", "string", "info", "", "Least severe lines to log.", choices=LEVELS),
     Key(
         "agent.mbus",

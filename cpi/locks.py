@@ -60,6 +60,7 @@ def _acquire(cid: str, path: str, log: Log) -> int:
             # Whoever held it before has unlinked it: then this is the lock of a file without a
             # name, and somebody else may already hold that of a new one.
             if _is_same(path, descriptor):
+                os.set_inheritable(descriptor, True)  # see cpi.process
                 return descriptor
         except BaseException:
             os.close(descriptor)

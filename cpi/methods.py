@@ -159,7 +159,7 @@ def _create_vm(
     env: Mapping[str, Any],
 ) -> object:
     # Parsing these costs imports that no other method pays for.
-    from cpi import networks as network_parser, properties as property_parser
+    from cpi import disk_properties, networks as network_parser, properties as property_parser
     from cpi.model import VMSpec
     from cpi.settings import render_network
 
@@ -174,6 +174,7 @@ def _create_vm(
         agent=_agent_config(call.config),
         api_version=call.api_version,
         disk_cids=disks,
+        disk_wishes=disk_properties.wishes(env),
     )
     runtime = call.runtime(name)
     with call.hold(spec.cid):
@@ -235,9 +236,12 @@ def _calculate_vm_cloud_properties(call: Call, wanted: Mapping[str, object]) -> 
 
 
 def _create_disk(call: Call, size: int, properties: Mapping[str, Any], vm: str | None) -> object:
+    from cpi import disk_properties
+
+    parsed = disk_properties.parse(properties)
     # The disk belongs with the VM that it is for, which may have chosen its own runtime.
     runtime = call.runtime_of(vm, cid.VM) if vm else call.runtime()
-    return runtime.create_disk(size, properties, vm)
+    return runtime.create_disk(size, parsed, vm)
 
 
 def _delete_disk(call: Call, disk: str) -> None:
@@ -280,9 +284,12 @@ def _resize_disk(call: Call, disk: str, size: int) -> None:
 
 
 def _update_disk(call: Call, disk: str, size: int, properties: Mapping[str, Any]) -> object:
+    from cpi import disk_properties
+
+    parsed = disk_properties.parse(properties)
     runtime = call.runtime_of(disk, cid.DISK)
     with call.hold(disk):
-        return runtime.update_disk(disk, size, properties)
+        return runtime.update_disk(disk, size, parsed)
 
 
 def _snapshot_disk(call: Call, disk: str, metadata: Mapping[str, str]) -> object:

@@ -56,6 +56,27 @@ class VMProperties:
 
 
 @dataclass(frozen=True)
+class DiskProperties:
+    """Disk cloud_properties. filesystem None: what the VM's env asks for, else the usual one.
+
+    given: all of them as they came.
+    """
+
+    filesystem: str | None = None
+    store: str = "default"
+    preallocate: bool = False
+    given: JsonObject = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class DiskWishes:
+    """What a VM's env says of its persistent disks: file system, and mount options."""
+
+    filesystem: str | None = None
+    mount_options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class AgentConfig:
     """What the CPI's configuration tells every agent; `env.bosh` overrides it in the agent."""
 
@@ -77,6 +98,7 @@ class VMSpec:
     agent: AgentConfig
     api_version: int = 2
     disk_cids: tuple[str, ...] = ()
+    disk_wishes: DiskWishes = field(default_factory=DiskWishes)
 
 
 @dataclass(frozen=True)

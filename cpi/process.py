@@ -13,8 +13,11 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 class CommandFailed(CloudError):
     """A program could not be started, failed or took too long."""
 
-    def __init__(self, message: str, *, stdout: bytes = b"", stderr: str = "") -> None:
+    def __init__(
+        self, message: str, *, status: int | None = None, stdout: bytes = b"", stderr: str = ""
+    ) -> None:
         super().__init__(message)
+        self.status = status  # None: it did not run to its end
         self.stdout = stdout
         self.stderr = stderr
 
@@ -41,6 +44,9 @@ def run(
             env={**ENVIRONMENT, **(env or {})},
             timeout=timeout,
             check=False,
+            # The locks that this process holds (see cpi.locks) are inherited, and nothing else is:
+            # if it is killed, nobody touches what the program is still at work on.
+            close_fds=False,
         )
     except FileNotFoundError:
         hint = f"; {install_hint}" if install_hint else ""
@@ -53,6 +59,7 @@ def run(
         stderr = done.stderr.decode(errors="replace").strip()
         raise CommandFailed(
             f"{shown} failed with status {done.returncode}: {stderr or '(it wrote no reason)'}",
+            status=done.returncode,
             stdout=done.stdout,
             stderr=stderr,
         )

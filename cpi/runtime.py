@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from cpi.config import Config
     from cpi.log import Log
-    from cpi.model import Json, JsonObject, Network, VMResources, VMSpec
+    from cpi.model import DiskProperties, Json, JsonObject, Network, VMResources, VMSpec
 
 
 class Runtime(ABC):
@@ -85,7 +85,7 @@ class Runtime(ABC):
     # Persistent disks
 
     @abstractmethod
-    def create_disk(self, size_mib: int, cloud_properties: "JsonObject", vm_cid: str | None) -> str:
+    def create_disk(self, size_mib: int, properties: "DiskProperties", vm_cid: str | None) -> str:
         """Create a persistent disk of `size_mib` MiB and return its CID. Raises NoDiskSpace."""
 
     @abstractmethod
@@ -123,11 +123,18 @@ class Runtime(ABC):
         raise self._not_supported("set_disk_metadata")
 
     def resize_disk(self, disk_cid: str, size_mib: int) -> None:
-        """Grow a detached disk to `size_mib` MiB. Raises DiskNotFound."""
+        """Grow a detached disk to `size_mib` MiB, data kept.
+
+        Raises DiskNotFound, NoDiskSpace, and NotSupported for less than it has.
+        """
         raise self._not_supported("resize_disk")
 
-    def update_disk(self, disk_cid: str, size_mib: int, cloud_properties: "JsonObject") -> str:
-        """Change a detached disk's size and properties; return its (new) CID."""
+    def update_disk(self, disk_cid: str, size_mib: int, properties: "DiskProperties") -> str:
+        """Change a detached disk's size and properties, data kept; return its (new) CID.
+
+        Raises DiskNotFound, NoDiskSpace, and NotSupported, with nothing changed, for what takes a
+        new disk.
+        """
         raise self._not_supported("update_disk")
 
     def snapshot_disk(self, disk_cid: str, metadata: "JsonObject") -> str:

@@ -351,23 +351,67 @@ class _DiskContract(_Contract):
             assert (method, lab.fails(method, odd)[0]) == (method, "DiskNotFound")
         assert lab.fails("attach_disk", lab.unknown("vm"), odd)[0] == "DiskNotFound"
 
-    def test_optional_operations_work_or_say_that_they_do_not(self, lab: Lab) -> None:
+    def test_a_detached_disk_grows_and_never_shrinks(self, lab: Lab) -> None:
+        vm, disk = lab.vm(), lab.disk()
+        assert lab.ok("resize_disk", disk, 64) is None
+        assert lab.ok("resize_disk", disk, 64) is None
+        assert lab.fails("resize_disk", disk, 32)[0] == "NotSupported"
+        lab.ok("attach_disk", vm, disk)
+        kind, message = lab.fails("resize_disk", disk, 128)
+        assert kind == "CloudError"
+        assert vm in message
+        lab.ok("detach_disk", vm, disk)
+        assert lab.ok("resize_disk", disk, 128) is None
+        assert lab.ok("attach_disk", vm, disk)
+
+    def test_update_changes_a_detached_disk_or_is_not_supported(self, lab: Lab) -> None:
+        vm, disk = lab.vm(), lab.disk()
+        lab.ok("attach_disk", vm, disk)
+        assert lab.fails("update_disk", disk, 64, {})[0] in ("CloudError", "NotSupported")
+        lab.ok("detach_disk", vm, disk)
+        response = lab.cpi("update_disk", disk, 64, {})
+        if response["error"]:
+            assert response["error"]["type"] in NOT_SUPPORTED
+            return
+        disk = lab.adopt(response["result"] or disk)
+        assert lab.fails("update_disk", disk, 32, {})[0] == "NotSupported"
+        assert lab.ok("attach_disk", vm, disk)
+
+    def test_snapshots_outlive_their_disk_or_are_not_supported(self, lab: Lab) -> None:
+        vm, disk = lab.vm(), lab.disk()
+        lab.ok("attach_disk", vm, disk)
+        response = lab.cpi("snapshot_disk", disk, {"deployment": "one", "index": 0})
+        if response["error"]:
+            assert response["error"]["type"] in NOT_SUPPORTED
+            return
+        other = lab.ok("snapshot_disk", disk, {})
+        assert other != response["result"]
+        lab.ok("detach_disk", vm, disk)
+        lab.ok("delete_disk", disk)
+        for snapshot in (response["result"], other, other):
+            assert lab.ok("delete_snapshot", snapshot) is None
+
+    def test_metadata_of_a_disk_replaces_metadata(self, lab: Lab) -> None:
         disk = lab.disk()
+        assert lab.ok("set_disk_metadata", disk, {"deployment": "one", "index": 0}) is None
+        assert lab.ok("set_disk_metadata", disk, {}) is None
+
+    def test_unknown_disk_properties_are_refused_by_name(self, lab: Lab) -> None:
+        kind, message = lab.fails("create_disk", 32, {"typ": "ssd"}, None)
+        assert kind == "CloudError"
+        assert "'typ'" in message
+
+    def test_changes_of_unknown_disks(self, lab: Lab) -> None:
+        disk = lab.unknown("disk")
         calls: dict[str, list[object]] = {
-            "set_disk_metadata": [disk, {"deployment": "one"}],
             "resize_disk": [disk, 64],
-            "snapshot_disk": [disk, {"deployment": "one"}],
-            "update_disk": [disk, 128, {}],
+            "set_disk_metadata": [disk, {}],
+            "update_disk": [disk, 64, {}],
+            "snapshot_disk": [disk, {}],
         }
         for method, arguments in calls.items():
-            response = lab.cpi(method, *arguments)
-            error = response["error"]
-            assert error is None or error["type"] in NOT_SUPPORTED, (method, error)
-            if method == "snapshot_disk" and error is None:
-                lab.ok("delete_snapshot", response["result"])
-            if method == "update_disk" and error is None:
-                disk = lab.adopt(response["result"] or disk)
-        assert lab.ok("has_disk", disk) is True
+            assert lab.fails(method, *arguments)[0] in ("DiskNotFound", "NotSupported"), method
+        assert lab.cpi("delete_snapshot", lab.unknown("snapshot"))["error"] is None
 
 
 class RuntimeContract(_StemcellContract, _VMContract, _DiskContract):

@@ -10,8 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpi import cid
-from cpi.errors import CloudError, DiskNotAttached, DiskNotFound, StemcellNotFound, VMNotFound
-from cpi.model import Json, JsonObject, Network, VMResources, VMSpec
+from cpi.errors import (
+    CloudError,
+    DiskNotAttached,
+    DiskNotFound,
+    NotSupported,
+    StemcellNotFound,
+    VMNotFound,
+)
+from cpi.model import DiskProperties, Json, JsonObject, Network, VMResources, VMSpec
 from cpi.runtime import Runtime
 
 if TYPE_CHECKING:
@@ -45,6 +52,7 @@ class World:
     stemcells: set[str] = dataclasses.field(default_factory=set)
     machines: dict[str, Machine] = dataclasses.field(default_factory=dict)
     disks: dict[str, Disk] = dataclasses.field(default_factory=dict)
+    snapshots: set[str] = dataclasses.field(default_factory=set)
     addresses_given: int = 0
 
 
@@ -110,7 +118,7 @@ class FakeRuntime(Runtime):
             "ephemeral_disk": resources.ephemeral_disk_size,
         }
 
-    def create_disk(self, size_mib: int, cloud_properties: JsonObject, vm_cid: str | None) -> str:
+    def create_disk(self, size_mib: int, properties: DiskProperties, vm_cid: str | None) -> str:
         if vm_cid is not None:
             self._machine(vm_cid)
         disk = cid.new("fake", cid.DISK)
@@ -150,10 +158,26 @@ class FakeRuntime(Runtime):
     def resize_disk(self, disk_cid: str, size_mib: int) -> None:
         disk = self._disk(disk_cid)
         if disk.vm_cid is not None:
-            raise CloudError(f"{disk_cid} is attached")
+            raise CloudError(f"{disk_cid} is attached to {disk.vm_cid}")
         if size_mib < disk.size_mib:
-            raise CloudError(f"{disk_cid} cannot shrink")
+            raise NotSupported(f"{disk_cid} cannot shrink")
         disk.size_mib = size_mib
+
+    def update_disk(self, disk_cid: str, size_mib: int, properties: DiskProperties) -> str:
+        self.resize_disk(disk_cid, size_mib)
+        fresh = cid.new("fake", cid.DISK)  # as a CPI does that moves data
+        self.world.disks[fresh] = self.world.disks.pop(disk_cid)
+        return fresh
+
+    def snapshot_disk(self, disk_cid: str, metadata: JsonObject) -> str:
+        assert all(isinstance(value, str) for value in metadata.values())
+        self._disk(disk_cid)
+        snapshot = cid.new("fake", cid.SNAPSHOT)
+        self.world.snapshots.add(snapshot)
+        return snapshot
+
+    def delete_snapshot(self, snapshot_cid: str) -> None:
+        self.world.snapshots.discard(snapshot_cid)
 
     def _machine(self, vm_cid: str) -> Machine:
         if vm_cid not in self.world.machines:

@@ -72,7 +72,7 @@ def test_update_disk_is_not_known_in_version_1(config: Config) -> None:
     response = call(config, "update_disk", *given, api_version=1)
     assert error_of(response) == ("InvalidCall", "Method is not known, got 'update_disk'")
     response = call(config, "update_disk", *given, api_version=2)
-    assert error_of(response)[0] == "Bosh::Clouds::NotSupported"
+    assert error_of(response)[0] == "Bosh::Clouds::DiskNotFound"
 
 
 def test_context_chooses_the_runtime(config: Config) -> None:

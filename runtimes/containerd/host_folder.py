@@ -4,16 +4,21 @@
     data/            /var/vcap/data of the VM
     ephemeral.img    the file system mounted on data/, when its size is limited
     disks/<disk>/    below a shared tmpfs: what is mounted there appears in the running VM
+    disks.json       what the VM's env says of its disks
     network.json     see network.py
 """
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
-from cpi.diskstore import MIB, PARTITION_OFFSET, Disk, DiskStore, make_ext4, make_sparse
+from cpi import linux
+from cpi.disks import loop, mount_options
+from cpi.disks.filesystems import Part, make_ext4, mount_device
+from cpi.disks.image import MIB, make_sparse, part_of
+from cpi.disks.store import read_facts, write_facts
 from cpi.errors import CloudError
-from cpi.process import run
-from runtimes.containerd import linux
+from cpi.model import DiskWishes
 
 
 class HostFolder:
@@ -24,30 +29,35 @@ class HostFolder:
         self.data = self.path / "data"
         self.disks = self.path / "disks"
         self._ephemeral = self.path / "ephemeral.img"
+        self._wishes = self.path / "disks.json"
 
     def exists(self) -> bool:
         return self.path.is_dir()
 
-    def create(self) -> None:
+    def create(self, wishes: DiskWishes) -> None:
         """Make the folder and what disks appear in. `remove` takes away whatever there is."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path.mkdir(mode=0o700)
         self.data.mkdir(mode=0o755)
         self.disks.mkdir(mode=0o755)
         linux.mount_shared_tmpfs(self.disks)
+        write_facts(self._wishes, asdict(wishes))
 
     def limit_data(self, size_mib: int) -> None:
         """Give /var/vcap/data a file system of its own of this many MiB."""
         make_sparse(self._ephemeral, size_mib)
         make_ext4(self._ephemeral, size_mib * MIB)
-        _mount_loop(self._ephemeral, self.data)
+        self._mount_data()
 
     def restore(self) -> None:
         """Mount again what a restart of the host took away."""
         if not linux.is_mount_point(self.disks):
             linux.mount_shared_tmpfs(self.disks)
         if self._ephemeral.exists() and not linux.is_mount_point(self.data):
-            _mount_loop(self._ephemeral, self.data)
+            self._mount_data()
+
+    def _mount_data(self) -> None:
+        _mount(Part(self._ephemeral, 0, 0), self.data, "ext4")
 
     def remove(self) -> None:
         """Unmount and delete everything; gone is no error. Persistent data is not in here."""
@@ -68,13 +78,16 @@ class HostFolder:
     def has_disk(self, disk_cid: str) -> bool:
         return linux.is_mount_point(self.disks / disk_cid)
 
-    def mount_disk(self, store: DiskStore, disk: Disk) -> None:
-        """Mount a disk's partition where the running VM sees it; twice is once."""
-        target = self.disks / disk.cid
-        if linux.is_mount_point(target):
-            return
+    def wishes(self) -> DiskWishes:
+        """What the VM's env says of its disks."""
+        facts = read_facts(self._wishes) or {}
+        return DiskWishes(facts.get("filesystem"), tuple(facts.get("mount_options", ())))
+
+    def mount_disk(self, disk_cid: str, image: Path, filesystem: str) -> None:
+        """Mount a disk's partition where the running VM sees it."""
+        target = self.disks / disk_cid
         target.mkdir(exist_ok=True)
-        _mount_loop(store.image(disk.cid), target, PARTITION_OFFSET, store.partition_size(disk))
+        _mount(part_of(image), target, filesystem, self.wishes().mount_options)
 
     def umount_disk(self, disk_cid: str) -> None:
         """Unmount a disk here, and with it every copy of the mount that propagated."""
@@ -84,10 +97,8 @@ class HostFolder:
             target.rmdir()
 
 
-def _mount_loop(image: Path, target: Path, offset: int = 0, size: int = 0) -> None:
-    """mount(8) finds a free loop device, without a race, and the kernel frees it at umount.
-
-    By offset: some kernels read no partition tables on loop devices.
-    """
-    options = f"loop,offset={offset},sizelimit={size}"
-    run(["mount", "-t", "ext4", "-o", options, str(image), str(target)])
+def _mount(part: Part, target: Path, filesystem: str, options: tuple[str, ...] = ()) -> None:
+    """By offset, through a loop device: some kernels read no partition tables on those."""
+    flags, text = mount_options.arguments(options)
+    with loop.attached(part.image, part.offset, part.size) as device:
+        mount_device(device, target, filesystem, flags, text)

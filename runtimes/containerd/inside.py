@@ -8,9 +8,9 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from cpi import linux
 from cpi.errors import CloudError
-from runtimes.containerd import linux
-from runtimes.containerd.linux import Mounted
+from cpi.linux import Mounted
 
 
 def pids_of(vm_cid: str) -> list[int]:

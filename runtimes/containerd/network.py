@@ -12,10 +12,10 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpi import linux
 from cpi.cid import shown
 from cpi.errors import CloudError
 from cpi.model import Network, PortForward, VMSpec
-from runtimes.containerd import linux
 from runtimes.containerd.cni import (
     Attachment,
     Config as CniConfig,

@@ -11,12 +11,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpi import cid, locks
+from cpi import cid, linux, locks
 from cpi.errors import CloudError, NotSupported, StemcellNotFound
 from cpi.log import Log
 from cpi.model import JsonObject
 from cpi.undo import Undo
-from runtimes.containerd import linux
 from runtimes.containerd.api import types_pb2
 from runtimes.containerd.store import Store
 from stemcell_convert import adapt, oci

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpi import linux
 from cpi.errors import CloudError, VMNotFound
 from cpi.log import Log
 from cpi.model import Json, Network, VMProperties, VMSpec
 from cpi.settings import render as render_settings
 from cpi.undo import Undo
-from runtimes.containerd import cgroups, host, linux, oci_spec
+from runtimes.containerd import cgroups, host, oci_spec
 from runtimes.containerd.api import containers_pb2, types_pb2
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.host_folder import HostFolder
@@ -23,6 +24,7 @@ from stemcell_convert.facts import SYSTEMD
 from stemcell_convert.inroot import Root
 
 STORE = "/var/vcap/store"
+_MOUNTED_LAST = "/var/vcap/bosh/managed_disk_settings.json"
 METADATA_PREFIX = "bosh.metadata/"
 LABEL_AGENT = "bosh.agent_id"
 LABEL_STEMCELL = "bosh.stemcell"
@@ -110,9 +112,10 @@ class VMs:
         spec = json.loads(self._get(vm_cid).spec.value)
         self._containers.stop(vm_cid)
         mounts = self._store.mounts(vm_cid)
-        disk = linux.in_private_mounts(lambda: _mounted_last(mounts, self._mount_point))
+        attached = [target.name for target in folder.attached()]
+        disk = linux.in_private_mounts(lambda: _mounted_last(mounts, self._mount_point, attached))
         spec["mounts"] = [mount for mount in spec["mounts"] if mount["destination"] != STORE]
-        if disk in [target.name for target in folder.attached()]:
+        if disk:
             self._log.info(f"{disk} will be at {STORE}")
             spec["mounts"].append(oci_spec.bind(STORE, folder.disks / disk))
         self._containers.set_spec(vm_cid, spec)
@@ -224,13 +227,21 @@ def _write(
             root.write(path, data, mode)
 
 
-def _mounted_last(mounts: Sequence[types_pb2.Mount], at: Path) -> str:
-    """The disk that the agent mounted last, or "" (bosh-agent, managed_disk_settings.json)."""
+def _mounted_last(mounts: Sequence[types_pb2.Mount], at: Path, attached: Sequence[str]) -> str:
+    """The disk that the agent mounted last, if the VM still has it, or "".
+
+    An agent that remembers a disk which is no longer there never gets through its start
+    (bosh-agent, bootstrap.mountLastMountedDisk), so then it is made to forget it.
+    """
     with mounted(mounts, at) as folder, Root(folder) as root:
         try:
-            return root.read("/var/vcap/bosh/managed_disk_settings.json", 256).decode().strip()
+            disk = root.read(_MOUNTED_LAST, 256).decode().strip()
         except (OSError, UnicodeDecodeError):
             return ""
+        if disk and disk not in attached:
+            root.write(_MOUNTED_LAST, b"", 0o600)
+            return ""
+        return disk
 
 
 def _labels(spec: VMSpec, stemcell: Stemcell, networks: Sequence[Network]) -> dict[str, str]:

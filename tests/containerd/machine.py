@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.private_host import PrivateHost
+from tools.private_host import CPI, PrivateHost
 
 NAMESPACE = "bosh"
 AGENT_PORT = 6868
+BOSH_CPI = CPI.with_name("bosh-cpi")
 
 
 class CallFailed(Exception):
@@ -114,10 +115,29 @@ class Machine:
         self.vms.append(vm)
         return vm
 
-    def create_disk(self, size: int = 64) -> str:
-        disk = str(self.call("create_disk", size, {}, None))
+    def create_disk(
+        self, size: int = 64, properties: dict[str, Any] | None = None, vm: str | None = None
+    ) -> str:
+        disk = str(self.call("create_disk", size, properties or {}, vm))
         self.disks.append(disk)
         return disk
+
+    def bosh_cpi(self, *words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+        """Run the command for people."""
+        config = str(self.host.folder / "cpi.json")
+        done = self.host.run(str(BOSH_CPI), "--config", config, *words, check=False)
+        if check and done.returncode:
+            raise AssertionError(f"bosh-cpi {' '.join(words)}: {done.stdout}{done.stderr}")
+        return done
+
+    def facts(self, disk: str) -> dict[str, Any]:
+        """What `bosh-cpi disk show` tells of a disk."""
+        shown: dict[str, Any] = json.loads(self.bosh_cpi("disk", "show", disk, "--json").stdout)
+        return shown
+
+    def image(self, disk: str) -> Path:
+        """The file of a disk."""
+        return Path(self.facts(disk)["path"])
 
     def delete_all(self) -> None:
         """Delete the VMs and disks that a test made and did not delete."""

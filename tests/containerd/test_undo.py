@@ -38,10 +38,10 @@ CREATE_VM = [
     "runtimes.containerd.host_folder:HostFolder.limit_data",
     "runtimes.containerd.host_folder:make_sparse",
     "runtimes.containerd.host_folder:make_ext4",
-    "runtimes.containerd.host_folder:_mount_loop",
-    "runtimes.containerd.linux:mount_shared_tmpfs",
+    "runtimes.containerd.host_folder:_mount",
+    "cpi.linux:mount_shared_tmpfs",
     "runtimes.containerd.ports:Ports.reserve",
-    "runtimes.containerd.linux:pin_network_namespace",
+    "cpi.linux:pin_network_namespace",
     "runtimes.containerd.network:_save",
     "runtimes.containerd.cni:Plugins.add",
     "runtimes.containerd.network:Networks.connect",
@@ -52,10 +52,10 @@ CREATE_VM = [
     "runtimes.containerd.containers:Containers.start",
 ]
 CREATE_DISK = [
-    "cpi.diskstore:make_sparse",
-    "cpi.diskstore:_make_partition",
-    "cpi.diskstore:make_ext4",
-    "cpi.diskstore:DiskStore.save",
+    "cpi.disks.image:make_sparse",
+    "cpi.disks.image:write_table",
+    "cpi.disks.image:create",
+    "cpi.disks.store:DiskStore.save",
 ]
 CREATE_STEMCELL = [
     "runtimes.containerd.store:Store.prepare",
@@ -144,7 +144,7 @@ def test_attach_disk(machine: Machine, make_vm: Callable[..., VM], when: str) ->
 @pytest.mark.parametrize(
     "target",
     [
-        "runtimes.containerd.linux:mount_shared_tmpfs",
+        "cpi.linux:mount_shared_tmpfs",
         "runtimes.containerd.network:_save",
         "runtimes.containerd.cni:Plugins.add",
         "runtimes.containerd.store:Store.prepare",

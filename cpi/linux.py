@@ -19,12 +19,15 @@ from typing import TypeVar
 Result = TypeVar("Result")
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
+MS_SYNCHRONOUS, MS_DIRSYNC, MS_NOATIME, MS_NODIRATIME = 0x10, 0x80, 0x400, 0x800
+MS_RELATIME, MS_STRICTATIME, MS_LAZYTIME = 1 << 21, 1 << 24, 1 << 25
+MS_REMOUNT = 0x20
 MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE, MS_SHARED = 0x1000, 0x4000, 1 << 18, 1 << 19, 1 << 20
 MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
 CLONE_FS, CLONE_NEWNS, CLONE_NEWNET = 0x200, 0x20000, 0x40000000
 
-# What containerd's snapshotters put into mount options as words (overlayfs, native, devmapper).
+# Flags that come as words among mount options (overlayfs, binds, devices).
 _FLAG_WORDS = {
     "ro": MS_RDONLY,
     "rw": 0,
@@ -51,7 +54,7 @@ def mount(source: str, target: Path, kind: str = "", flags: int = 0, data: str =
 
 
 def mount_words(source: str, target: Path, kind: str, words: list[str]) -> None:
-    """mount(2) with fstab-style options, as containerd gives them for a snapshot."""
+    """mount(2) with fstab-style options."""
     flags, data = 0, []
     for word in words:
         if word in _FLAG_WORDS:
@@ -60,7 +63,7 @@ def mount_words(source: str, target: Path, kind: str, words: list[str]) -> None:
             data.append(word)
     mount(source, target, kind, flags, ",".join(data))
     if flags & MS_BIND and flags & MS_RDONLY:
-        mount("none", target, "", flags | 0x20)  # MS_REMOUNT: a bind is read-only on second ask
+        mount("none", target, "", flags | MS_REMOUNT)  # a bind is read-only on second ask
 
 
 def umount(target: Path, flags: int = 0) -> None:

@@ -1,0 +1,214 @@
+"""The file systems that a persistent disk can have, ext4 and xfs, and their own tools."""
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpi import linux
+from cpi.disks import loop
+from cpi.errors import CloudError, NoDiskSpace
+from cpi.process import CommandFailed, run
+
+_CAP_SYS_RESOURCE = 24  # capability(7)
+_HOURS = 24 * 3600.0  # seconds; checking a big disk takes as long as it takes
+
+
+@dataclass(frozen=True)
+class Part:
+    """Where a file system is: `size` bytes at `offset` of a file."""
+
+    image: Path
+    offset: int
+    size: int
+
+
+class FileSystem(ABC):
+    """One kind of file system.
+
+    least_mib: the smallest disk (MiB) for it. no_replay: the mount option that leaves the journal
+    alone. magic: the bytes by which it is known, and where they are.
+    """
+
+    name: str
+    least_mib: int
+    no_replay: str
+    magic: tuple[int, bytes]
+
+    @abstractmethod
+    def make(self, part: Part) -> None:
+        """Make a new file system. Raises NoDiskSpace, CloudError."""
+
+    @abstractmethod
+    def grow(self, device: Path, target: Path) -> None:
+        """Let it fill its device, while it is mounted at `target`. Raises CloudError."""
+
+    def can_grow_mounted(self) -> bool:
+        """Tell whether this process may use `grow`."""
+        return True
+
+    @abstractmethod
+    def grow_unmounted(self, device: Path) -> None:
+        """Let it fill its device. Not safe when interrupted: for a copy alone."""
+
+    @abstractmethod
+    def renew_identity(self, device: Path) -> None:
+        """Give it a new UUID, unmounted."""
+
+    @abstractmethod
+    def check(self, device: Path, *, repair: bool) -> tuple[bool, str]:
+        """Check it, unmounted; return whether it is sound now, and what the tool said."""
+
+
+class Ext4(FileSystem):
+    """ext4, which BOSH's agent uses unless told otherwise."""
+
+    name = "ext4"
+    least_mib = 8
+    no_replay = "noload"
+    magic = (1080, b"\x53\xef")
+
+    def make(self, part: Part) -> None:
+        # Inode tables and the journal are left to the kernel: 100 GiB take no longer than 1 GiB.
+        options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"
+        if part.offset:
+            options += f",offset={part.offset}"
+        # Reserved blocks are for a system's root. On an error, to write on would make it worse.
+        argv = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-e", "remount-ro"]
+        _tool([*argv, "-E", options, str(part.image), f"{part.size // 1024}k"], part.image)
+
+    def grow(self, device: Path, target: Path) -> None:
+        _tool(["resize2fs", str(device)], device)
+
+    def can_grow_mounted(self) -> bool:
+        # The kernel asks for it (ext4_resize_begin), and some containers' root lacks it.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("CapEff:"):
+                return bool(int(line.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
+        return False
+
+    def grow_unmounted(self, device: Path) -> None:
+        _run_fsck(["e2fsck", "-f", "-p", str(device)], sound=(0, 1))
+        _tool(["resize2fs", str(device)], device)
+
+    def renew_identity(self, device: Path) -> None:
+        _run_fsck(["e2fsck", "-f", "-p", str(device)], sound=(0, 1))  # tune2fs insists
+        _tool(["tune2fs", "-U", "random", str(device)], device)
+
+    def check(self, device: Path, *, repair: bool) -> tuple[bool, str]:
+        argv = ["e2fsck", "-f", "-y" if repair else "-n", str(device)]
+        sound = (0, 1) if repair else (0,)  # 1: errors were corrected (e2fsck(8))
+        return _verdict(argv, sound)
+
+
+class Xfs(FileSystem):
+    """xfs, for the jobs that ask for it."""
+
+    name = "xfs"
+    least_mib = 304  # mkfs.xfs makes none below 300 MiB
+    no_replay = "norecovery"
+    magic = (0, b"XFSB")
+
+    def make(self, part: Part) -> None:
+        with loop.attached(part.image, part.offset, part.size) as device:
+            _tool(["mkfs.xfs", "-q", "-f", "-K", str(device)], part.image)
+
+    def grow(self, device: Path, target: Path) -> None:
+        _tool(["xfs_growfs", "-d", str(target)], device)
+
+    def grow_unmounted(self, device: Path) -> None:
+        raise NotImplementedError("xfs grows while it is mounted, and needs no privilege for it")
+
+    def renew_identity(self, device: Path) -> None:
+        _tool(["xfs_admin", "-U", "generate", str(device)], device)
+
+    def check(self, device: Path, *, repair: bool) -> tuple[bool, str]:
+        return _verdict(["xfs_repair", *([] if repair else ["-n"]), str(device)], (0,))
+
+
+FILE_SYSTEMS: dict[str, FileSystem] = {"ext4": Ext4(), "xfs": Xfs()}
+DEFAULT = "ext4"
+
+
+def make_ext4(image: Path, size: int) -> None:
+    """Make an ext4 of `size` bytes that is a whole file. Raises NoDiskSpace, CloudError."""
+    FILE_SYSTEMS["ext4"].make(Part(image, 0, size))
+
+
+def grow(part: Part, kind: FileSystem) -> None:
+    """Let a file system fill its part, with its journal at work: safe to interrupt."""
+    _while_mounted(part, kind, lambda device: kind.grow(device, part.image.parent))
+
+
+def replay(part: Part, kind: FileSystem) -> None:
+    """Let the kernel bring a file system up to date from its journal."""
+    _while_mounted(part, kind, lambda device: None)
+
+
+def _while_mounted(part: Part, kind: FileSystem, work: Callable[[Path], None]) -> None:
+    """Mount a file system where no other process sees it, over the folder of its own file."""
+
+    def mounted() -> None:
+        with loop.attached(part.image, part.offset, part.size) as device:
+            mount_device(device, part.image.parent, kind.name)
+            try:
+                work(device)
+            finally:
+                linux.umount(part.image.parent)
+
+    linux.in_private_mounts(mounted)
+
+
+def mount_device(
+    device: Path, target: Path, kind: str, flags: int = 0, options: tuple[str, ...] = ()
+) -> None:
+    """Mount a device. Raises CloudError naming it, and the options when they may be the reason."""
+    try:
+        linux.mount(str(device), target, kind, flags, ",".join(options))
+    except OSError as error:
+        told = f" with the options {', '.join(options)}" if options else ""
+        raise CloudError(f"cannot mount the {kind} of {device}{told}: {error.strerror}") from None
+
+
+def _tool(argv: list[str], what: Path) -> None:
+    try:
+        run(argv, timeout=_HOURS, install_hint=_hint(argv))
+    except CommandFailed as error:
+        if "No space left" in error.stderr:
+            raise NoDiskSpace(f"the file system of {what} is full: {error.stderr}") from None
+        raise
+
+
+def _run_fsck(argv: list[str], sound: tuple[int, ...]) -> None:
+    good, text = _verdict(argv, sound)
+    if not good:
+        raise CloudError(f"{argv[0]} finds the file system of {argv[-1]} damaged: {text}")
+
+
+def _verdict(argv: list[str], sound: tuple[int, ...]) -> tuple[bool, str]:
+    try:
+        text = run(argv, timeout=_HOURS, install_hint=_hint(argv)).decode(errors="replace")
+    except CommandFailed as error:
+        if error.status is None:
+            raise
+        text = f"{error.stdout.decode(errors='replace')}\n{error.stderr}"
+        return error.status in sound, text.strip()
+    return True, text.strip()
+
+
+def _hint(argv: list[str]) -> str:
+    return f"apt-get install {'xfsprogs' if 'xfs' in argv[0] else 'e2fsprogs'}"
+
+
+def kind_of(part: Part) -> str:
+    """Return the name of the file system that is there, or ""."""
+    fd = os.open(part.image, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        for kind in FILE_SYSTEMS.values():
+            where, magic = kind.magic
+            if os.pread(fd, len(magic), part.offset + where) == magic:
+                return kind.name
+    finally:
+        os.close(fd)
+    return ""

@@ -1,0 +1,76 @@
+"""Hold a mounted file system still, so that its file on the host can be copied.
+
+A process that is killed would leave it frozen for ever, and every job that writes to it. So a small
+process of its own freezes it and lets go when its input ends, which it does however we end.
+"""
+
+import fcntl
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cpi.errors import CloudError
+from cpi.process import ENVIRONMENT
+
+_FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
+
+_HOLDER = f"""
+import errno, fcntl, os, signal, sys
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    signal.signal(number, signal.SIG_IGN)
+fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
+try:
+    fcntl.ioctl(fd, {_FIFREEZE}, 0)
+except OSError as error:
+    if error.errno != errno.EBUSY:
+        sys.exit(error.strerror)
+    # A process like this one was killed. Nobody else freezes a disk whose lock we hold.
+    fcntl.ioctl(fd, {_FITHAW}, 0)
+    fcntl.ioctl(fd, {_FIFREEZE}, 0)
+try:
+    os.write(1, b"frozen")
+    os.read(0, 1)
+finally:
+    fcntl.ioctl(fd, {_FITHAW}, 0)
+"""
+
+
+@contextmanager
+def frozen(target: Path) -> Iterator[None]:
+    """Freeze the file system that is mounted at `target`, all of it written out. Raises CloudError.
+
+    Whoever writes to it waits until this ends.
+    """
+    holder = subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", _HOLDER, str(target)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        start_new_session=True,
+        close_fds=False,  # see cpi.process: the disk's lock lasts as long as it is frozen
+    )
+    try:
+        if holder.stdout is None or holder.stdout.read(6) != b"frozen":
+            _, reason = holder.communicate()
+            told = reason.decode(errors="replace").strip()
+            raise CloudError(f"cannot freeze the file system at {target}: {told}")
+        yield
+    finally:
+        holder.communicate()
+    if holder.returncode:
+        raise CloudError(f"the file system at {target} did not stay frozen; try again")
+
+
+def thaw(target: Path) -> None:
+    """Let go of a file system that was left frozen; one that is not frozen is no error."""
+    fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(fd, _FITHAW, 0)
+    except OSError:
+        return  # EINVAL: it is not frozen
+    finally:
+        os.close(fd)

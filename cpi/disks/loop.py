@@ -1,0 +1,106 @@
+"""Loop devices: a part of a file as a block device.
+
+Each is cleared by the kernel when its last user is gone, a mount or an open file: so a process that
+is killed at any point leaves none. Needs Linux 5.8 (loop(4), linux/loop.h).
+"""
+
+import errno
+import fcntl
+import os
+import struct
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cpi.errors import CloudError
+
+_CONTROL = "/dev/loop-control"
+_GET_FREE, _CONFIGURE = 0x4C82, 0x4C0A
+_READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+_TRIES = 100  # another process may be faster to take the device that was free
+_FREE_SECONDS = 3.0
+
+
+@contextmanager
+def attached(
+    image: Path, offset: int = 0, size: int = 0, *, read_only: bool = False
+) -> Iterator[Path]:
+    """A loop device for `size` bytes at `offset` of a file (0: up to its end).
+
+    When this ends the device goes, or stays as long as it is mounted. It does not go through the
+    host's page cache (direct I/O, where the host's file system has it): what is in the guest's
+    cache need not be there twice. Raises CloudError.
+    """
+    mode = os.O_RDONLY if read_only else os.O_RDWR
+    flags = _AUTOCLEAR | _DIRECT_IO | (_READ_ONLY if read_only else 0)
+    try:
+        backing = os.open(image, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            device, path = _configured(backing, offset, size, mode, flags)
+        finally:
+            os.close(backing)
+    except OSError as error:
+        hint = "; loop devices need Linux 5.8" if error.errno == errno.ENOTTY else ""
+        raise CloudError(f"no loop device for {image}: {error.strerror}{hint}") from None
+    try:
+        yield path
+    finally:
+        os.close(device)
+
+
+def _configured(backing: int, offset: int, size: int, mode: int, flags: int) -> tuple[int, Path]:
+    """Return an open loop device over a file, and its path."""
+    # struct loop_config: fd, block size (0: 512), struct loop_info64, reserved.
+    info = struct.pack(
+        "=5Q4I64s64s32s2Q", 0, 0, 0, offset, size, 0, 0, 0, flags, b"", b"", b"", 0, 0
+    )
+    config = struct.pack("=2I", backing, 0) + info + bytes(64)
+    control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        for _ in range(_TRIES):
+            path = Path(f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}")
+            device = os.open(path, mode | os.O_CLOEXEC)
+            try:
+                fcntl.ioctl(device, _CONFIGURE, config)
+                return device, path
+            except OSError as error:
+                os.close(device)
+                if error.errno != errno.EBUSY:
+                    raise
+    finally:
+        os.close(control)
+    raise OSError(errno.EBUSY, "no device stays free long enough")
+
+
+def over(image: Path) -> list[str]:
+    """Return the names of the loop devices ("loop7") over a file."""
+    wanted = os.fsencode(image)
+    found = []
+    for name in os.listdir("/sys/block"):
+        if name.startswith("loop"):
+            try:
+                backing = Path(f"/sys/block/{name}/loop/backing_file").read_bytes()
+            except OSError:
+                continue  # it is free
+            if backing.rstrip(b"\n") == wanted:
+                found.append(name)
+    return sorted(found)
+
+
+def wait_until_free(image: Path) -> list[str]:
+    """Wait a moment for a file's loop devices to go, and return those that stay.
+
+    After the last umount the kernel may clear them in the background, and tells nobody when.
+    """
+    end = time.monotonic() + _FREE_SECONDS
+    while True:
+        left = over(image)
+        if not left or time.monotonic() > end:
+            return left
+        time.sleep(0.01)
+
+
+def device_number(name: str) -> str:
+    """Return the "major:minor" of a loop device ("loop7")."""
+    return Path(f"/sys/block/{name}/dev").read_text().strip()
