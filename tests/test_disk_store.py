@@ -48,7 +48,8 @@ def test_of_two_copies_the_one_that_moved_last_is_right(store: DiskStore, disk: 
     store.save(moved)  # a move that was killed before it removed the first
     assert store.find(disk.cid) == moved
     assert list(store.all()) == [moved]
-    assert store.update(moved, 16, DiskProperties(store="fast")).store == "fast"
+    store.update(disk.cid, 16, DiskProperties(store="fast"))
+    assert store.get(disk.cid).store == "fast"
     assert not list(store.folders["default"].iterdir())
     store.delete(disk.cid)
     assert not list(store.folders["fast"].iterdir())

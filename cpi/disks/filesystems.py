@@ -138,24 +138,29 @@ def make_ext4(image: Path, size: int) -> None:
 
 def grow(part: Part, kind: FileSystem) -> None:
     """Let a file system fill its part, with its journal at work: safe to interrupt."""
-    _while_mounted(part, kind, lambda device: kind.grow(device, part.image.parent))
+    _while_mounted(part, kind, kind.grow)
 
 
 def replay(part: Part, kind: FileSystem) -> None:
     """Let the kernel bring a file system up to date from its journal."""
-    _while_mounted(part, kind, lambda device: None)
+    _while_mounted(part, kind, lambda device, target: None)
 
 
-def _while_mounted(part: Part, kind: FileSystem, work: Callable[[Path], None]) -> None:
-    """Mount a file system where no other process sees it, over the folder of its own file."""
+def _while_mounted(part: Part, kind: FileSystem, work: Callable[[Path, Path], None]) -> None:
+    """Mount a file system where no other process sees it, and nothing has to be removed after."""
+    folder = part.image.parent
 
     def mounted() -> None:
         with loop.attached(part.image, part.offset, part.size) as device:
-            mount_device(device, part.image.parent, kind.name)
+            # Tools look for the mount by its path, so that must be one where nothing else is.
+            linux.mount("tmpfs", folder, "tmpfs", linux.MS_NODEV, "mode=700,size=64k")
+            target = folder / "mounted"
+            target.mkdir()
+            mount_device(device, target, kind.name)
             try:
-                work(device)
+                work(device, target)
             finally:
-                linux.umount(part.image.parent)
+                linux.umount(target)
 
     linux.in_private_mounts(mounted)
 

@@ -18,6 +18,7 @@ from cpi.errors import CloudError
 _CONTROL = "/dev/loop-control"
 _GET_FREE, _CONFIGURE = 0x4C82, 0x4C0A
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+_BLOCK = 512  # bytes
 _TRIES = 100  # another process may be faster to take the device that was free
 _FREE_SECONDS = 3.0
 
@@ -51,11 +52,12 @@ def attached(
 
 def _configured(backing: int, offset: int, size: int, mode: int, flags: int) -> tuple[int, Path]:
     """Return an open loop device over a file, and its path."""
-    # struct loop_config: fd, block size (0: 512), struct loop_info64, reserved.
+    # struct loop_config: fd, block size, struct loop_info64, reserved. The block size would else be
+    # that of the host's file system, and a disk made for small blocks is not read in large ones.
     info = struct.pack(
         "=5Q4I64s64s32s2Q", 0, 0, 0, offset, size, 0, 0, 0, flags, b"", b"", b"", 0, 0
     )
-    config = struct.pack("=2I", backing, 0) + info + bytes(64)
+    config = struct.pack("=2I", backing, _BLOCK) + info + bytes(64)
     control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(_TRIES):

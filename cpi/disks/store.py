@@ -19,7 +19,7 @@ from typing import Any
 from cpi.cid import shown
 from cpi.disks import image as images
 from cpi.disks.filesystems import FILE_SYSTEMS
-from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace
+from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace, NotSupported
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -187,20 +187,26 @@ class DiskStore:
         self.image(disk).unlink(missing_ok=True)
         self._facts(disk).unlink()
 
-    def resize(self, disk: Disk, size_mib: int) -> Disk:
-        """Grow a free disk to at least `size_mib` MiB; return its new facts. Raises NoDiskSpace."""
-        size = images.enlarge(
-            self.image(disk), disk.cid, size_mib, disk.filesystem, preallocate=disk.preallocate
-        )
-        changed = replace(disk, size=size)
-        self.save(changed)
-        return changed
+    def resize(self, disk_cid: str, size_mib: int) -> None:
+        """Grow a free disk to `size_mib` MiB. Raises NoDiskSpace, NotSupported for less."""
+        disk = self.get_free(disk_cid, "resize")
+        _require_growth(disk, size_mib)
+        if size_mib > disk.size:
+            self._grow(disk, size_mib)
 
-    def update(self, disk: Disk, size_mib: int, properties: DiskProperties) -> Disk:
-        """Give a free disk these properties and at least this size. Raises NoDiskSpace.
+    def update(self, disk_cid: str, size_mib: int, properties: DiskProperties) -> None:
+        """Give a free disk this size and these properties.
 
-        Each step can be repeated, and the facts of each are written when it is done.
+        Raises NoDiskSpace, and NotSupported, with nothing changed, for what takes a new disk. Each
+        step can be repeated, and the facts of each are written when it is done.
         """
+        disk = self.get_free(disk_cid, "update")
+        _require_growth(disk, size_mib)
+        if properties.filesystem not in (None, disk.filesystem):
+            raise NotSupported(
+                f"the disk {disk_cid} has {disk.filesystem}; {properties.filesystem} takes a new "
+                "disk and copying, which the director does itself"
+            )
         if properties.store != disk.store:
             disk = self._move(disk, properties.store)
         self._remove_elsewhere(disk)
@@ -208,11 +214,17 @@ class DiskStore:
             disk, preallocate=properties.preallocate, cloud_properties=dict(properties.given)
         )
         if size_mib > disk.size:
-            return self.resize(disk, size_mib)
+            self._grow(disk, size_mib)
+            return
         if disk.preallocate:
             images.allocate(self.image(disk))
         self.save(disk)
-        return disk
+
+    def _grow(self, disk: Disk, size_mib: int) -> None:
+        size = images.enlarge(
+            self.image(disk), disk.cid, size_mib, disk.filesystem, preallocate=disk.preallocate
+        )
+        self.save(replace(disk, size=size))
 
     def _move(self, disk: Disk, store: str) -> Disk:
         """Copy a disk to another store; it is there when its facts are."""
@@ -250,6 +262,14 @@ class DiskStore:
 
     def _facts(self, disk: Disk) -> Path:
         return self.folders[disk.store] / f"{disk.cid}.json"
+
+
+def _require_growth(disk: Disk, size_mib: int) -> None:
+    if size_mib < disk.size:
+        raise NotSupported(
+            f"the disk {disk.cid} has {disk.size} MiB and cannot shrink to {size_mib} MiB; the "
+            "director copies to a smaller one instead"
+        )
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """Container records and tasks of containerd, in calls of one line."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from google.protobuf.any_pb2 import Any as Packed  # noqa: TID253 - loaded with the client only
@@ -90,8 +90,13 @@ class Containers:
             f"deleting the container {cid}",
         )
 
-    def start(self, cid: str, mounts: Sequence[types_pb2.Mount]) -> int:
-        """Create and start a container's task; return the process id of its init."""
+    def start(
+        self, cid: str, mounts: Sequence[types_pb2.Mount], prepare: Callable[[int], None]
+    ) -> int:
+        """Create and start a container's task; return the process id of its init.
+
+        `prepare` gets it when all namespaces are there and nothing of the container has run yet.
+        """
         pid = self._client.call(
             "tasks.v1.Tasks/Create",
             tasks_pb2.CreateTaskRequest(container_id=cid, rootfs=mounts),
@@ -99,6 +104,7 @@ class Containers:
             doing=f"creating the task of {cid}",
         ).pid
         try:
+            prepare(pid)
             self._client.call(
                 "tasks.v1.Tasks/Start",
                 tasks_pb2.StartRequest(container_id=cid),

@@ -13,6 +13,17 @@ from cpi.errors import CloudError
 from cpi.linux import Mounted
 
 
+def share_mounts(init: int) -> None:
+    """Let what a VM mounts and unmounts reach the mount namespaces of its services.
+
+    systemd does that when it boots a machine, and not in a container. Without it a service that
+    starts while a disk is mounted keeps a copy of the mount for ever: below the root that it has
+    left, where nobody can unmount it.
+    """
+    flags = linux.MS_SHARED | linux.MS_REC
+    linux.in_mount_namespace(init, lambda: linux.mount("none", Path("/"), flags=flags))
+
+
 def pids_of(vm_cid: str) -> list[int]:
     """Return the processes in a VM's cgroup and those below it, whatever the cgroup version."""
     marker = f"/{vm_cid}".encode()

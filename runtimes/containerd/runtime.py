@@ -9,13 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from cpi import cid, linux, locks
-from cpi.disks import filesystems, freeze, image as images
+from cpi import cid, locks
+from cpi.disks import filesystems
 from cpi.disks.store import Disk, DiskStore, folders_of
-from cpi.errors import CloudError, DiskNotAttached, NotSupported, VMNotFound
+from cpi.errors import DiskNotAttached, NotSupported, VMNotFound
 from cpi.runtime import Runtime
 from cpi.undo import Undo
-from runtimes.containerd import cgroups, inside
+from runtimes.containerd import cgroups
+from runtimes.containerd.disks import Disks
 from runtimes.containerd.host_folder import HostFolder
 from runtimes.containerd.network import Networks
 
@@ -31,14 +32,6 @@ if TYPE_CHECKING:
     from runtimes.containerd.store import Store
     from runtimes.containerd.vms import Place, VMs
 
-# Where a VM sees its disks: adapt.DISK_FOLDER, which is not loaded for this alone.
-DISK_FOLDER = "/warden-cpi-dev"
-
-
-def hint_of(disk_cid: str) -> str:
-    """Where a VM sees a disk, which is the agent's hint."""
-    return f"{DISK_FOLDER}/{disk_cid}"
-
 
 class ContainerdRuntime(Runtime):
     """BOSH VMs as containerd tasks."""
@@ -51,7 +44,8 @@ class ContainerdRuntime(Runtime):
         self._run_dir = Path(config.text("run_dir"))
         self._mount_point = self._run_dir / "rootfs"
         self._networks = Networks(config, self._state_dir, self._run_dir)
-        self._disks = DiskStore(folders_of(config))
+        self._disk_store = DiskStore(folders_of(config))
+        self._disks = Disks(self._disk_store, self._state_dir, log)
 
     def close(self) -> None:
         if "_client" in self.__dict__:
@@ -102,7 +96,7 @@ class ContainerdRuntime(Runtime):
             disconnecting.result()
         for target in folder.attached():
             with self._lock(target.name):
-                self._release(folder, target.name)
+                self._disks.release(folder, target.name)
         self._vms.delete(vm_cid)
         cgroups.remove(self._cgroup(vm_cid))
         folder.remove()
@@ -113,9 +107,9 @@ class ContainerdRuntime(Runtime):
     def reboot_vm(self, vm_cid: str) -> None:
         folder = self._folder(vm_cid)
         folder.restore()
-        for disk_cid in self._disks.attached_to(vm_cid):
+        for disk_cid in self._disk_store.attached_to(vm_cid):
             with self._lock(disk_cid):  # the host may have been restarted as well
-                self._mount(folder, self._disks.get(disk_cid))
+                self._disks.mount(folder, disk_cid)
         self._vms.reboot(vm_cid, folder)
 
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
@@ -140,127 +134,58 @@ class ContainerdRuntime(Runtime):
             cloud_properties=properties.given,
             store=properties.store,
         )
-        self._disks.create(disk)
+        self._disk_store.create(disk)
         return disk.cid
 
     def delete_disk(self, disk_cid: str) -> None:
-        self._forget_lost_vm(self._disks.get(disk_cid))
-        self._disks.delete(disk_cid)
+        self._disks.get(disk_cid)
+        self._disk_store.delete(disk_cid)
 
     def has_disk(self, disk_cid: str) -> bool:
-        return self._disks.find(disk_cid) is not None
+        return self._disk_store.find(disk_cid) is not None
 
     def attach_disk(self, vm_cid: str, disk_cid: str, api_version: int) -> "Json":
-        disk = self._disks.get(disk_cid)
+        self._disk_store.get(disk_cid)
         folder = self._folder(vm_cid)
-        disk = self._forget_lost_vm(disk)
-        if disk.attached_to not in ("", vm_cid):
-            raise CloudError(
-                f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it first"
-            )
-        hint = hint_of(disk_cid)
-        if folder.has_disk(disk_cid) and not inside.sees(vm_cid, hint):
-            self.log.info(f"{vm_cid} has unmounted {disk_cid}, attaching it anew")
-            self._release(folder, disk_cid)
         with Undo(self.log) as undo:
-            if not folder.has_disk(disk_cid):
-                undo.push(lambda: self._release(folder, disk_cid))
-            self._disks.set_owner(disk, vm_cid)
-            self._mount(folder, disk)
+            hint = self._disks.attach(folder, disk_cid, undo)
             if api_version < 2:
                 self._vms.add_disk_to_settings(vm_cid, disk_cid, hint)
             undo.keep()
         return hint
 
     def detach_disk(self, vm_cid: str, disk_cid: str) -> None:
-        disk = self._disks.get(disk_cid)
+        disk = self._disk_store.get(disk_cid)
         folder = self._folder(vm_cid)
         if disk.attached_to != vm_cid:
             where = f"attached to {disk.attached_to}" if disk.attached_to else "not attached"
             raise DiskNotAttached(f"the disk {disk_cid} is {where}, so not to the VM {vm_cid}")
-        self._release(folder, disk_cid)
+        self._disks.release(folder, disk_cid)
 
     def get_disks(self, vm_cid: str) -> list[str]:
         self._folder(vm_cid)
-        return self._disks.attached_to(vm_cid)
+        return self._disk_store.attached_to(vm_cid)
 
     def set_disk_metadata(self, disk_cid: str, metadata: "JsonObject") -> None:
-        self._disks.set_metadata(disk_cid, metadata)
+        self._disk_store.set_metadata(disk_cid, metadata)
 
     def resize_disk(self, disk_cid: str, size_mib: int) -> None:
-        disk = self._free_disk(disk_cid, "resize")
-        self._require_growth(disk, size_mib)
-        if size_mib > disk.size:
-            self._disks.resize(disk, size_mib)
+        self._disks.get(disk_cid)
+        self._disk_store.resize(disk_cid, size_mib)
 
     def update_disk(self, disk_cid: str, size_mib: int, properties: "DiskProperties") -> str:
-        disk = self._free_disk(disk_cid, "update")
-        self._require_growth(disk, size_mib)
-        if properties.filesystem not in (None, disk.filesystem):
-            raise NotSupported(
-                f"the disk {disk_cid} has {disk.filesystem}; {properties.filesystem} takes a new "
-                "disk and copying, which the director does itself"
-            )
-        self._disks.update(disk, size_mib, properties)
+        self._disks.get(disk_cid)
+        self._disk_store.update(disk_cid, size_mib, properties)
         return disk_cid
 
     def snapshot_disk(self, disk_cid: str, metadata: "JsonObject") -> str:
-        disk = self._disks.get(disk_cid)
         snapshot_cid = cid.new(self.name, cid.SNAPSHOT)
-        target = HostFolder(self._state_dir, disk.attached_to).disks / disk_cid
-        in_use = bool(disk.attached_to) and linux.is_mount_point(target)
-        if not in_use:
-            images.require_unused(self._disks.image(disk), disk_cid)
-        still = freeze.frozen(target) if in_use else None
-        self._snapshots.take(disk, snapshot_cid, metadata, still)
+        still = self._disks.still(disk_cid)
+        self._snapshots.take(self._disks.get(disk_cid), snapshot_cid, metadata, still)
         return snapshot_cid
 
     def delete_snapshot(self, snapshot_cid: str) -> None:
         self._snapshots.delete(snapshot_cid)
-
-    def _free_disk(self, disk_cid: str, purpose: str) -> Disk:
-        self._forget_lost_vm(self._disks.get(disk_cid))
-        return self._disks.get_free(disk_cid, purpose)
-
-    def _forget_lost_vm(self, disk: Disk) -> Disk:
-        """Take a disk from a VM that was taken away without us."""
-        if not disk.attached_to or HostFolder(self._state_dir, disk.attached_to).exists():
-            return disk
-        self.log.warn(f"{disk.cid} was attached to {disk.attached_to}, which is gone")
-        return self._disks.set_owner(disk, "")
-
-    @staticmethod
-    def _require_growth(disk: Disk, size_mib: int) -> None:
-        if size_mib < disk.size:
-            raise NotSupported(
-                f"the disk {disk.cid} has {disk.size} MiB and cannot shrink to {size_mib} MiB; the "
-                "director copies to a smaller one instead"
-            )
-
-    def _release(self, folder: HostFolder, disk_cid: str) -> None:
-        """Take a disk out of a VM: out of its namespaces, off the host's folder, off its facts."""
-        vm_cid = folder.path.name
-        device = linux.device_of(folder.disks / disk_cid)
-        shared = linux.device_of(folder.disks)
-        if device is not None:
-            freeze.thaw(folder.disks / disk_cid)  # what is frozen is never quite unmounted
-        if device is not None and shared is not None:
-            place = linux.Mounted(shared, f"/{disk_cid}", hint_of(disk_cid))
-            inside.umount_everywhere(vm_cid, device, place)
-        folder.umount_disk(disk_cid)
-        disk = self._disks.find(disk_cid)
-        if disk is None:
-            return
-        images.require_unused(self._disks.image(disk), disk_cid)
-        if disk.attached_to == vm_cid:
-            self._disks.set_owner(disk, "")
-
-    def _mount(self, folder: HostFolder, disk: Disk) -> None:
-        """Mount a disk in a VM's folder, its file checked; twice is once. Raises CloudError."""
-        if not folder.has_disk(disk.cid):
-            images.require_unused(self._disks.image(disk), disk.cid)
-            self._disks.check(disk)
-            folder.mount_disk(disk.cid, self._disks.image(disk), disk.filesystem)
 
     def _lock(self, disk_cid: str) -> "AbstractContextManager[None]":
         return locks.hold(str(self._run_dir), disk_cid, log=self.log)
@@ -278,7 +203,7 @@ class ContainerdRuntime(Runtime):
     def _snapshots(self) -> "Snapshots":
         from cpi.disks.snapshots import Snapshots
 
-        return Snapshots(self._disks)
+        return Snapshots(self._disk_store)
 
     @cached_property
     def _client(self) -> "Client":

@@ -12,7 +12,7 @@ from cpi.log import Log
 from cpi.model import Json, Network, VMProperties, VMSpec
 from cpi.settings import render as render_settings
 from cpi.undo import Undo
-from runtimes.containerd import cgroups, host, oci_spec
+from runtimes.containerd import cgroups, host, inside, oci_spec
 from runtimes.containerd.api import containers_pb2, types_pb2
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.host_folder import HostFolder
@@ -87,7 +87,7 @@ class VMs:
         undo.push(lambda: cgroups.remove(place.cgroup))
         cgroups.create(place.cgroup, limits)
         undo.push(lambda: self._containers.stop(spec.cid))
-        pid = self._containers.start(spec.cid, mounts)
+        pid = self._containers.start(spec.cid, mounts, inside.share_mounts)
         self._log.info(f"{spec.cid} runs, its init is process {pid}")
         return networks
 
@@ -119,7 +119,7 @@ class VMs:
             self._log.info(f"{disk} will be at {STORE}")
             spec["mounts"].append(oci_spec.bind(STORE, folder.disks / disk))
         self._containers.set_spec(vm_cid, spec)
-        self._containers.start(vm_cid, mounts)
+        self._containers.start(vm_cid, mounts, inside.share_mounts)
 
     def set_metadata(self, vm_cid: str, metadata: Mapping[str, Json]) -> None:
         """Show BOSH's metadata as labels, instead of what was shown before."""

@@ -74,6 +74,11 @@ def stemcell(machine: Machine, image: Path) -> str:
     return str(machine.call("create_stemcell", str(image), {"name": "test", "version": "1"}))
 
 
+@pytest.fixture(scope="session")
+def systemd(machine: Machine, systemd_image: Path) -> str:
+    return str(machine.call("create_stemcell", str(systemd_image), {}))
+
+
 @pytest.fixture
 def clean(machine: Machine) -> Iterator[None]:
     """Fail a test that leaves anything of its VMs and disks behind."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.containerd.machine import VM, Machine, failing
+from tests.containerd.machine import VM, Machine, failing, wait_for
 
 STORE = "/var/vcap/store"
 
@@ -244,6 +244,25 @@ def test_an_empty_folder_in_place_of_the_disk_goes_with_it(
     vm.sh(f"umount {_hint(disk)} && mount --bind {_hint(disk)} {STORE}")
     machine.call("detach_disk", vm.cid, disk)
     assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
+
+
+def test_services_with_mounts_of_their_own_do_not_keep_a_disk(
+    machine: Machine, systemd: str, make_vm: Callable[..., VM]
+) -> None:
+    # systemd leaves a service's old root, with all that was mounted in it, where nobody sees it.
+    vm, disk = make_vm(stemcell=systemd), machine.create_disk()
+    vm.wait_for_agent()
+    _attach(vm, disk)
+    machine.call("reboot_vm", vm.cid)
+    vm.wait_for_agent()
+    service = "systemd-run --unit apart --property PrivateTmp=yes sleep 1000"
+    wait_for(lambda: "Running as" in vm.sh(f"{service} 2>&1", check=False), "systemd")
+    apart = vm.sh("systemctl show --property MainPID --value apart")
+    assert vm.sh(f"readlink /proc/{apart}/ns/mnt") != vm.sh("readlink /proc/1/ns/mnt")
+    assert disk in vm.sh(f"cat /proc/{apart}/mountinfo")
+    _detach(vm, disk)
+    assert disk not in vm.sh(f"cat /proc/{apart}/mountinfo")
+    assert not [file for file in machine.leftovers()["loops"] if disk in file]
 
 
 def test_api_1_puts_the_hint_into_the_settings(

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,11 +10,6 @@ import pytest
 from tests.containerd.machine import VM, CallFailed, Machine, failing, wait_for
 
 SETTINGS = "/var/vcap/bosh/warden-cpi-agent-env.json"
-
-
-@pytest.fixture(scope="module")
-def systemd(machine: Machine, systemd_image: Path) -> str:
-    return str(machine.call("create_stemcell", str(systemd_image), {}))
 
 
 def test_systemd_boots_without_a_failed_unit(machine: Machine, systemd: str, clean: None) -> None:

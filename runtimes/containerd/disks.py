@@ -1,0 +1,91 @@
+"""Persistent disks in running VMs: mounted below a VM's shared folder, and taken out again."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from cpi import linux
+from cpi.disks import freeze, image as images
+from cpi.disks.store import Disk, DiskStore
+from cpi.errors import CloudError
+from cpi.log import Log
+from cpi.undo import Undo
+from runtimes.containerd import inside
+from runtimes.containerd.host_folder import HostFolder
+
+# Where a VM sees its disks: adapt.DISK_FOLDER, which is not loaded for this alone.
+DISK_FOLDER = "/warden-cpi-dev"
+
+
+def hint_of(disk_cid: str) -> str:
+    """Where a VM sees a disk, which is the agent's hint."""
+    return f"{DISK_FOLDER}/{disk_cid}"
+
+
+class Disks:
+    """The disks of all VMs. The caller holds the locks of the disk and of its VM."""
+
+    def __init__(self, store: DiskStore, state_dir: Path, log: Log) -> None:
+        self._store = store
+        self._state_dir = state_dir
+        self._log = log
+
+    def get(self, disk_cid: str) -> Disk:
+        """Return a disk's facts, taken from a VM that is gone. Raises DiskNotFound."""
+        disk = self._store.get(disk_cid)
+        if not disk.attached_to or HostFolder(self._state_dir, disk.attached_to).exists():
+            return disk
+        self._log.warn(f"{disk.cid} was attached to {disk.attached_to}, which is gone")
+        return self._store.set_owner(disk, "")
+
+    def attach(self, folder: HostFolder, disk_cid: str, undo: Undo) -> str:
+        """Give a disk to a VM and return the hint; twice is once.
+
+        Raises CloudError when another VM has it, or its file is not the disk.
+        """
+        disk, vm_cid, hint = self.get(disk_cid), folder.path.name, hint_of(disk_cid)
+        if disk.attached_to not in ("", vm_cid):
+            raise CloudError(
+                f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it first"
+            )
+        if folder.has_disk(disk_cid) and not inside.sees(vm_cid, hint):
+            self._log.info(f"{vm_cid} has unmounted {disk_cid}, attaching it anew")
+            self.release(folder, disk_cid)
+        if not folder.has_disk(disk_cid):
+            undo.push(lambda: self.release(folder, disk_cid))
+        self._store.set_owner(disk, vm_cid)
+        self.mount(folder, disk_cid)
+        return hint
+
+    def mount(self, folder: HostFolder, disk_cid: str) -> None:
+        """Mount a disk in a VM's folder, its file checked; twice is once. Raises CloudError."""
+        if not folder.has_disk(disk_cid):
+            disk = self._store.get(disk_cid)
+            images.require_unused(self._store.image(disk), disk_cid)
+            self._store.check(disk)
+            folder.mount_disk(disk_cid, self._store.image(disk), disk.filesystem)
+
+    def release(self, folder: HostFolder, disk_cid: str) -> None:
+        """Take a disk out of a VM: out of its namespaces, off the host's folder, off its facts.
+
+        Raises CloudError, naming who uses it, and then the VM still has it.
+        """
+        vm_cid, target = folder.path.name, folder.disks / disk_cid
+        device, shared = linux.device_of(target), linux.device_of(folder.disks)
+        if device is not None and shared is not None:
+            freeze.thaw(target)  # what is frozen is never quite unmounted
+            place = linux.Mounted(shared, f"/{disk_cid}", hint_of(disk_cid))
+            inside.umount_everywhere(vm_cid, device, place)
+        folder.umount_disk(disk_cid)
+        disk = self._store.find(disk_cid)
+        if disk is not None and disk.attached_to == vm_cid:
+            images.require_unused(self._store.image(disk), disk_cid)
+            self._store.set_owner(disk, "")
+
+    def still(self, disk_cid: str) -> AbstractContextManager[None] | None:
+        """What keeps a disk's writers away for a while; None where there can be none."""
+        disk = self._store.get(disk_cid)
+        target = HostFolder(self._state_dir, disk.attached_to).disks / disk_cid
+        if disk.attached_to and linux.is_mount_point(target):
+            return freeze.frozen(target)
+        images.require_unused(self._store.image(disk), disk_cid)
+        return None
