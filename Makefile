@@ -12,10 +12,10 @@ PACKAGES := containerd runc openssl containernetworking-plugins iptables iproute
 TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test-packages demo stemcell test test-fast lint fmt bench proto clean
+.PHONY: help setup packages test-packages demo stemcell test test-fast lint fmt bench bench-calls bench-disks proto clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: packages $(VENV)/.done proto ## install Debian packages (as root), the virtual environment, protobufs
 
@@ -62,7 +62,13 @@ fmt: $(VENV)/.done ## format the code
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 
-bench: setup ## time every call of the contract as a process (STEMCELL=path, RUNS=7, VMS=50)
+bench-disks: setup ## time persistent disks: calls, and fio in a VM beside the host (RUNS=5)
+	@tools/apt-install fio
+	@$(BIN)/python -m tools.bench_disks $(if $(RUNS),--runs $(RUNS))
+
+bench: bench-calls bench-disks ## all benchmarks
+
+bench-calls: setup ## time every call of the contract as a process (STEMCELL=path, RUNS=7, VMS=50)
 	@$(BIN)/python -m tools.bench $(if $(STEMCELL),--stemcell $(STEMCELL)) \
 		$(if $(RUNS),--runs $(RUNS)) $(if $(VMS),--vms $(VMS))
 

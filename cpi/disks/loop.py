@@ -77,7 +77,7 @@ def _configured(backing: int, offset: int, size: int, mode: int, flags: int) -> 
 
 def over(image: Path) -> list[str]:
     """Return the names of the loop devices ("loop7") over a file."""
-    wanted = os.fsencode(image)
+    wanted = os.fsencode(os.path.realpath(image))
     found = []
     for name in os.listdir("/sys/block"):
         if name.startswith("loop"):

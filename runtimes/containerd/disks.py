@@ -50,19 +50,25 @@ class Disks:
         if folder.has_disk(disk_cid) and not inside.sees(vm_cid, hint):
             self._log.info(f"{vm_cid} has unmounted {disk_cid}, attaching it anew")
             self.release(folder, disk_cid)
-        if not folder.has_disk(disk_cid):
+        fresh = not folder.has_disk(disk_cid)
+        if fresh:
+            self._require_usable(disk)
             undo.push(lambda: self.release(folder, disk_cid))
         self._store.set_owner(disk, vm_cid)
-        self.mount(folder, disk_cid)
+        if fresh:
+            folder.mount_disk(disk_cid, self._store.image(disk), disk.filesystem)
         return hint
 
-    def mount(self, folder: HostFolder, disk_cid: str) -> None:
-        """Mount a disk in a VM's folder, its file checked; twice is once. Raises CloudError."""
+    def mount_again(self, folder: HostFolder, disk_cid: str) -> None:
+        """Mount a disk that a VM has, if a restart of the host unmounted it. Raises CloudError."""
+        disk = self._store.get(disk_cid)
         if not folder.has_disk(disk_cid):
-            disk = self._store.get(disk_cid)
-            images.require_unused(self._store.image(disk), disk_cid)
-            self._store.check(disk)
+            self._require_usable(disk)
             folder.mount_disk(disk_cid, self._store.image(disk), disk.filesystem)
+
+    def _require_usable(self, disk: Disk) -> None:
+        images.require_unused(self._store.image(disk), disk.cid)
+        self._store.check(disk)
 
     def release(self, folder: HostFolder, disk_cid: str) -> None:
         """Take a disk out of a VM: out of its namespaces, off the host's folder, off its facts.

@@ -108,8 +108,8 @@ class ContainerdRuntime(Runtime):
         folder = self._folder(vm_cid)
         folder.restore()
         for disk_cid in self._disk_store.attached_to(vm_cid):
-            with self._lock(disk_cid):  # the host may have been restarted as well
-                self._disks.mount(folder, disk_cid)
+            with self._lock(disk_cid):
+                self._disks.mount_again(folder, disk_cid)
         self._vms.reboot(vm_cid, folder)
 
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
@@ -142,7 +142,8 @@ class ContainerdRuntime(Runtime):
         self._disk_store.delete(disk_cid)
 
     def has_disk(self, disk_cid: str) -> bool:
-        return self._disk_store.find(disk_cid) is not None
+        disk = self._disk_store.find(disk_cid)
+        return disk is not None and self._disk_store.image(disk).exists()
 
     def attach_disk(self, vm_cid: str, disk_cid: str, api_version: int) -> "Json":
         self._disk_store.get(disk_cid)

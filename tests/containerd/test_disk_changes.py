@@ -302,6 +302,7 @@ def test_people_see_their_disks(machine: Machine, vm: VM, tmp_path: Path) -> Non
     assert machine.host.run("touch", str(folder / "new"), check=False).returncode
     error = failing(lambda: machine.call("attach_disk", vm.cid, disk))
     assert str(folder) in error.message
+    assert machine.call("get_disks", vm.cid) == []
     machine.host.run("umount", str(folder))
     machine.call("attach_disk", vm.cid, disk)
     assert "attached" in machine.bosh_cpi("disk", "show", disk).stdout

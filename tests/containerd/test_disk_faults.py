@@ -270,6 +270,7 @@ def test_a_file_that_is_not_the_disk_is_refused_by_name(
     assert "damaged" in machine.bosh_cpi("disk", "list").stdout
     assert machine.call("get_disks", vm.cid) == []
     assert traces(machine, disk) == []
+    assert machine.call("has_disk", disk) == (name != "gone")
     machine.call("delete_disk", disk)
     assert machine.call("has_disk", other)
 
@@ -314,12 +315,17 @@ def test_another_vms_disk_is_out_of_reach(machine: Machine, make_vm: Callable[..
     disk = machine.create_disk()
     machine.call("attach_disk", owner.cid, disk)
     owner.sh(f"echo secret > {hint(disk)}/file")
-    device = owner.sh(f"stat -c %d {hint(disk)}/file")
-    major, minor = os.major(int(device)), os.minor(int(device))
+    own = int(owner.sh(f"stat -c %d {hint(disk)}/file"))
+    root = os.stat("/").st_dev
+    numbers = {(os.major(own), minor) for minor in range(os.minor(own) + 4)}  # all loop devices
+    numbers |= {(os.major(root), minor) for minor in range(4)}
+    nodes = [f"b {major} {minor}" for major, minor in sorted(numbers)] + ["c 10 237"]
     for one in (owner, thief):
-        one.sh(f"mknod /root/stolen b {major} {minor}", check=False)
-        said = one.sh("dd if=/root/stolen of=/dev/null count=1 2>&1", check=False)
-        assert "not permitted" in said or "No such file" in said
+        for node in nodes:  # 10:237 makes loop devices
+            one.sh(f"rm -f /root/stolen; mknod /root/stolen {node}", check=False)
+            said = one.sh("dd if=/root/stolen of=/dev/null count=1 2>&1", check=False)
+            assert "not permitted" in said or "No such file" in said, (node, said)
+        one.sh(f"rm -f /root/stolen; mknod /root/stolen b 7 {os.minor(own)}", check=False)
         assert one.sh("mount /root/stolen /mnt 2>&1 && echo mounted", check=False) != "mounted"
 
 
