@@ -28,12 +28,14 @@ class FileSystem(ABC):
     """One kind of file system.
 
     least_mib: the smallest disk (MiB) for it. no_replay: the mount option that leaves the journal
-    alone. magic: the bytes by which it is known, and where they are.
+    alone. of_a_copy: those to mount a copy beside what it was copied from. magic: the bytes by
+    which it is known, and where they are.
     """
 
     name: str
     least_mib: int
     no_replay: str
+    of_a_copy: tuple[str, ...] = ()
     magic: tuple[int, bytes]
 
     @abstractmethod
@@ -54,7 +56,7 @@ class FileSystem(ABC):
 
     @abstractmethod
     def renew_identity(self, device: Path) -> None:
-        """Give it a new UUID, unmounted."""
+        """Give it a new UUID, unmounted and with nothing in its journal."""
 
     @abstractmethod
     def check(self, device: Path, *, repair: bool) -> tuple[bool, str]:
@@ -108,6 +110,7 @@ class Xfs(FileSystem):
     name = "xfs"
     least_mib = 304  # mkfs.xfs makes none below 300 MiB
     no_replay = "norecovery"
+    of_a_copy = ("nouuid",)
     magic = (0, b"XFSB")
 
     def make(self, part: Part) -> None:
@@ -156,7 +159,7 @@ def _while_mounted(part: Part, kind: FileSystem, work: Callable[[Path, Path], No
             linux.mount("tmpfs", folder, "tmpfs", linux.MS_NODEV, "mode=700,size=64k")
             target = folder / "mounted"
             target.mkdir()
-            mount_device(device, target, kind.name)
+            mount_device(device, target, kind.name, options=kind.of_a_copy)
             try:
                 work(device, target)
             finally:

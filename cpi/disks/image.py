@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cpi import linux
 from cpi.disks import loop
-from cpi.disks.filesystems import FILE_SYSTEMS, Part, grow, kind_of
+from cpi.disks.filesystems import FILE_SYSTEMS, Part, grow, kind_of, replay
 from cpi.errors import CloudError, NoDiskSpace
 from cpi.process import CommandFailed, run
 
@@ -201,9 +201,10 @@ def grow_unmounted(image: Path, filesystem: str) -> None:
 
 def renew_identity(image: Path, filesystem: str) -> None:
     """Give the file system of a copy a UUID of its own: no two of one UUID are mounted at once."""
-    part = part_of(image)
+    part, kind = part_of(image), FILE_SYSTEMS[filesystem]
+    replay(part, kind)
     with loop.attached(image, part.offset, part.size) as device:
-        FILE_SYSTEMS[filesystem].renew_identity(device)
+        kind.renew_identity(device)
 
 
 def partial(image: Path) -> Path:

@@ -221,12 +221,15 @@ def test_a_snapshot_outlives_its_disk_and_becomes_a_new_one(
 ) -> None:
     disk = machine.create_disk(KINDS[filesystem], {"filesystem": filesystem})
     checksum = fill(vm, disk)
+    machine.call("attach_disk", vm.cid, disk)
+    vm.sh(f"cp {hint(disk)}/file {hint(disk)}/new")
     snapshot = machine.call("snapshot_disk", disk, {})
     fresh = machine.bosh_cpi("disk", "restore", snapshot, "--new").stdout.strip()
     machine.disks.append(fresh)
-    for one in (disk, fresh):  # both at once: each has a UUID of its own
-        machine.call("attach_disk", vm.cid, one)
-    assert vm.sh(f"md5sum < {hint(fresh)}/file") == checksum
+    # Both at once: each has a UUID of its own.
+    machine.call("attach_disk", vm.cid, fresh)
+    for name in ("file", "new"):
+        assert vm.sh(f"md5sum < {hint(fresh)}/{name}") == checksum
     for one in (disk, fresh):
         machine.call("detach_disk", vm.cid, one)
     machine.call("delete_disk", disk)
