@@ -8,7 +8,7 @@ PROTOS := $(wildcard proto/$(API)/*.proto)
 
 # What the CPI and its tests run on a Debian or Ubuntu machine.
 PACKAGES := containerd runc openssl containernetworking-plugins iptables iproute2 e2fsprogs xfsprogs fdisk \
-	util-linux mmdebstrap pigz python3-venv
+	util-linux qemu-utils mmdebstrap pigz python3-venv
 TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring
 
 .DEFAULT_GOAL := help

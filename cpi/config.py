@@ -104,6 +104,14 @@ KEYS = (
         "More folders for persistent disks, by name: `{fast: /mnt/nvme/disks}`. A disk chooses one "
         "with `store` in its cloud_properties; `default` is `disk_dir`.",
     ),
+    Key(
+        "stemcell_limit",
+        "integer",
+        64 << 10,
+        "MiB",
+        "Largest disk that is taken out of a stemcell.",
+        least=1,
+    ),
     Key("log_level", "string", "info", "", "Least severe lines to log.", choices=LEVELS),
     Key(
         "agent.mbus",

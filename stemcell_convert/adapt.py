@@ -11,7 +11,7 @@ from stemcell_convert import bind_mounts
 from stemcell_convert.facts import AGENT_CONFIG, SYSTEMD, RootfsFacts
 
 # Raise this when the content below changes, so that a stemcell imported before is imported anew.
-VERSION = "1"
+VERSION = "2"
 
 # Where persistent disks appear; the agent's bind mode expects what warden made of it.
 DISK_FOLDER = "/warden-cpi-dev"
@@ -59,7 +59,7 @@ MASKED_UNITS = {
     "apparmor.service": "the host's profiles",
 }
 
-# What base_warden writes for the agent, for a stemcell that has no agent.json.
+# What base_warden writes for the agent (stemcell builder), for a stemcell that is not warden's.
 WARDEN_AGENT_CONFIG = b"""{
   "Platform": {"Linux": {
     "UseDefaultTmpDir": true,
@@ -93,16 +93,32 @@ def adaptations(facts: RootfsFacts) -> list[Entry]:
         Entry(f"{bind_mounts.FOLDER}/mount", _FOR_DISKS, data=bind_mounts.MOUNT, mode=0o755),
         Entry(f"{bind_mounts.FOLDER}/umount", _FOR_DISKS, data=bind_mounts.UMOUNT, mode=0o755),
     ]
-    if facts.agent_config is None:
-        service_manager = b',\n    "ServiceManager": "systemd"' if facts.init == SYSTEMD else b""
-        document = WARDEN_AGENT_CONFIG % service_manager
-        entries.append(Entry(AGENT_CONFIG, "the agent's configuration was missing", data=document))
+    if not facts.for_containers:
+        entries += _for_machines(facts)
     if facts.init == SYSTEMD:
         entries += [
             Entry(f"/etc/systemd/system/{unit}", f"masked: {reason}", target="/dev/null")
             for unit, reason in MASKED_UNITS.items()
         ]
     return sorted(entries, key=lambda entry: entry.path)
+
+
+def _for_machines(facts: RootfsFacts) -> list[Entry]:
+    """What has to go or change in a root file system that was made for a machine."""
+    service_manager = b',\n    "ServiceManager": "systemd"' if facts.init == SYSTEMD else b""
+    document = WARDEN_AGENT_CONFIG % service_manager
+    return [
+        Entry(AGENT_CONFIG, "the agent's configuration was not a container's", data=document),
+        # OCI's word for "nothing of the layers below" (image-spec, opaque whiteout).
+        Entry("/boot/.wh..wh..opq", "kernel and boot loader: the host has its own", data=b""),
+        Entry("/etc/fstab", "its file systems are the disk's", data=b""),
+        Entry(
+            f"{bind_mounts.FOLDER}/restart_networking",
+            "the network is there before the first process",
+            data=b"#!/bin/sh\nexit 0\n",
+            mode=0o755,
+        ),
+    ]
 
 
 def layer(entries: list[Entry]) -> bytes:

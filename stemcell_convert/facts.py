@@ -33,13 +33,15 @@ _SYSTEMD = ("/lib/systemd/systemd", "/usr/lib/systemd/systemd")
 class RootfsFacts:
     """init: systemd or runit, with the command that starts it; settings: the agent's file.
 
-    architecture is OCI's word (amd64, arm64), read from a program's ELF header.
+    for_containers: whether its agent.json is a container's, as in a warden stemcell; without that
+    it was made for a machine. architecture is OCI's word (amd64, arm64), read from a program's ELF
+    header.
     """
 
     init: str
     command: tuple[str, ...]
     settings: str
-    agent_config: bytes | None
+    for_containers: bool
     architecture: str
     os_release: dict[str, str]
 
@@ -49,14 +51,14 @@ def read_facts(root: Root, name: str) -> RootfsFacts:
 
     Raises StemcellError when nothing in it can be PID 1.
     """
-    agent_config = _read(root, AGENT_CONFIG)
-    agent = _parse(agent_config, name)
+    agent = _parse(_read(root, AGENT_CONFIG), name)
     init, command = _init(root, agent, name)
+    for_containers = _platform(agent).get("BindMountPersistentDisk") is True
     return RootfsFacts(
         init=init,
         command=command,
-        settings=_settings_path(agent),
-        agent_config=agent_config,
+        settings=_settings_path(agent) if for_containers else WARDEN_SETTINGS,
+        for_containers=for_containers,
         architecture=_architecture(root, name),
         os_release=_os_release(_read(root, "/etc/os-release") or b""),
     )
@@ -86,7 +88,7 @@ def _init(root: Root, agent: dict[str, object], name: str) -> tuple[str, tuple[s
     """
     runit = next((path for path in _RUNIT_INITS if root.exists(path)), None)
     systemd = next((path for path in _SYSTEMD if root.exists(path)), None)
-    if systemd and (_service_manager(agent) == SYSTEMD or not runit):
+    if systemd and (_platform(agent).get("ServiceManager") == SYSTEMD or not runit):
         return SYSTEMD, ("/sbin/init",) if root.exists("/sbin/init") else (systemd,)
     if runit:
         return RUNIT, (runit,)
@@ -111,10 +113,10 @@ def _architecture(root: Root, name: str) -> str:
     raise StemcellError(f"{name}: found no program in it that tells its architecture")
 
 
-def _service_manager(agent: dict[str, object]) -> object:
+def _platform(agent: dict[str, object]) -> dict[str, object]:
     platform = agent.get("Platform")
     linux = platform.get("Linux") if isinstance(platform, dict) else None
-    return linux.get("ServiceManager") if isinstance(linux, dict) else None
+    return linux if isinstance(linux, dict) else {}
 
 
 def _settings_path(agent: dict[str, object]) -> str:

@@ -1,4 +1,9 @@
-"""Says what a stemcell's `image` file is, by its content and never by its name."""
+"""Says what a stemcell's `image` file is, by its content and never by its name.
+
+The formats are those of BOSH's stemcell builder (stemcell_packager.rb): a root file system in a
+tar.gz (warden), a disk in a tar.gz or tar (openstack, aws, google, azure, vsphere's OVA), a bzip2'd
+disk (cloudstack), and disks as they are.
+"""
 
 import tarfile
 import zlib
@@ -6,38 +11,40 @@ from pathlib import Path
 
 from stemcell_convert.errors import StemcellError, UnsupportedStemcell
 
-GZIP = b"\x1f\x8b"
+GZIP, BZIP2 = b"\x1f\x8b", b"BZh"
+ROOTFS, ARCHIVE, BZIPPED, DISK = "rootfs", "archive", "bzip2", "disk"
 
-# First bytes -> what people call it. The contents of a tar.gz are told by its members.
+HEAD = 4096  # bytes that tell what a file is
+_USTAR = (257, b"ustar")
 _MAGIC = (
-    (b"QFI\xfb", "a qcow2 disk image"),
-    (b"KDMV", "a VMDK disk image"),
-    (b"conectix", "a VHD disk image"),
-    (b"vhdxfile", "a VHDX disk image"),
-    (b"BZh", "a bzip2 file, as CloudStack stemcells have"),
+    (b"QFI\xfb", "qcow2"),
+    (b"KDMV", "vmdk"),
+    (b"vhdxfile", "vhdx"),
+    (b"conectix", "vpc"),  # a dynamic VHD has a copy of its footer in front; a fixed one has not
+)
+_OTHER = (
     (b"\x28\xb5\x2f\xfd", "a zstd file"),
     (b"\xfd7zXZ", "an xz file"),
     (b"PK\x03\x04", "a zip file"),
 )
-_DISK_MEMBERS = ("root.img", "root.vhd", "disk.raw", "image.ovf", "box.ovf")
 _ROOT_FOLDERS = {
-    "bin",
-    "boot",
-    "dev",
-    "etc",
-    "home",
-    "lib",
-    "opt",
-    "root",
-    "run",
-    "sbin",
-    "usr",
-    "var",
-}
+    "bin", "boot", "dev", "etc", "home", "lib", "opt", "root", "run", "sbin", "usr", "var",
+}  # fmt: skip
 
 
-def require_warden(image: Path) -> None:
-    """Check that `image` is a warden stemcell's: a gzip'd tar of a root file system.
+def disk_format(head: bytes) -> str:
+    """The format of a disk by its first 4 KiB, in qemu-img's words, or "" if it is no disk."""
+    for magic, name in _MAGIC:
+        if head.startswith(magic):
+            return name
+    is_xfs, is_ext = head[:4] == b"XFSB", head[1080:1082] == b"\x53\xef"
+    if head[510:512] == b"\x55\xaa" or is_xfs or is_ext:
+        return "raw"
+    return ""
+
+
+def recognise(image: Path) -> str:
+    """Return what an `image` file is: ROOTFS, ARCHIVE (with a disk in it), BZIPPED or DISK.
 
     Reads its beginning only. Raises UnsupportedStemcell, saying what it is instead, and
     StemcellError when it is missing, empty or damaged.
@@ -45,40 +52,47 @@ def require_warden(image: Path) -> None:
     head = _head(image)
     if not head:
         raise UnsupportedStemcell(
-            f"{image} is empty, as in a light stemcell; this runtime takes warden stemcells, "
-            "whose image is a root file system"
+            f"{image} is empty, as in a light stemcell; those are not supported yet"
         )
-    if not head.startswith(GZIP):
-        kind = next((text for magic, text in _MAGIC if head.startswith(magic)), None)
-        if kind is None:
-            raise StemcellError(f"{image} is neither a tar.gz nor any disk image: no stemcell's")
-        raise UnsupportedStemcell(
-            f"{image} is {kind}; this runtime takes warden stemcells, whose image is a tar.gz of a "
-            "root file system"
-        )
-    name = _first_name(image)
-    if name.rsplit("/", 1)[-1] in _DISK_MEMBERS:
-        raise UnsupportedStemcell(
-            f"{image} holds the disk image {name!a}; this runtime takes warden stemcells"
-        )
-    if name not in (".", "./") and name.removeprefix("./").split("/", 1)[0] not in _ROOT_FOLDERS:
-        raise StemcellError(f"{image} begins with {name!a}, which is no root file system's folder")
+    if head.startswith(GZIP):
+        return _in_tar(image, "r|gz", "a tar.gz")
+    where, magic = _USTAR
+    if head[where:].startswith(magic):
+        return _in_tar(image, "r|", "a tar")
+    if head.startswith(BZIP2):
+        return BZIPPED
+    if disk_format(head):
+        return DISK
+    for magic, text in _OTHER:
+        if head.startswith(magic):
+            raise UnsupportedStemcell(f"{image} is {text}, which no stemcell of BOSH is")
+    raise StemcellError(f"{image} is neither a tar.gz nor any disk image: no stemcell's")
+
+
+def _in_tar(image: Path, mode: str, told: str) -> str:
+    """Tell a root file system from an archive with a disk, by the first thing in it."""
+    try:
+        with tarfile.open(image, mode) as tar:  # type: ignore[call-overload]
+            member = tar.next()
+            if member is None:
+                raise StemcellError(f"{image} holds an empty tar")
+            content = tar.extractfile(member) if member.isreg() else None
+            head = content.read(HEAD) if content else b""
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
+        raise StemcellError(f"{image} is not {told}, or is damaged: {error}") from None
+    name = member.name.removeprefix("./")
+    if name in (".", "") or name.split("/", 1)[0] in _ROOT_FOLDERS:
+        return ROOTFS
+    if disk_format(head) or head.lstrip().startswith(b"<?xml") or b"Envelope" in head:
+        return ARCHIVE  # the OVF descriptor comes before its disk
+    raise StemcellError(
+        f"{image} begins with {member.name!a}, which is no root file system's folder"
+    )
 
 
 def _head(image: Path) -> bytes:
     try:
         with image.open("rb") as file:
-            return file.read(16)
+            return file.read(HEAD)
     except OSError as error:
         raise StemcellError(f"cannot read the stemcell's image {image}: {error.strerror}") from None
-
-
-def _first_name(image: Path) -> str:
-    try:
-        with tarfile.open(image, "r|gz") as tar:
-            member = tar.next()
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise StemcellError(f"{image} is not a tar.gz, or is damaged: {error}") from None
-    if member is None:
-        raise StemcellError(f"{image} holds an empty tar")
-    return member.name

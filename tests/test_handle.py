@@ -77,7 +77,7 @@ def test_update_disk_is_not_known_in_version_1(config: Config) -> None:
 
 def test_context_chooses_the_runtime(config: Config) -> None:
     response = call(config, "info", context={"runtime": "containerd"})
-    assert response["result"]["stemcell_formats"] == ["warden-tar"]
+    assert "warden-tar" in response["result"]["stemcell_formats"]
     kind, message = error_of(call(config, "info", context={"runtime": "<xen>"}))
     assert kind == "Bosh::Clouds::CpiError"
     assert message == "there is no runtime '<xen>'; known: containerd, fake"

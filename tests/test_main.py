@@ -14,6 +14,7 @@ import pytest
 
 from cpi.handle import REQUEST_LIMIT
 from cpi.version import VERSION
+from runtimes import registry
 from tests.support import ROOT, request
 
 CPI = [sys.executable, "-m", "cpi.main"]
@@ -70,9 +71,12 @@ def own_runtime(body: str) -> list[str]:
     return [sys.executable, "-c", WITH_RUNTIME.format(body=textwrap.indent(body, " " * 8))]
 
 
+FORMATS = list(registry.REGISTRY["containerd"].stemcell_formats)
+
+
 def test_info_answers() -> None:
     response = response_of(run(b'{"method":"info","arguments":[],"context":{}}'))
-    assert response["result"] == {"stemcell_formats": ["warden-tar"], "api_version": 3}
+    assert response["result"] == {"stemcell_formats": FORMATS, "api_version": 3}
 
 
 @pytest.mark.parametrize(

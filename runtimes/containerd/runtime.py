@@ -226,7 +226,7 @@ class ContainerdRuntime(Runtime):
     def _stemcells(self) -> "Stemcells":
         from runtimes.containerd.stemcells import Stemcells
 
-        return Stemcells(self._store, self.name, self._run_dir, self._mount_point, self.log)
+        return Stemcells(self._store, self.name, self.config, self._mount_point, self.log)
 
     @cached_property
     def _vms(self) -> "VMs":

@@ -5,13 +5,16 @@ What only an import needs is loaded then: every create_vm looks a stemcell up.
 
 import hashlib
 import io
+import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cpi import cid, linux, locks
+from cpi.config import Config
 from cpi.errors import CloudError, NotSupported, StemcellNotFound
 from cpi.log import Log
 from cpi.model import JsonObject
@@ -22,6 +25,9 @@ from stemcell_convert import adapt, oci
 from stemcell_convert.errors import StemcellError, UnsupportedStemcell
 from stemcell_convert.facts import RootfsFacts, read_facts
 from stemcell_convert.inroot import Root
+
+if TYPE_CHECKING:
+    from stemcell_convert.convert import Rootfs
 
 # The image's name in containerd. `ctr run` takes it, and it is a valid reference for a push.
 IMAGE_PREFIX = "bosh.local/stemcell/"
@@ -45,11 +51,13 @@ class Stemcells:
     """The stemcells of one containerd namespace."""
 
     def __init__(
-        self, store: Store, runtime: str, run_dir: Path, mount_point: Path, log: Log
+        self, store: Store, runtime: str, config: Config, mount_point: Path, log: Log
     ) -> None:
         self._store = store
+        self._imports = Path(config.text("state_dir")) / "imports"
+        self._limit = config.integer("stemcell_limit") << 20
         self._runtime = runtime
-        self._run_dir = run_dir
+        self._run_dir = Path(config.text("run_dir"))
         self._mount_point = mount_point
         self._log = log
 
@@ -70,21 +78,22 @@ class Stemcells:
         )
 
     def create(self, image: Path, properties: JsonObject) -> str:
-        """Import a warden stemcell's image file and return its CID.
+        """Import a stemcell's image file, whatever its format, and return its CID.
 
         Raises CloudError, naming the file and the reason, or NotSupported for another format.
         """
-        from stemcell_convert.recognise import require_warden
+        from stemcell_convert.recognise import recognise
 
         try:
-            require_warden(image)
-            source, size = _hash(image)
+            kind = recognise(image)
+            source = _hash(image)
             with locks.hold(str(self._run_dir), f"import-{source[7:39]}", log=self._log):
                 known = self._known(source)
                 if known:
                     self._log.info(f"stemcell image {source} is imported already: {known}")
                     return known
-                return self._import(image, source, size, properties)
+                with self._rootfs(image, kind, source) as rootfs:
+                    return self._import(rootfs, source, properties)
         except UnsupportedStemcell as error:
             raise NotSupported(str(error)) from None
         except StemcellError as error:
@@ -106,22 +115,48 @@ class Stemcells:
                 return cid.new(self._runtime, cid.STEMCELL, _identifier(image.target.digest))
         return None
 
-    def _import(self, image: Path, source: str, size: int, properties: JsonObject) -> str:
+    @contextmanager
+    def _rootfs(self, image: Path, kind: str, source: str) -> Iterator["Rootfs"]:
+        """The stemcell's root file system as a tar.gz; what it takes to make one goes at the end.
+
+        The folder's name is the source's, so that what a killed import left goes as well.
+        """
+        from runtimes.containerd.disk_stemcells import mounted_disk
+        from stemcell_convert.convert import Rootfs, rootfs_of_disk
+        from stemcell_convert.recognise import ROOTFS
+
+        if kind == ROOTFS:
+            yield Rootfs(image, source, image.stat().st_size)
+            return
+        folder = self._imports / source.partition(":")[2]
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True, mode=0o700)
+        try:
+            yield linux.in_private_mounts(
+                lambda: rootfs_of_disk(
+                    image, kind, folder, mounted_disk, self._limit, self._log.info
+                )
+            )
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _import(self, rootfs: "Rootfs", source: str, properties: JsonObject) -> str:
         with self._store.lease() as lease:
-            self._log.info(f"importing the stemcell image {image} ({size} bytes)")
-            key = f"extract-{lease} {source}"
+            self._log.info(f"importing the root file system {rootfs.path} ({rootfs.size} bytes)")
+            key = f"extract-{lease} {rootfs.digest}"
             mounts = self._store.prepare(key, "", lease=lease)
-            with ThreadPoolExecutor(1) as pool, image.open("rb") as file:
-                stored = pool.submit(self._store.write_content, file, size, source, lease=lease)
+            with ThreadPoolExecutor(1) as pool, rootfs.path.open("rb") as file:
+                stored = pool.submit(
+                    self._store.write_content, file, rootfs.size, rootfs.digest, lease=lease
+                )
                 facts, diff_id = linux.in_private_mounts(
-                    lambda: _unpack(image, mounts, self._mount_point)
+                    lambda: _unpack(rootfs.path, mounts, self._mount_point)
                 )
                 stored.result()
             self._store.commit(diff_id, key, lease=lease)
-            rootfs = oci.Layer(oci.LAYER_GZIP, source, size, diff_id)
-            return self._record(
-                facts, [rootfs, self._adapt(facts, diff_id, lease)], properties, lease
-            )
+            layer = oci.Layer(oci.LAYER_GZIP, rootfs.digest, rootfs.size, diff_id)
+            layers = [layer, self._adapt(facts, diff_id, lease)]
+            return self._record(facts, layers, source, properties, lease)
 
     def _adapt(self, facts: RootfsFacts, parent: str, lease: str) -> oci.Layer:
         """Store and unpack the layer that the root file system needs on top."""
@@ -135,10 +170,15 @@ class Stemcells:
         return layer
 
     def _record(
-        self, facts: RootfsFacts, layers: list[oci.Layer], properties: JsonObject, lease: str
+        self,
+        facts: RootfsFacts,
+        layers: list[oci.Layer],
+        source: str,
+        properties: JsonObject,
+        lease: str,
     ) -> str:
         """Store config and manifest and make the image; its labels hold everything together."""
-        labels = _labels(facts, layers[0].digest, properties)
+        labels = _labels(facts, source, properties)
         snapshot = oci.chain_id([layer.diff_id for layer in layers])
         config = oci.config(facts, layers, labels)
         manifest = oci.manifest(config, layers, labels)
@@ -172,13 +212,12 @@ def _identifier(digest: str) -> str:
     return digest.partition(":")[2][:_CID_DIGITS]
 
 
-def _hash(image: Path) -> tuple[str, int]:
-    sha, size = hashlib.sha256(), 0
+def _hash(image: Path) -> str:
+    sha = hashlib.sha256()
     with image.open("rb") as file:
         while data := file.read(1 << 20):
             sha.update(data)
-            size += len(data)
-    return f"sha256:{sha.hexdigest()}", size
+    return f"sha256:{sha.hexdigest()}"
 
 
 def _labels(facts: RootfsFacts, source: str, properties: JsonObject) -> dict[str, str]:

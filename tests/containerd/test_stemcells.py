@@ -121,20 +121,21 @@ def test_corrupt_stemcell(machine: Machine, image: Path, tmp_path: Path, untouch
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("content", "words", "kind"),
     [
-        (b"", "light stemcell"),
-        (b"QFI\xfb" + bytes(600), "qcow2"),
-        (b"BZh9" + bytes(600), "bzip2"),
+        (b"", "light stemcell", "NotSupported"),
+        (b"PK\x03\x04" + bytes(600), "a zip file", "NotSupported"),
+        (b"QFI\xfb" + bytes(600), "qemu-img", "CloudError"),
+        (b"BZh9" + bytes(600), "damaged", "CloudError"),
     ],
 )
-def test_other_formats_are_named(
-    machine: Machine, tmp_path: Path, content: bytes, words: str, untouched: None
+def test_what_cannot_be_imported_is_named(
+    machine: Machine, tmp_path: Path, content: bytes, words: str, kind: str, untouched: None
 ) -> None:
     path = tmp_path / "image"
     path.write_bytes(content)
     error = failing(lambda: machine.call("create_stemcell", str(path), {}))
-    assert error.type == "NotSupported"
+    assert error.type == kind
     assert words in error.message
     assert str(path) in error.message
 
@@ -147,13 +148,13 @@ def test_garbage_is_refused(machine: Machine, tmp_path: Path, untouched: None) -
     assert f"{path} is neither a tar.gz nor" in error.message
 
 
-def test_a_disk_image_in_a_tarball_is_named(
+def test_a_damaged_disk_in_a_tarball_is_named(
     machine: Machine, tmp_path: Path, untouched: None
 ) -> None:
-    path = _tar(tmp_path / "image", {"root.img": b"QFI\xfb"})
+    path = _tar(tmp_path / "image", {"root.img": b"QFI\xfb" + bytes(600)})
     error = failing(lambda: machine.call("create_stemcell", str(path), {}))
-    assert error.type == "NotSupported"
-    assert "root.img" in error.message
+    assert error.type == "CloudError"
+    assert str(path) in error.message
 
 
 def test_a_root_file_system_without_init_is_refused(

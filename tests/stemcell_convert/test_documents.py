@@ -7,8 +7,8 @@ import tarfile
 from stemcell_convert import adapt, oci
 from stemcell_convert.facts import RootfsFacts
 
-SYSTEMD = RootfsFacts("systemd", ("/sbin/init",), "/var/vcap/bosh/s.json", b"{}", "amd64", {})
-RUNIT = RootfsFacts("runit", ("/usr/sbin/runsvdir-start",), "/s.json", None, "arm64", {})
+SYSTEMD = RootfsFacts("systemd", ("/sbin/init",), "/var/vcap/bosh/s.json", True, "amd64", {})
+RUNIT = RootfsFacts("runit", ("/usr/sbin/runsvdir-start",), "/s.json", False, "arm64", {})
 LAYERS = [
     oci.Layer(oci.LAYER_GZIP, "sha256:" + "1" * 64, 100, "sha256:" + "2" * 64),
     oci.Layer(oci.LAYER, "sha256:" + "3" * 64, 10, "sha256:" + "3" * 64),
@@ -30,10 +30,16 @@ def test_systemd_units_are_masked() -> None:
     assert "var/vcap/bosh/agent.json" not in members, "the stemcell's own stays"
 
 
-def test_runit_gets_no_units_and_a_missing_agent_json() -> None:
+def test_runit_gets_no_units() -> None:
+    assert not [name for name in _members(RUNIT) if "systemd" in name]
+
+
+def test_what_was_made_for_a_machine_loses_the_machine() -> None:
     members = _members(RUNIT)
-    assert not [name for name in members if "systemd" in name]
-    assert members["var/vcap/bosh/agent.json"].isfile()
+    for name in ("var/vcap/bosh/agent.json", "etc/fstab", "var/vcap/bosh/bin/restart_networking"):
+        assert members[name].isfile()
+        assert name not in _members(SYSTEMD)
+    assert "boot/.wh..wh..opq" in members
 
 
 def test_every_adaptation_says_why() -> None:
@@ -44,16 +50,16 @@ def test_every_adaptation_says_why() -> None:
 def test_the_layer_is_the_same_on_any_machine() -> None:
     digests = [oci.digest(adapt.layer(adapt.adaptations(facts))) for facts in (SYSTEMD, RUNIT)]
     # When these change, adapt.VERSION has to be raised.
-    assert adapt.VERSION == "1"
+    assert adapt.VERSION == "2"
     assert digests == [
         "sha256:3d45ddbf77935dbed67e5be3b35fa4970ffb23d3b5123799274589cef83e9d69",
-        "sha256:a97bc64b4087b2235ba1110c206525c5fd7e84e240022b4295bbc96e6ea9b1f5",
+        "sha256:8260c9bda9d5f2beca5a5d54678ba1427873566903644e741638a6716634aab0",
     ]
 
 
 def test_the_agent_json_we_add_is_json_for_both_inits() -> None:
     for init in ("systemd", "runit"):
-        facts = RootfsFacts(init, ("/x",), "/s", None, "amd64", {})
+        facts = RootfsFacts(init, ("/x",), "/s", False, "amd64", {})
         document = next(entry.data for entry in adapt.adaptations(facts) if entry.data)
         linux = json.loads(document)["Platform"]["Linux"]
         assert linux["BindMountPersistentDisk"] is True

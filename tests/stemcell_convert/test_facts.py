@@ -70,7 +70,11 @@ def test_jammy_has_systemd_but_runs_runit(tree: Path) -> None:
 def test_the_agents_word_decides(tree: Path) -> None:
     _put(tree, "lib/systemd/systemd")
     _put(tree, "usr/sbin/runsvdir-start")
-    _put(tree, "var/vcap/bosh/agent.json", _agent(ServiceManager="systemd"))
+    _put(
+        tree,
+        "var/vcap/bosh/agent.json",
+        _agent(ServiceManager="systemd", BindMountPersistentDisk=True),
+    )
     facts = _facts(tree)
     assert facts.init == "systemd"
     assert facts.settings == "/var/vcap/bosh/mine.json"
@@ -91,9 +95,20 @@ def test_a_broken_agent_json_is_named(tree: Path) -> None:
 def test_a_settings_path_outside_of_vcap_is_not_used(tree: Path, path: object) -> None:
     _put(tree, "usr/sbin/runsvdir-start")
     sources = [{"Type": "File", "SettingsPath": path}]
-    document = {"Infrastructure": {"Settings": {"Sources": sources}}}
+    document = {
+        "Platform": {"Linux": {"BindMountPersistentDisk": True}},
+        "Infrastructure": {"Settings": {"Sources": sources}},
+    }
     _put(tree, "var/vcap/bosh/agent.json", json.dumps(document).encode())
     assert _facts(tree).settings == WARDEN_SETTINGS
+
+
+def test_an_agent_json_for_a_machine_is_none_for_a_container(tree: Path) -> None:
+    _put(tree, "usr/sbin/runsvdir-start")
+    _put(tree, "var/vcap/bosh/agent.json", _agent(DevicePathResolutionType="virtio"))
+    facts = _facts(tree)
+    assert not facts.for_containers
+    assert facts.settings == WARDEN_SETTINGS
 
 
 @pytest.mark.parametrize("architecture", ["amd64", "arm64"])

@@ -1,0 +1,19 @@
+"""The one place of this package that starts other programs."""
+
+import subprocess
+
+from stemcell_convert.errors import StemcellError
+
+ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
+
+
+def run(argv: list[str], hint: str) -> bytes:
+    """Run a program and return its stdout. Raises StemcellError; `hint` is for a missing one."""
+    try:
+        done = subprocess.run(argv, capture_output=True, env=ENVIRONMENT, check=False)
+    except FileNotFoundError:
+        raise StemcellError(f"{argv[0]} is not installed; {hint}") from None
+    if done.returncode:
+        told = done.stderr.decode(errors="replace").strip()[-500:]
+        raise StemcellError(f"{argv[0]} {argv[1]} failed: {told or done.returncode}")
+    return done.stdout

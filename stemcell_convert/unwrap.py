@@ -1,0 +1,95 @@
+"""Takes the disk out of what a stemcell wraps around it: tar, gzip, bzip2."""
+
+import bz2
+import os
+import tarfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from isal import igzip, igzip_lib
+
+from stemcell_convert.errors import StemcellError
+from stemcell_convert.recognise import BZIPPED, DISK, GZIP, HEAD, disk_format
+
+_CHUNK = 1 << 20  # bytes
+_HOLE = 4096  # bytes; as much as a file system gives for a block
+
+
+def unwrap(image: Path, kind: str, target: Path, limit: int) -> Path:
+    """Return the disk of an `image` of this kind: the file itself, or `target`, written sparse.
+
+    Names in an archive are never used. Raises StemcellError when there is no disk in it, it is
+    damaged, or it has more than `limit` bytes.
+    """
+    if kind == DISK:
+        return image
+    try:
+        if kind == BZIPPED:
+            with bz2.open(image) as stream:
+                _write(cast(BinaryIO, stream), b"", target, limit, image)
+            return target
+        with _members(image) as tar:
+            for content in _files(tar):
+                head = content.read(HEAD)
+                if disk_format(head):
+                    _write(content, head, target, limit, image)
+                    return target
+    # igzip_lib's stub calls its exception class a value.
+    except (tarfile.TarError, EOFError, igzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]
+        raise StemcellError(f"{image} is cut short or damaged: {error}") from None
+    except OSError as error:
+        raise StemcellError(f"the disk in {image} cannot be unpacked: {error}") from None
+    raise StemcellError(f"{image} is an archive without a disk in it")
+
+
+@contextmanager
+def _members(image: Path) -> Iterator[tarfile.TarFile]:
+    with image.open("rb") as raw:
+        zipped = raw.read(2) == GZIP
+        raw.seek(0)
+        stream = igzip.IGzipFile(fileobj=raw, mode="rb") if zipped else raw
+        with tarfile.open(fileobj=stream, mode="r|") as tar:
+            yield tar
+
+
+def _files(tar: tarfile.TarFile) -> Iterator[BinaryIO]:
+    for member in tar:
+        content = tar.extractfile(member) if member.isreg() else None
+        if content is not None:
+            yield cast(BinaryIO, content)
+
+
+def _write(stream: BinaryIO, head: bytes, target: Path, limit: int, image: Path) -> None:
+    """Write a stream to a new file, leaving out blocks of zeros."""
+    size = 0
+    fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(fd, "wb", buffering=0) as file:
+        data = head + stream.read(_CHUNK - len(head))
+        while data:
+            size += len(data)
+            if size > limit:
+                raise StemcellError(
+                    f"the disk in {image} has more than {limit >> 20} MiB, which is the limit "
+                    "(stemcell_limit)"
+                )
+            _write_sparse(file.fileno(), data, size - len(data))
+            data = stream.read(_CHUNK)
+        file.truncate(size)
+
+
+def _write_sparse(fd: int, data: bytes, offset: int) -> None:
+    view, zeros = memoryview(data), bytes(_HOLE)
+    if not data.strip(b"\0"):
+        return
+    start = None
+    for at in range(0, len(data), _HOLE):
+        piece = view[at : at + _HOLE]
+        if piece != zeros[: len(piece)]:
+            start = at if start is None else start
+        elif start is not None:
+            os.pwrite(fd, view[start:at], offset + start)
+            start = None
+    if start is not None:
+        os.pwrite(fd, view[start:], offset + start)
