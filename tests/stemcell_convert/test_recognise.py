@@ -103,10 +103,17 @@ def test_nothing_that_is_damaged_crashes(tmp_path: Path) -> None:
         for _ in range(chance.randrange(1, 30)):
             content[chance.randrange(min(len(content), 4096))] = chance.randrange(256)
         image.write_bytes(content[: chance.randrange(1, len(content))] if number % 3 else content)
-        try:
-            kind = recognise(image)
-            if kind != ROOTFS:
-                unwrap(image, kind, disk, LIMIT)
-        except StemcellError as error:
-            assert str(image) in str(error)
+        told = _told(image, disk)
+        assert not told or str(image) in told
         disk.unlink(missing_ok=True)
+
+
+def _told(image: Path, disk: Path) -> str:
+    """Take a disk out; return what an error says, or nothing."""
+    try:
+        kind = recognise(image)
+        if kind != ROOTFS:
+            unwrap(image, kind, disk, LIMIT)
+    except StemcellError as error:
+        return str(error)
+    return ""
