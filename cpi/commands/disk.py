@@ -1,6 +1,7 @@
 """`bosh-cpi disk …`: persistent disks and their snapshots, for people."""
 
 import argparse
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -55,50 +56,56 @@ def add_to(nouns: Any) -> None:
     )
     verbs = noun.add_subparsers(metavar="COMMAND", required=True)
 
-    def verb(name: str, run: Any, told: str) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = verbs.add_parser(name, help=told, description=told)
-        added.set_defaults(run=run)
-        return added
+    for name, (run, told, arguments) in _verbs().items():
+        verb = verbs.add_parser(name, help=told, description=told)
+        verb.set_defaults(run=run)
+        for flag, options in arguments.items():
+            verb.add_argument(flag, **options)
 
-    json = {"action": "store_true", "help": "print JSON"}
+
+def _verbs() -> dict[str, tuple[Callable[..., int], str, dict[str, dict[str, Any]]]]:
+    """Each command: what runs it, what it does, its arguments as argparse takes them."""
     disk = {"metavar": "DISK", "help": "a disk's CID", "type": _disk_cid}
+    snapshot = {"metavar": "SNAPSHOT", "help": "a snapshot's CID", "type": _snapshot_cid}
+    folder = {"metavar": "FOLDER", "help": "an existing folder", "type": Path}
 
-    one = verb("list", _list, "List all disks, with their size and what they take on the host.")
-    one.add_argument("--json", **json)  # type: ignore[arg-type]
+    def switch(told: str) -> dict[str, Any]:
+        return {"action": "store_true", "help": told}
 
-    one = verb("show", _show, "Show everything about a disk: facts, file, state and snapshots.")
-    one.add_argument("disk", **disk)  # type: ignore[arg-type]
-    one.add_argument("--json", **json)  # type: ignore[arg-type]
-
-    one = verb(
-        "mount",
-        _mount,
-        "Mount a disk read-only in a folder of this host, attached or not; `umount` ends it.",
-    )
-    one.add_argument("disk", **disk)  # type: ignore[arg-type]
-    one.add_argument("folder", metavar="FOLDER", type=Path, help="an existing folder")
-
-    one = verb(
-        "fsck",
-        _fsck,
-        "Check the file system of a detached disk. Exit status 0: sound, 1: it is not.",
-    )
-    one.add_argument("disk", **disk)  # type: ignore[arg-type]
-    one.add_argument("--repair", action="store_true", help="mend what is wrong, not only look")
-
-    one = verb("snapshots", _snapshots, "List snapshots, the oldest first.")
-    one.add_argument("disk", nargs="?", **disk)  # type: ignore[arg-type]
-    one.add_argument("--json", **json)  # type: ignore[arg-type]
-
-    one = verb(
-        "restore",
-        _restore,
-        "Put a snapshot's content back into its disk, which must be detached "
-        "(bosh stop --hard); or into a new disk, whose CID is printed, for bosh attach-disk.",
-    )
-    one.add_argument("snapshot", metavar="SNAPSHOT", help="a snapshot's CID", type=_snapshot_cid)
-    one.add_argument("--new", action="store_true", help="create a new disk from it")
-    one.add_argument("--yes", action="store_true", help="do not ask before overwriting the disk")
+    json = {"--json": switch("print JSON")}
+    return {
+        "list": (_list, "List all disks, with their size and what they take on the host.", json),
+        "show": (
+            _show,
+            "Show everything about a disk: facts, file, state and snapshots.",
+            {"disk": disk, **json},
+        ),
+        "mount": (
+            _mount,
+            "Mount a disk read-only in a folder of this host, attached or not; `umount` ends it.",
+            {"disk": disk, "folder": folder},
+        ),
+        "fsck": (
+            _fsck,
+            "Check the file system of a detached disk. Exit status 0: sound, 1: it is not.",
+            {"disk": disk, "--repair": switch("mend what is wrong, not only look")},
+        ),
+        "snapshots": (
+            _snapshots,
+            "List snapshots, the oldest first.",
+            {"disk": {**disk, "nargs": "?"}, **json},
+        ),
+        "restore": (
+            _restore,
+            "Put a snapshot's content back into its disk, which must be detached "
+            "(bosh stop --hard); or into a new disk, whose CID is printed, for bosh attach-disk.",
+            {
+                "snapshot": snapshot,
+                "--new": switch("create a new disk from it"),
+                "--yes": switch("do not ask before overwriting the disk"),
+            },
+        ),
+    }
 
 
 def _disk_cid(text: str) -> str:
