@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.containerd.machine import Machine
+from tests.containerd.machine import VM, Machine
 from tools import stemcell_source
 from tools.private_host import PrivateHost
 
@@ -96,6 +96,30 @@ def make_vm(machine: Machine, stemcell: str, clean: None) -> Callable[..., Any]:
         return machine.create_vm(options.pop("stemcell", stemcell), **options)
 
     return make
+
+
+@pytest.fixture
+def vm(make_vm: Callable[..., VM]) -> VM:
+    return make_vm()
+
+
+@pytest.fixture
+def fast(machine: Machine, clean: None) -> Iterator[Path]:
+    """A second store, "fast", on a file system of its own that shares blocks."""
+    folder, image = machine.host.folder / "fast", machine.host.folder / "fast.img"
+    folder.mkdir()
+    machine.host.run("truncate", "--size", "2G", str(image))
+    machine.host.run("mkfs.xfs", "-q", "-m", "reflink=1", str(image))
+    machine.host.run("mount", "-o", "loop", str(image), str(folder))
+    machine.host.write_config(disk_stores={"fast": str(folder)})
+    yield folder
+    machine.delete_all()
+    left = machine.host.run("find", str(folder), "-mindepth", "1").stdout.split()
+    machine.host.write_config()
+    machine.host.run("umount", str(folder))
+    folder.rmdir()
+    image.unlink()
+    assert left in ([], [str(folder / "snapshots")])
 
 
 @pytest.fixture

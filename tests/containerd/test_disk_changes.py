@@ -1,45 +1,13 @@
 """Growing, updating and snapshotting disks, their file systems and stores."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.containerd.disks import KINDS, fill, hint, is_sound, look
 from tests.containerd.machine import VM, Machine, failing, wait_for
-
-KINDS = {"ext4": 64, "xfs": 320}  # MiB; xfs has a least size
-
-
-def hint(disk: str) -> str:
-    return f"/warden-cpi-dev/{disk}"
-
-
-@pytest.fixture
-def vm(make_vm: Callable[..., VM]) -> VM:
-    return make_vm()
-
-
-def fill(vm: VM, disk: str, mib: int = 5) -> str:
-    """Attach a disk, write a file, detach it; return the file's checksum."""
-    vm.machine.call("attach_disk", vm.cid, disk)
-    vm.sh(f"head -c {mib}M /dev/urandom > {hint(disk)}/file")
-    checksum = vm.sh(f"md5sum < {hint(disk)}/file")
-    vm.machine.call("detach_disk", vm.cid, disk)
-    return checksum
-
-
-def look(vm: VM, disk: str, script: str) -> str:
-    """Attach a disk, run a script in its folder, detach it; return what the script said."""
-    vm.machine.call("attach_disk", vm.cid, disk)
-    try:
-        return vm.sh(f"cd {hint(disk)} && {script}")
-    finally:
-        vm.machine.call("detach_disk", vm.cid, disk)
-
-
-def is_sound(machine: Machine, disk: str) -> bool:
-    return machine.bosh_cpi("disk", "fsck", disk, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("filesystem", KINDS)
@@ -122,25 +90,6 @@ def test_file_systems_are_what_was_asked_for(machine: Machine, make_vm: Callable
 def test_too_small_for_xfs_is_said_with_the_size_it_takes(machine: Machine, clean: None) -> None:
     error = failing(lambda: machine.create_disk(64, {"filesystem": "xfs"}))
     assert "304 MiB" in error.message
-
-
-@pytest.fixture
-def fast(machine: Machine, clean: None) -> Iterator[Path]:
-    """A second store, "fast", on a file system of its own that shares blocks."""
-    folder, image = machine.host.folder / "fast", machine.host.folder / "fast.img"
-    folder.mkdir()
-    machine.host.run("truncate", "--size", "2G", str(image))
-    machine.host.run("mkfs.xfs", "-q", "-m", "reflink=1", str(image))
-    machine.host.run("mount", "-o", "loop", str(image), str(folder))
-    machine.host.write_config(disk_stores={"fast": str(folder)})
-    yield folder
-    machine.delete_all()
-    left = machine.host.run("find", str(folder), "-mindepth", "1").stdout.split()
-    machine.host.write_config()
-    machine.host.run("umount", str(folder))
-    folder.rmdir()
-    image.unlink()
-    assert left in ([], [str(folder / "snapshots")])
 
 
 def test_update_changes_store_and_size(machine: Machine, vm: VM, fast: Path) -> None:

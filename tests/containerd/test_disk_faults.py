@@ -7,11 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.containerd.disks import KINDS, fill, hint, is_sound, look
 from tests.containerd.killing import killed_at_every_step
 from tests.containerd.machine import VM, Machine, failing, wait_for
-from tests.containerd.test_disk_changes import KINDS, fast, fill, hint, is_sound, look, vm
-
-__all__ = ["fast", "vm"]  # fixtures
 
 
 def traces(machine: Machine, disk: str) -> list[str]:

@@ -1,0 +1,31 @@
+"""What tests of persistent disks do with them."""
+
+from tests.containerd.machine import VM, Machine
+
+KINDS = {"ext4": 64, "xfs": 320}  # MiB; xfs has a least size
+
+
+def hint(disk: str) -> str:
+    return f"/warden-cpi-dev/{disk}"
+
+
+def fill(vm: VM, disk: str, mib: int = 5) -> str:
+    """Attach a disk, write a file, detach it; return the file's checksum."""
+    vm.machine.call("attach_disk", vm.cid, disk)
+    vm.sh(f"head -c {mib}M /dev/urandom > {hint(disk)}/file")
+    checksum = vm.sh(f"md5sum < {hint(disk)}/file")
+    vm.machine.call("detach_disk", vm.cid, disk)
+    return checksum
+
+
+def look(vm: VM, disk: str, script: str) -> str:
+    """Attach a disk, run a script in its folder, detach it; return what the script said."""
+    vm.machine.call("attach_disk", vm.cid, disk)
+    try:
+        return vm.sh(f"cd {hint(disk)} && {script}")
+    finally:
+        vm.machine.call("detach_disk", vm.cid, disk)
+
+
+def is_sound(machine: Machine, disk: str) -> bool:
+    return machine.bosh_cpi("disk", "fsck", disk, check=False).returncode == 0
