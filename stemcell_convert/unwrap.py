@@ -40,6 +40,8 @@ def unwrap(image: Path, kind: str, target: Path, limit: int) -> Path:
     except (tarfile.TarError, EOFError, igzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]
         raise StemcellError(f"{image} is cut short or damaged: {error}") from None
     except OSError as error:
+        if error.errno is None:  # bz2's word for a damaged stream
+            raise StemcellError(f"{image} is cut short or damaged: {error}") from None
         raise StemcellError(f"the disk in {image} cannot be unpacked: {error}") from None
     raise StemcellError(f"{image} is an archive without a disk in it")
 
