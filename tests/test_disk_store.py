@@ -56,7 +56,7 @@ def test_of_two_copies_the_one_that_moved_last_is_right(store: DiskStore, disk: 
 
 
 def test_an_attached_disk_is_not_deleted(store: DiskStore, disk: Disk) -> None:
-    store.set_owner(disk, "some-vm-1")
+    store.set_owner(disk.cid, "some-vm-1")
     assert store.attached_to("some-vm-1") == [disk.cid]
     with pytest.raises(CloudError, match="some-vm-1"):
         store.delete(disk.cid)

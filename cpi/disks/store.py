@@ -162,8 +162,9 @@ class DiskStore:
         del document["store"]  # that is the folder they are in
         write_facts(self._facts(disk), document)
 
-    def set_owner(self, disk: Disk, vm_cid: str) -> Disk:
-        """Record which VM has the disk, "" for none."""
+    def set_owner(self, disk_cid: str, vm_cid: str) -> Disk:
+        """Record which VM has the disk, "" for none; return its facts. Raises DiskNotFound."""
+        disk = self.get(disk_cid)
         changed = replace(disk, attached_to=vm_cid)
         if changed != disk:
             self.save(changed)

@@ -35,26 +35,27 @@ class Disks:
         if not disk.attached_to or HostFolder(self._state_dir, disk.attached_to).exists():
             return disk
         self._log.warn(f"{disk.cid} was attached to {disk.attached_to}, which is gone")
-        return self._store.set_owner(disk, "")
+        return self._store.set_owner(disk_cid, "")
 
-    def attach(self, folder: HostFolder, disk_cid: str, undo: Undo) -> str:
+    def attach(self, folder: HostFolder, disk: Disk, undo: Undo) -> str:
         """Give a disk to a VM and return the hint; twice is once.
 
         Raises CloudError when another VM has it, or its file is not the disk.
         """
-        disk, vm_cid, hint = self.get(disk_cid), folder.path.name, hint_of(disk_cid)
+        vm_cid, disk_cid, hint = folder.path.name, disk.cid, hint_of(disk.cid)
         if disk.attached_to not in ("", vm_cid):
             raise CloudError(
                 f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it first"
             )
-        if folder.has_disk(disk_cid) and not inside.sees(vm_cid, hint):
+        fresh = not folder.has_disk(disk_cid)
+        if not fresh and not inside.sees(vm_cid, hint):
             self._log.info(f"{vm_cid} has unmounted {disk_cid}, attaching it anew")
             self.release(folder, disk_cid)
-        fresh = not folder.has_disk(disk_cid)
+            fresh = True
         if fresh:
             self._require_usable(disk)
             undo.push(lambda: self.release(folder, disk_cid))
-        self._store.set_owner(disk, vm_cid)
+        self._store.set_owner(disk_cid, vm_cid)
         if fresh:
             folder.mount_disk(disk_cid, self._store.image(disk), disk.filesystem)
         return hint
@@ -85,13 +86,12 @@ class Disks:
         disk = self._store.find(disk_cid)
         if disk is not None and disk.attached_to == vm_cid:
             images.require_unused(self._store.image(disk), disk_cid)
-            self._store.set_owner(disk, "")
+            self._store.set_owner(disk_cid, "")
 
-    def still(self, disk_cid: str) -> AbstractContextManager[None] | None:
+    def still(self, disk: Disk) -> AbstractContextManager[None] | None:
         """What keeps a disk's writers away for a while; None where there can be none."""
-        disk = self._store.get(disk_cid)
-        target = HostFolder(self._state_dir, disk.attached_to).disks / disk_cid
+        target = HostFolder(self._state_dir, disk.attached_to).disks / disk.cid
         if disk.attached_to and linux.is_mount_point(target):
             return freeze.frozen(target)
-        images.require_unused(self._store.image(disk), disk_cid)
+        images.require_unused(self._store.image(disk), disk.cid)
         return None

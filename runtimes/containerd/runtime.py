@@ -146,10 +146,10 @@ class ContainerdRuntime(Runtime):
         return disk is not None and self._disk_store.image(disk).exists()
 
     def attach_disk(self, vm_cid: str, disk_cid: str, api_version: int) -> "Json":
-        self._disk_store.get(disk_cid)
+        disk = self._disks.get(disk_cid)
         folder = self._folder(vm_cid)
         with Undo(self.log) as undo:
-            hint = self._disks.attach(folder, disk_cid, undo)
+            hint = self._disks.attach(folder, disk, undo)
             if api_version < 2:
                 self._vms.add_disk_to_settings(vm_cid, disk_cid, hint)
             undo.keep()
@@ -181,8 +181,8 @@ class ContainerdRuntime(Runtime):
 
     def snapshot_disk(self, disk_cid: str, metadata: "JsonObject") -> str:
         snapshot_cid = cid.new(self.name, cid.SNAPSHOT)
-        still = self._disks.still(disk_cid)
-        self._snapshots.take(self._disks.get(disk_cid), snapshot_cid, metadata, still)
+        disk = self._disks.get(disk_cid)
+        self._snapshots.take(disk, snapshot_cid, metadata, self._disks.still(disk))
         return snapshot_cid
 
     def delete_snapshot(self, snapshot_cid: str) -> None:

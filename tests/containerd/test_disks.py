@@ -232,6 +232,7 @@ def test_attaching_again_after_the_agent_unmounted_a_disk(
     vm.agent("unmount_disk", disk)
     vm.sh(f"umount {_hint(disk)}")
     _attach(vm, disk)
+    assert machine.call("get_disks", vm.cid) == [disk]
     assert vm.sh(f"cat {STORE}/file") == "data"
 
 
