@@ -11,7 +11,7 @@ from stemcell_convert.recognise import HEAD, disk_format
 
 _HINT = "apt-get install qemu-utils"
 _FOOTER = 512  # bytes, at the end of a VHD
-_VHD_TYPES = {2: "fixed", 3: "dynamic"}
+_VHD_TYPES = (2, 3)  # fixed and dynamic
 
 
 def raw_size(disk: Path) -> int:
@@ -31,8 +31,7 @@ def to_raw(disk: Path, target: Path, limit: int) -> Path:
         raise StemcellError(f"{disk} is no disk image that is known")
     if kind == "raw":
         return disk
-    _require_alone(disk, kind)
-    size = _facts(disk, kind).get("virtual-size", 0)
+    size = _require_alone(disk, kind).get("virtual-size", 0)
     if not 0 < size <= limit:
         raise StemcellError(
             f"the disk in the stemcell has {size >> 20} MiB; the limit is {limit >> 20} MiB "
@@ -46,8 +45,8 @@ def to_raw(disk: Path, target: Path, limit: int) -> Path:
     return target
 
 
-def _require_alone(disk: Path, kind: str) -> None:
-    """Refuse an image that would have qemu-img read another file of the host."""
+def _require_alone(disk: Path, kind: str) -> dict[str, Any]:
+    """Refuse an image that would have qemu-img read another file; return what qemu-img says."""
     if kind == "vmdk" and int.from_bytes(_read(disk, 12, 8), "little") == 0:
         raise StemcellError("the VMDK has no capacity of its own: it describes other files")
     if kind == "vpc":
@@ -64,6 +63,7 @@ def _require_alone(disk: Path, kind: str) -> None:
     for extent in special.get("extents", []):
         if os.path.realpath(str(extent.get("filename"))) != os.path.realpath(disk):
             raise StemcellError(f"the {kind} image refers to another file, {extent!a}")
+    return facts
 
 
 def _facts(disk: Path, kind: str) -> dict[str, Any]:

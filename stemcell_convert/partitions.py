@@ -35,7 +35,7 @@ def file_systems(read: Read, size: int) -> list[FileSystem]:
 
     Raises StemcellError when the disk has neither a partition table nor a file system.
     """
-    if kind := _kind(read, 0):
+    if kind := kind_at(read, 0):
         return [FileSystem(kind, 0, size)]
     mbr = read(0, SECTOR)
     if len(mbr) < SECTOR or mbr[510:] != b"\x55\xaa":
@@ -48,7 +48,7 @@ def file_systems(read: Read, size: int) -> list[FileSystem]:
     systems = []
     for first, count in sorted(found, reverse=True):
         offset, length = first * SECTOR, count * SECTOR
-        if 0 < offset < size and (kind := _kind(read, offset)):
+        if 0 < offset < size and (kind := kind_at(read, offset)):
             # A table may promise a little more than there is; the file system knows its own size.
             systems.append(FileSystem(kind, offset, min(length, size - offset)))
     return systems
@@ -77,7 +77,7 @@ def _gpt(read: Read) -> Iterator[tuple[int, int]]:
             yield first, last - first + 1
 
 
-def _kind(read: Read, offset: int) -> str:
+def kind_at(read: Read, offset: int) -> str:
     """The file system at an offset, by its magic bytes (ext4: super.h, xfs: xfs_format.h)."""
     if read(offset, 4) == b"XFSB":
         return "xfs"

@@ -10,6 +10,7 @@ import zlib
 from pathlib import Path
 
 from stemcell_convert.errors import StemcellError, UnsupportedStemcell
+from stemcell_convert.partitions import kind_at
 
 GZIP, BZIP2 = b"\x1f\x8b", b"BZh"
 ROOTFS, ARCHIVE, BZIPPED, DISK = "rootfs", "archive", "bzip2", "disk"
@@ -37,8 +38,7 @@ def disk_format(head: bytes) -> str:
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
-    is_xfs, is_ext = head[:4] == b"XFSB", head[1080:1082] == b"\x53\xef"
-    if head[510:512] == b"\x55\xaa" or is_xfs or is_ext:
+    if head[510:512] == b"\x55\xaa" or kind_at(lambda at, size: head[at : at + size], 0):
         return "raw"
     return ""
 
