@@ -9,6 +9,21 @@ def hint(disk: str) -> str:
     return f"/warden-cpi-dev/{disk}"
 
 
+def attach_and_mount(vm: VM, disk: str) -> None:
+    """Attach a disk and let the agent mount it, as the director does."""
+    path = vm.machine.call("attach_disk", vm.cid, disk)
+    assert path == hint(disk)
+    vm.agent("add_persistent_disk", disk, path)
+    vm.agent("mount_disk", disk)
+
+
+def unmount_and_detach(vm: VM, disk: str) -> None:
+    """Let the agent unmount a disk and detach it, as the director does."""
+    vm.agent("unmount_disk", disk)
+    vm.agent("remove_persistent_disk", disk)
+    vm.machine.call("detach_disk", vm.cid, disk)
+
+
 def fill(vm: VM, disk: str, mib: int = 5) -> str:
     """Attach a disk, write a file, detach it; return the file's checksum."""
     vm.machine.call("attach_disk", vm.cid, disk)

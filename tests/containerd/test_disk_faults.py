@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.containerd.disks import KINDS, fill, hint, is_sound, look
+from tests.containerd.disks import (
+    KINDS,
+    attach_and_mount,
+    fill,
+    hint,
+    is_sound,
+    look,
+    unmount_and_detach,
+)
 from tests.containerd.killing import killed_at_every_step
 from tests.containerd.machine import VM, Machine, failing, wait_for
 
@@ -187,8 +195,7 @@ def test_the_store_is_mounted_after_the_task_died(
     vm = make_vm()
     vm.wait_for_agent()
     disk = machine.create_disk()
-    vm.agent("add_persistent_disk", disk, machine.call("attach_disk", vm.cid, disk))
-    vm.agent("mount_disk", disk)
+    attach_and_mount(vm, disk)
     vm.sh("echo data > /var/vcap/store/file")
     kill_init(vm)
     machine.call("reboot_vm", vm.cid)
@@ -203,11 +210,8 @@ def test_an_agent_forgets_a_disk_that_was_detached_when_it_starts_again(
     vm = make_vm()
     vm.wait_for_agent()
     disk = machine.create_disk()
-    vm.agent("add_persistent_disk", disk, machine.call("attach_disk", vm.cid, disk))
-    vm.agent("mount_disk", disk)
-    vm.agent("unmount_disk", disk)
-    vm.agent("remove_persistent_disk", disk)
-    machine.call("detach_disk", vm.cid, disk)
+    attach_and_mount(vm, disk)
+    unmount_and_detach(vm, disk)
     machine.call("reboot_vm", vm.cid)
     vm.wait_for_agent()
     assert vm.sh("cat /var/vcap/bosh/managed_disk_settings.json") == ""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.containerd.disk_stemcells import CAPABILITY, archive, converted, disk, machine_root
+from tests.containerd.disks import attach_and_mount
 from tests.containerd.machine import VM, Machine, failing
 
 OVF = b"<?xml version='1.0'?><Envelope/>"
@@ -139,8 +140,7 @@ def test_a_disk_is_attached_in_a_vm_of_a_disk_stemcell(
     vm: VM = machine.create_vm(stemcell)
     vm.wait_for_agent()
     cid = machine.create_disk()
-    vm.agent("add_persistent_disk", cid, machine.call("attach_disk", vm.cid, cid))
-    vm.agent("mount_disk", cid)
+    attach_and_mount(vm, cid)
     assert vm.agent("list_disk") == [cid]
     vm.delete()
     machine.call("delete_stemcell", stemcell)

@@ -6,21 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.containerd.disks import attach_and_mount, hint, unmount_and_detach
 from tests.containerd.machine import VM, Machine, failing, wait_for
 
 STORE = "/var/vcap/store"
-
-
-def _hint(disk: str) -> str:
-    return f"/warden-cpi-dev/{disk}"
-
-
-def _attach(vm: VM, disk: str) -> None:
-    """Attach a disk and let the agent mount it, as the director does."""
-    hint = vm.machine.call("attach_disk", vm.cid, disk)
-    assert hint == _hint(disk)
-    vm.agent("add_persistent_disk", disk, hint)
-    vm.agent("mount_disk", disk)
 
 
 @pytest.fixture
@@ -28,14 +17,8 @@ def mounted(machine: Machine, make_vm: Callable[..., VM]) -> tuple[VM, str]:
     """A VM and a disk that its agent has mounted."""
     vm, disk = make_vm(), machine.create_disk()
     vm.wait_for_agent()
-    _attach(vm, disk)
+    attach_and_mount(vm, disk)
     return vm, disk
-
-
-def _detach(vm: VM, disk: str) -> None:
-    vm.agent("unmount_disk", disk)
-    vm.agent("remove_persistent_disk", disk)
-    vm.machine.call("detach_disk", vm.cid, disk)
 
 
 def test_format_is_gpt_with_one_ext4_partition_at_1_mib(machine: Machine, clean: None) -> None:
@@ -63,14 +46,14 @@ def test_disk_moves_between_running_vms_with_its_data(
     second.wait_for_agent()
     disk = machine.create_disk()
     init = first.pid
-    _attach(first, disk)
+    attach_and_mount(first, disk)
     first.sh(f"echo data > {STORE}/file")
     assert first.agent("list_disk") == [disk]
-    _detach(first, disk)
+    unmount_and_detach(first, disk)
     assert disk not in first.sh("cat /proc/mounts")
     assert first.sh(f"ls {STORE} /warden-cpi-dev | grep -c file || true") == "0"
 
-    _attach(second, disk)
+    attach_and_mount(second, disk)
     assert second.sh(f"cat {STORE}/file") == "data"
     assert first.pid == init, "nothing was restarted"
 
@@ -88,7 +71,7 @@ def test_detach_names_who_still_uses_the_disk(machine: Machine, make_vm: Callabl
     vm = make_vm()
     disk = machine.create_disk()
     machine.call("attach_disk", vm.cid, disk)
-    vm.sh(f"sleep 600 > {_hint(disk)}/open 2>&1 & echo $! > /root/pid")
+    vm.sh(f"sleep 600 > {hint(disk)}/open 2>&1 & echo $! > /root/pid")
     error = failing(lambda: machine.call("detach_disk", vm.cid, disk))
     assert "sleep" in error.message
     assert error.ok_to_retry
@@ -103,9 +86,9 @@ def test_two_disks_at_once(machine: Machine, make_vm: Callable[..., VM]) -> None
         machine.call("attach_disk", vm.cid, disk)
     assert machine.call("get_disks", vm.cid) == disks
     for disk in disks:
-        vm.sh(f"echo {disk} > {_hint(disk)}/name")
+        vm.sh(f"echo {disk} > {hint(disk)}/name")
     machine.call("detach_disk", vm.cid, disks[0])
-    assert vm.sh(f"cat {_hint(disks[1])}/name") == disks[1]
+    assert vm.sh(f"cat {hint(disks[1])}/name") == disks[1]
     assert machine.call("get_disks", vm.cid) == disks[1:]
 
 
@@ -115,7 +98,7 @@ def test_size_is_enforced_and_the_job_gets_enospc(
     vm = make_vm()
     disk = machine.create_disk(32)
     machine.call("attach_disk", vm.cid, disk)
-    fill = f"dd if=/dev/zero of={_hint(disk)}/file bs=1M count=40 2>&1"
+    fill = f"dd if=/dev/zero of={hint(disk)}/file bs=1M count=40 2>&1"
     assert "No space left on device" in vm.sh(fill, check=False)
 
 
@@ -128,7 +111,7 @@ def test_attach_twice_is_once(machine: Machine, make_vm: Callable[..., VM]) -> N
     vm = make_vm()
     disk = machine.create_disk()
     hints = {machine.call("attach_disk", vm.cid, disk) for _ in range(2)}
-    assert hints == {_hint(disk)}
+    assert hints == {hint(disk)}
     assert vm.sh("cat /proc/mounts").count(disk) <= 2  # as source and as target of one mount
 
 
@@ -140,7 +123,7 @@ def test_delete_vm_releases_disks_that_were_never_detached(
     vm.delete()
     other = make_vm()
     machine.call("attach_disk", other.cid, disk)
-    assert other.sh(f"cat {_hint(disk)}/file") == "survives"
+    assert other.sh(f"cat {hint(disk)}/file") == "survives"
 
 
 def test_an_attached_disk_is_not_deleted(machine: Machine, make_vm: Callable[..., VM]) -> None:
@@ -165,9 +148,9 @@ def test_disks_are_there_after_a_reboot(machine: Machine, make_vm: Callable[...,
     vm = make_vm()
     disk = machine.create_disk()
     machine.call("attach_disk", vm.cid, disk)
-    vm.sh(f"echo data > {_hint(disk)}/file")
+    vm.sh(f"echo data > {hint(disk)}/file")
     machine.call("reboot_vm", vm.cid)
-    assert vm.sh(f"cat {_hint(disk)}/file") == "data"
+    assert vm.sh(f"cat {hint(disk)}/file") == "data"
 
 
 def test_the_store_is_mounted_after_a_reboot(machine: Machine, mounted: tuple[VM, str]) -> None:
@@ -177,7 +160,7 @@ def test_the_store_is_mounted_after_a_reboot(machine: Machine, mounted: tuple[VM
     vm.wait_for_agent()
     assert vm.sh(f"cat {STORE}/file") == "data"
     assert vm.agent("list_disk") == [disk]
-    _detach(vm, disk)
+    unmount_and_detach(vm, disk)
     assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
     machine.call("reboot_vm", vm.cid)
     assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
@@ -188,9 +171,9 @@ def test_the_agent_migrates_to_a_bigger_disk(machine: Machine, make_vm: Callable
     vm = make_vm()
     vm.wait_for_agent()
     small, big = machine.create_disk(64), machine.create_disk(128)
-    _attach(vm, small)
+    attach_and_mount(vm, small)
     vm.sh(f"echo data > {STORE}/file")
-    _attach(vm, big)
+    attach_and_mount(vm, big)
     vm.agent("migrate_disk")
     assert vm.sh(f"cat {STORE}/file") == "data"
     assert int(vm.sh(f"df -m {STORE} | tail -1").split()[1]) > 100
@@ -198,7 +181,7 @@ def test_the_agent_migrates_to_a_bigger_disk(machine: Machine, make_vm: Callable
     vm.agent("remove_persistent_disk", small)
     machine.call("detach_disk", vm.cid, small)
     assert vm.sh(f"cat {STORE}/file") == "data"
-    _detach(vm, big)
+    unmount_and_detach(vm, big)
 
 
 def test_the_agent_sees_a_disk_as_mounted_only_while_it_is(
@@ -226,12 +209,12 @@ def test_attaching_again_after_the_agent_unmounted_a_disk(
     vm, disk = mounted
     vm.sh(f"echo data > {STORE}/file")
     vm.agent("unmount_disk", disk)
-    _attach(vm, disk)
+    attach_and_mount(vm, disk)
     assert vm.sh(f"cat {STORE}/file") == "data"
     assert vm.agent("list_disk") == [disk]
     vm.agent("unmount_disk", disk)
-    vm.sh(f"umount {_hint(disk)}")
-    _attach(vm, disk)
+    vm.sh(f"umount {hint(disk)}")
+    attach_and_mount(vm, disk)
     assert machine.call("get_disks", vm.cid) == [disk]
     assert vm.sh(f"cat {STORE}/file") == "data"
 
@@ -242,7 +225,7 @@ def test_an_empty_folder_in_place_of_the_disk_goes_with_it(
     vm, disk = mounted
     vm.agent("unmount_disk", disk)
     # What an agent does whose `mount` and `umount` are not ours.
-    vm.sh(f"umount {_hint(disk)} && mount --bind {_hint(disk)} {STORE}")
+    vm.sh(f"umount {hint(disk)} && mount --bind {hint(disk)} {STORE}")
     machine.call("detach_disk", vm.cid, disk)
     assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
 
@@ -253,7 +236,7 @@ def test_services_with_mounts_of_their_own_do_not_keep_a_disk(
     # systemd leaves a service's old root, with all that was mounted in it, where nobody sees it.
     vm, disk = make_vm(stemcell=systemd), machine.create_disk()
     vm.wait_for_agent()
-    _attach(vm, disk)
+    attach_and_mount(vm, disk)
     machine.call("reboot_vm", vm.cid)
     vm.wait_for_agent()
     service = "systemd-run --unit apart --property PrivateTmp=yes sleep 1000"
@@ -261,7 +244,7 @@ def test_services_with_mounts_of_their_own_do_not_keep_a_disk(
     apart = vm.sh("systemctl show --property MainPID --value apart")
     assert vm.sh(f"readlink /proc/{apart}/ns/mnt") != vm.sh("readlink /proc/1/ns/mnt")
     assert disk in vm.sh(f"cat /proc/{apart}/mountinfo")
-    _detach(vm, disk)
+    unmount_and_detach(vm, disk)
     assert disk not in vm.sh(f"cat /proc/{apart}/mountinfo")
     assert not [file for file in machine.leftovers()["loops"] if disk in file]
 
@@ -273,7 +256,7 @@ def test_api_1_puts_the_hint_into_the_settings(
     disk = machine.create_disk()
     assert machine.call("attach_disk", vm.cid, disk, api_version=1) is None
     settings = json.loads(vm.sh("cat /var/vcap/bosh/warden-cpi-agent-env.json"))
-    assert settings["disks"]["persistent"] == {disk: _hint(disk)}
+    assert settings["disks"]["persistent"] == {disk: hint(disk)}
 
 
 def test_unknown_properties_are_refused_by_name(machine: Machine) -> None:
