@@ -8,8 +8,6 @@ import argparse
 import json
 import os
 import platform
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,12 +31,12 @@ from tools.bench_figures import (
     ratio,
     stemcell_table,
 )
+from tools.command import count, run_as_root
 from tools.demo_text import leftovers, network_of
-from tools.driver import Driver, DriverError
-from tools.make_stemcell import interrupt
+from tools.driver import Driver
 from tools.private_host import PrivateHost
 from tools.scratch import file_system
-from tools.stemcell_source import Stemcell, StemcellUnusable, opened, stand_in
+from tools.stemcell_source import Stemcell, opened, stand_in
 
 SUBNET = "10.245.0.0/16"
 RESOURCES = {"ram": 512, "cpu": 1, "ephemeral_disk_size": 1024}  # MiB, CPUs, MiB
@@ -49,7 +47,6 @@ TOP_IMPORTS = 10
 AGENT_SECONDS = 60.0
 _FIRST_ADDRESS = 10
 _CLEAN_SECONDS = 30.0
-_PLAIN_WIDTH = 120  # columns, where there is no terminal that has a width
 
 CTR = "ctr images import"
 CPI = "cpi create_stemcell"
@@ -340,34 +337,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def count(text: str) -> int:
-    """A number of at least 1; raises ValueError."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = parse(argv)
-    if os.geteuid() != 0:
-        print("bench: needs root, for containers and mounts: run it with sudo", file=sys.stderr)
-        return 1
-    signal.signal(signal.SIGTERM, interrupt)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-    try:
-        measure(options, console)
-    except (BenchFailed, DriverError, StemcellUnusable, RuntimeError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except subprocess.CalledProcessError as error:
-        print(f"bench: {error}\n{error.stderr}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bench: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_as_root("bench", lambda console: measure(options, console), BenchFailed)
 
 
 if __name__ == "__main__":

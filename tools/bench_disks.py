@@ -7,10 +7,8 @@ slow down every second run. What counts is the best of the runs.
 
 import argparse
 import json
-import os
 import random
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,19 +21,18 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from tools.bench import BenchFailed, count
+from tools.bench import BenchFailed
 from tools.bench_figures import Spread
+from tools.command import count, run_as_root
 from tools.driver import Driver, DriverError
-from tools.make_stemcell import interrupt
 from tools.private_host import PrivateHost
-from tools.stemcell_source import StemcellUnusable, opened, stand_in
+from tools.stemcell_source import opened, stand_in
 
 RUNS = 5
 DATA_MIB = 1024  # in the disk that is snapshot and moved
 IO_DISK_MIB = 4096
 HINTS = "/warden-cpi-dev"
 _FIO = "/root/fio"  # in the VM
-_PLAIN_WIDTH = 120
 
 # Name, and fio's words. Files are laid out before, and caches dropped.
 WORKLOADS = (
@@ -244,20 +241,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--runs", type=count, default=RUNS, metavar="N", help="(%(default)s)")
     parser.add_argument("--calls", action="store_true", help="only the calls, without fio")
     options = parser.parse_args(argv)
-    if os.geteuid() != 0:
-        print("bench: needs root, for containers and mounts: run it with sudo", file=sys.stderr)
-        return 1
-    signal.signal(signal.SIGTERM, interrupt)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-    try:
-        measure(options, console)
-    except (BenchFailed, DriverError, StemcellUnusable, RuntimeError) as error:
-        print(f"bench: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("bench: interrupted", file=sys.stderr)
-        return 130
-    return 0
+    return run_as_root("bench", lambda console: measure(options, console), BenchFailed)
 
 
 if __name__ == "__main__":

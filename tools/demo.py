@@ -7,9 +7,7 @@ of its own, below a temporary folder.
 
 import argparse
 import json
-import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -25,12 +23,12 @@ from rich.table import Table
 from rich.text import Text
 
 from tools.agent_client import Access, Agent
+from tools.command import run_as_root
 from tools.demo_text import Row, leftovers, network_of, shortened
 from tools.driver import Done, Driver, DriverError
-from tools.make_stemcell import interrupt
 from tools.private_host import PrivateHost
 from tools.shared_host import SharedHost
-from tools.stemcell_source import Stemcell, StemcellUnusable, opened, stand_in
+from tools.stemcell_source import Stemcell, opened, stand_in
 
 SUBNET = "10.245.252.0/24"
 DISK_MIB = 1024
@@ -40,7 +38,6 @@ AGENT_LOG = "/var/vcap/bosh/log/current"
 FILE = "/var/vcap/store/demo"
 FILE_MIB = 8
 _CLEAN_SECONDS = 10.0
-_PLAIN_WIDTH = 120  # columns, where there is no terminal that has a width
 
 
 class DemoFailed(Exception):
@@ -325,25 +322,14 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status."""
     options = parse(argv)
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _PLAIN_WIDTH)
-    if os.geteuid() != 0:
-        print("demo: needs root, for containers and mounts: run it with sudo", file=sys.stderr)
-        return 1
-    start = time.monotonic()
-    signal.signal(signal.SIGTERM, interrupt)
-    try:
+
+    def run(console: Console) -> None:
+        start = time.monotonic()
         live(options, console)
-    except (DemoFailed, DriverError, StemcellUnusable, RuntimeError) as error:
-        print(f"\ndemo: {error}", file=sys.stderr)
-        return 1
-    except subprocess.CalledProcessError as error:
-        print(f"\ndemo: {error}\n{error.stderr}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\ndemo: interrupted; what was made is gone again", file=sys.stderr)
-        return 130
-    console.print(f"\nNothing is left. The demo took {time.monotonic() - start:.0f} s.")
-    return 0
+        console.print(f"\nNothing is left. The demo took {time.monotonic() - start:.0f} s.")
+
+    told = "interrupted; what was made is gone again"
+    return run_as_root("demo", run, DemoFailed, interrupted=told, gap="\n")
 
 
 if __name__ == "__main__":
