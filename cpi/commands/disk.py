@@ -210,7 +210,7 @@ def _mount(options: argparse.Namespace, config: Config) -> int:
         else:
             host.disks.check(disk)
             part, kind = images.part_of(image), FILE_SYSTEMS[disk.filesystem]
-            with loop.attached(image, part.offset, part.size, read_only=True) as device:
+            with loop.attached(part, read_only=True) as device:
                 mount_device(device, folder, kind.name, flags, (kind.no_replay,))
     print(f"{disk.cid} is at {folder}, read-only; `umount {folder}` ends it, and until then")
     print("it cannot be attached to a VM" if not disk.attached_to else "it cannot be detached")
@@ -234,7 +234,7 @@ def _fsck(options: argparse.Namespace, config: Config) -> int:
             with suppress(CPIError):  # what cannot be mounted can still be mended
                 replay(part, kind)
         only_look = not options.repair
-        with loop.attached(part.image, part.offset, part.size, read_only=only_look) as device:
+        with loop.attached(part, read_only=only_look) as device:
             sound, text = kind.check(device, repair=options.repair)
     print(text)
     if not sound and only_look:

@@ -3,25 +3,16 @@
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from cpi import linux
 from cpi.disks import loop
+from cpi.disks.loop import Part
 from cpi.errors import CloudError, NoDiskSpace
 from cpi.process import CommandFailed, run
 
 _CAP_SYS_RESOURCE = 24  # capability(7)
 _HOURS = 24 * 3600.0  # seconds; checking a big disk takes as long as it takes
-
-
-@dataclass(frozen=True)
-class Part:
-    """Where a file system is: `size` bytes at `offset` of a file."""
-
-    image: Path
-    offset: int
-    size: int
 
 
 class FileSystem(ABC):
@@ -114,7 +105,7 @@ class Xfs(FileSystem):
     magic = (0, b"XFSB")
 
     def make(self, part: Part) -> None:
-        with loop.attached(part.image, part.offset, part.size) as device:
+        with loop.attached(part) as device:
             _tool(["mkfs.xfs", "-q", "-f", "-K", str(device)], part.image)
 
     def grow(self, device: Path, target: Path) -> None:
@@ -154,7 +145,7 @@ def _while_mounted(part: Part, kind: FileSystem, work: Callable[[Path, Path], No
     folder = part.image.parent
 
     def mounted() -> None:
-        with loop.attached(part.image, part.offset, part.size) as device:
+        with loop.attached(part) as device:
             # Tools look for the mount by its path, so that must be one where nothing else is.
             linux.mount("tmpfs", folder, "tmpfs", linux.MS_NODEV, "mode=700,size=64k")
             target = folder / "mounted"

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from cpi import linux
 from cpi.disks import loop
-from cpi.disks.filesystems import FILE_SYSTEMS, Part, grow, kind_of, replay
+from cpi.disks.filesystems import FILE_SYSTEMS, grow, kind_of, replay
+from cpi.disks.loop import Part
 from cpi.errors import CloudError, NoDiskSpace
 from cpi.process import CommandFailed, run
 
@@ -195,7 +196,7 @@ def grow_unmounted(image: Path, filesystem: str) -> None:
     if kind.can_grow_mounted():
         grow(part, kind)
         return
-    with loop.attached(image, part.offset, part.size) as device:
+    with loop.attached(part) as device:
         kind.grow_unmounted(device)
 
 
@@ -203,7 +204,7 @@ def renew_identity(image: Path, filesystem: str) -> None:
     """Give the file system of a copy a UUID of its own: no two of one UUID are mounted at once."""
     part, kind = part_of(image), FILE_SYSTEMS[filesystem]
     replay(part, kind)
-    with loop.attached(image, part.offset, part.size) as device:
+    with loop.attached(part) as device:
         kind.renew_identity(device)
 
 

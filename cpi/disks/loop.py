@@ -11,6 +11,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from cpi.errors import CloudError
@@ -23,11 +24,18 @@ _TRIES = 100  # another process may be faster to take the device that was free
 _FREE_SECONDS = 3.0
 
 
+@dataclass(frozen=True)
+class Part:
+    """A part of a file: `size` bytes (0: up to its end) at `offset`."""
+
+    image: Path
+    offset: int
+    size: int
+
+
 @contextmanager
-def attached(
-    image: Path, offset: int = 0, size: int = 0, *, read_only: bool = False
-) -> Iterator[Path]:
-    """A loop device for `size` bytes at `offset` of a file (0: up to its end).
+def attached(part: Part, *, read_only: bool = False) -> Iterator[Path]:
+    """A loop device for a part of a file.
 
     When this ends the device goes, or stays as long as it is mounted. It does not go through the
     host's page cache (direct I/O, where the host's file system has it): what is in the guest's
@@ -36,27 +44,25 @@ def attached(
     mode = os.O_RDONLY if read_only else os.O_RDWR
     flags = _AUTOCLEAR | _DIRECT_IO | (_READ_ONLY if read_only else 0)
     try:
-        backing = os.open(image, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
+        backing = os.open(part.image, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
-            device, path = _configured(backing, offset, size, mode, flags)
+            device, path = _configured(backing, part, mode, flags)
         finally:
             os.close(backing)
     except OSError as error:
         hint = "; loop devices need Linux 5.8" if error.errno == errno.ENOTTY else ""
-        raise CloudError(f"no loop device for {image}: {error.strerror}{hint}") from None
+        raise CloudError(f"no loop device for {part.image}: {error.strerror}{hint}") from None
     try:
         yield path
     finally:
         os.close(device)
 
 
-def _configured(backing: int, offset: int, size: int, mode: int, flags: int) -> tuple[int, Path]:
+def _configured(backing: int, part: Part, mode: int, flags: int) -> tuple[int, Path]:
     """Return an open loop device over a file, and its path."""
     # struct loop_config: fd, block size, struct loop_info64, reserved. The block size would else be
     # that of the host's file system, and a disk made for small blocks is not read in large ones.
-    info = struct.pack(
-        "=5Q4I64s64s32s2Q", 0, 0, 0, offset, size, 0, 0, 0, flags, b"", b"", b"", 0, 0
-    )
+    info = struct.pack("=24xQQ12xI176x", part.offset, part.size, flags)
     config = struct.pack("=2I", backing, _BLOCK) + info + bytes(64)
     control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
     try:

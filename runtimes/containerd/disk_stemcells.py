@@ -7,6 +7,7 @@ from pathlib import Path
 from cpi import linux
 from cpi.disks import loop
 from cpi.disks.filesystems import FILE_SYSTEMS, mount_device
+from cpi.disks.loop import Part
 from stemcell_convert.partitions import FileSystem
 
 # Nothing of it may do anything here: it comes from anywhere.
@@ -19,7 +20,7 @@ def mounted_disk(raw: Path, system: FileSystem, target: Path) -> Iterator[Path]:
     kind = FILE_SYSTEMS[system.kind]
     options = (kind.no_replay, *kind.of_a_copy)
     target.mkdir(exist_ok=True)
-    with loop.attached(raw, system.offset, system.size, read_only=True) as device:
+    with loop.attached(Part(raw, system.offset, system.size), read_only=True) as device:
         mount_device(device, target, kind.name, _FLAGS, options)
         try:
             yield target

@@ -14,8 +14,9 @@ from pathlib import Path
 
 from cpi import linux
 from cpi.disks import loop, mount_options
-from cpi.disks.filesystems import Part, make_ext4, mount_device
+from cpi.disks.filesystems import make_ext4, mount_device
 from cpi.disks.image import MIB, make_sparse, part_of
+from cpi.disks.loop import Part
 from cpi.disks.store import read_facts, write_facts
 from cpi.errors import CloudError
 from cpi.model import DiskWishes
@@ -100,5 +101,5 @@ class HostFolder:
 def _mount(part: Part, target: Path, filesystem: str, options: tuple[str, ...] = ()) -> None:
     """By offset, through a loop device: some kernels read no partition tables on those."""
     flags, text = mount_options.arguments(options)
-    with loop.attached(part.image, part.offset, part.size) as device:
+    with loop.attached(part) as device:
         mount_device(device, target, filesystem, flags, text)
