@@ -109,8 +109,38 @@ KEYS = (
         "integer",
         64 << 10,
         "MiB",
-        "Largest disk that is taken out of a stemcell.",
+        "Largest disk, or root file system, that is taken out of a stemcell.",
         least=1,
+    ),
+    Key(
+        "registry.plain_http",
+        "list of strings",
+        (),
+        "",
+        "Registries without TLS, as `host:port`, that light stemcells may come from.",
+    ),
+    Key(
+        "registry.ca_file",
+        "path",
+        "",
+        "",
+        "Certificates to trust registries by (PEM). Empty means docker's "
+        "`/etc/docker/certs.d/<registry>/ca.crt` where there is one, else the system's.",
+    ),
+    Key(
+        "registry.docker_config",
+        "path",
+        "",
+        "",
+        "Docker config with credentials for registries, as `docker login` writes it, with its "
+        "credential helpers. Empty means that of the user the CPI runs as.",
+    ),
+    Key(
+        "registry.require_digest",
+        "boolean",
+        False,
+        "",
+        "Refuse light stemcells that name an image by a tag alone.",
     ),
     Key("log_level", "string", "info", "", "Least severe lines to log.", choices=LEVELS),
     Key(

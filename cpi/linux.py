@@ -200,7 +200,11 @@ def _in_thread(work: Callable[[], Result]) -> Result:
 
     thread = threading.Thread(target=run)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:  # Ctrl-C: what it mounted is gone before anything else is tidied up
+        thread.join()
+        raise
     if failures:
         raise failures[0]
     return results[0]

@@ -58,6 +58,8 @@ REGISTRY: dict[str, Entry] = {
             "cloudstack-vhdx",
             "general-tar",
             "general-ovf",
+            "docker-light",
+            "warden-light",
         ),
         "runtimes.containerd.keys",
         "install this CPI's own dependencies, grpcio and protobuf, for the Python that runs it",

@@ -11,11 +11,16 @@ from stemcell_convert import bind_mounts
 from stemcell_convert.facts import AGENT_CONFIG, SYSTEMD, RootfsFacts
 
 # Raise this when the content below changes, so that a stemcell imported before is imported anew.
-VERSION = "2"
+VERSION = "3"
 
 # Where persistent disks appear; the agent's bind mode expects what warden made of it.
 DISK_FOLDER = "/warden-cpi-dev"
 _FOR_DISKS = "the agent takes bind-mounted disks for devices"
+
+_NOTHING = b"#!/bin/sh\nexit 0\n"
+_AUDITING = f"{bind_mounts.FOLDER}/bosh-start-logging-and-auditing"
+_START_LIMIT = "/etc/systemd/system.conf.d/bosh-container.conf"
+_START_LIMIT_CONFIG = b"[Manager]\nDefaultStartLimitBurst=500\n"  # as newer warden stemcells have
 
 # Units that cannot work, or would touch the host, in a container without its own kernel.
 MASKED_UNITS = {
@@ -92,6 +97,8 @@ def adaptations(facts: RootfsFacts) -> list[Entry]:
         Entry("/var/vcap/data", "the ephemeral disk is mounted here"),
         Entry(f"{bind_mounts.FOLDER}/mount", _FOR_DISKS, data=bind_mounts.MOUNT, mode=0o755),
         Entry(f"{bind_mounts.FOLDER}/umount", _FOR_DISKS, data=bind_mounts.UMOUNT, mode=0o755),
+        # The agent does not start when this fails, as starting a masked unit does.
+        Entry(_AUDITING, "the kernel's audit belongs to the host", data=_NOTHING, mode=0o755),
     ]
     if not facts.for_containers:
         entries += _for_machines(facts)
@@ -107,7 +114,9 @@ def _for_machines(facts: RootfsFacts) -> list[Entry]:
     """What has to go or change in a root file system that was made for a machine."""
     service_manager = b',\n    "ServiceManager": "systemd"' if facts.init == SYSTEMD else b""
     document = WARDEN_AGENT_CONFIG % service_manager
+    limits = [Entry(_START_LIMIT, "many containers start at once", data=_START_LIMIT_CONFIG)]
     return [
+        *(limits if facts.init == SYSTEMD else []),
         Entry(AGENT_CONFIG, "the agent's configuration was not a container's", data=document),
         # OCI's word for "nothing of the layers below" (image-spec, opaque whiteout).
         Entry("/boot/.wh..wh..opq", "kernel and boot loader: the host has its own", data=b""),
@@ -115,7 +124,7 @@ def _for_machines(facts: RootfsFacts) -> list[Entry]:
         Entry(
             f"{bind_mounts.FOLDER}/restart_networking",
             "the network is there before the first process",
-            data=b"#!/bin/sh\nexit 0\n",
+            data=_NOTHING,
             mode=0o755,
         ),
     ]

@@ -1,143 +1,272 @@
-"""A disk image's root file system as a tar.gz, the same bytes for the same disk."""
+"""A stemcell, whatever its format, becomes an OCI image.
 
-import hashlib
-import subprocess
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+The root file system of a warden stemcell is taken as it is. Of a disk the root partition is packed.
+The same stemcell gives the same bytes.
+"""
+
+import os
+import shutil
+import tarfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO, Protocol, TypeVar, cast
 
-from isal import igzip
+from isal import igzip, igzip_lib
 
-from stemcell_convert import disk_image, partitions
-from stemcell_convert.errors import StemcellError
+from stemcell_convert import adapt, disk_image, layout, manifest as manifests, oci, partitions
+from stemcell_convert.errors import LightStemcell, StemcellError
+from stemcell_convert.facts import RootfsFacts, read_facts
+from stemcell_convert.image import Image
 from stemcell_convert.inroot import Root
-from stemcell_convert.programs import ENVIRONMENT
+from stemcell_convert.manifest import Manifest
+from stemcell_convert.pack import Rootfs, pack
+from stemcell_convert.recognise import DISK, LIGHT, ROOTFS, TARBALL, recognise
+from stemcell_convert.report import Report
+from stemcell_convert.streams import CHUNK, Source, Written
+from stemcell_convert.unpack import look_into
 from stemcell_convert.unwrap import unwrap
 
-# Mounts a file system of a raw disk read-only in a folder, and unmounts it at the end.
-Mounted = Callable[[Path, partitions.FileSystem, Path], AbstractContextManager[Path]]
+Result = TypeVar("Result")
 
-_CHUNK = 1 << 20  # bytes
-_LEVEL = 1  # of igzip: as fast as the disk, and a third of the size
 
-# Names sorted and no time but that of each file's content, so that the bytes depend on the disk
-# alone. The disk's own extended attributes, file capabilities among them, and holes are kept.
-_TAR = (
-    "tar",
-    "--create",
-    "--file=-",
-    "--format=posix",
-    "--pax-option=exthdr.name=%d/PaxHeaders/%f,delete=atime,delete=ctime",
-    "--sort=name",
-    "--numeric-owner",
-    "--acls",
-    "--xattrs",
-    "--xattrs-include=security.*",
-    "--xattrs-include=user.*",
-    "--sparse",
-    "--sparse-version=0.0",  # the later ones write the process id of tar into names
-    "--one-file-system",
-    "--anchored",
-    "--exclude=./lost+found",
-)
+class Mounter(Protocol):
+    """Mounts a file system of a raw disk read-only in a folder while a function uses it."""
+
+    def __call__(
+        self,
+        raw: Path,
+        system: partitions.FileSystem,
+        at: Path,
+        use: Callable[[Path], Result],
+        /,
+    ) -> Result: ...
 
 
 @dataclass(frozen=True)
-class Rootfs:
-    """A root file system as a tar.gz: digest and size (bytes) of the file."""
+class Means:
+    """What a conversion works with: limit is the most bytes that a stemcell may unpack to."""
 
-    path: Path
-    digest: str
-    size: int
+    mounted: Mounter
+    limit: int
+    report: Report
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was taken out of a stemcell: its root file system, and what that and others tell.
+
+    source: the digest of its `image`; kind: what that is, in recognise's words.
+    """
+
+    rootfs: Rootfs
+    facts: RootfsFacts
+    source: str
+    kind: str
+    manifest: Manifest
+
+
+def convert(stemcell: Path, folder: Path, means: Means) -> tuple[Image, Found]:
+    """Make an OCI image of a stemcell's tarball, or of its `image`, in an empty folder.
+
+    The image is a layout below the folder, which the caller moves away before removing the rest.
+    Raises StemcellError naming the file.
+    """
+    target = folder / "layout"
+    blobs = layout.begin(target)
+    found = take(stemcell, folder, means)
+    layers = [oci.Layer(oci.LAYER_GZIP, *found.rootfs.described)]
+    os.replace(found.rootfs.path, blobs / found.rootfs.digest.partition(":")[2])
+    data = adapt.layer(adapt.adaptations(found.facts))
+    layers.append(oci.Layer(oci.LAYER, oci.digest(data), len(data), oci.digest(data)))
+    (blobs / layers[1].digest.partition(":")[2]).write_bytes(data)
+    labels = oci.labels(found.facts, found.source, found.manifest)
+    config = oci.config(found.facts, layers, labels)
+    image = Image(target, oci.manifest(config, layers, labels), config, tuple(layers))
+    return layout.finish(image), found
+
+
+def take(stemcell: Path, folder: Path, means: Means) -> Found:
+    """Take the root file system out of a stemcell's tarball or `image`. Raises StemcellError."""
+    with opened(stemcell, means.report) as source:
+        if recognise(source) == TARBALL:
+            return _of_tarball(source, folder, means)
+        found = _of_image(source, folder, means)
+    return replace(found, manifest=beside(stemcell) or Manifest())
+
+
+@contextmanager
+def opened(stemcell: Path, report: Report) -> Iterator[Source]:
+    """Open a stemcell's file, with progress shown as it is read. Raises StemcellError."""
+    try:
+        with stemcell.open("rb") as file, report.progress(f"reading {stemcell.name}") as show:
+            size = os.fstat(file.fileno()).st_size
+            yield Source(file, str(stemcell), path=stemcell, show=lambda done: show(done, size))
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename not in (None, str(stemcell)) else ""
+        raise StemcellError(f"cannot convert {stemcell}: {error.strerror}{where}") from None
+
+
+def beside(image: Path) -> Manifest | None:
+    """The stemcell.MF that lies beside an `image`, if one does. Raises StemcellError."""
+    path = image.with_name(manifests.NAME)
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        return manifests.parse(file.read(manifests.LIMIT), str(path))
+    return None
+
+
+def _of_tarball(tarball: Source, folder: Path, means: Means) -> Found:
+    """Find image and manifest in a stemcell's tarball, in whatever order they come."""
+    found: Found | None = None
+    manifest: Manifest | None = None
+    light = False
+    for member, content in _members(tarball):
+        if member == "image" and found is None and not light:
+            source = Source(content, f"{tarball.name}: image")
+            light = recognise(source) == LIGHT
+            found = None if light else _of_image(source, folder, means)
+        elif member == manifests.NAME:
+            document = content.read(manifests.LIMIT)
+            manifest = manifests.parse(document, f"{tarball.name}: {member}")
+    if manifest and light:
+        raise LightStemcell(
+            f"{tarball.name} is a light stemcell of {manifest.image or 'no image'}; "
+            "`bosh-cpi stemcell pull` fetches that"
+        )
+    if found is None or manifest is None:
+        missing = "image" if manifest else manifests.NAME
+        raise StemcellError(f"{tarball.name} has no {missing}: is this a BOSH stemcell?")
+    return replace(found, manifest=manifest)
+
+
+def extract(stemcell: Path, folder: Path, report: Report) -> tuple[Path, Manifest]:
+    """Unpack a stemcell's `image` and stemcell.MF into a folder, as BOSH does for a CPI.
+
+    An `image` alone stays where it is. Raises StemcellError.
+    """
+    with opened(stemcell, report) as source:
+        if recognise(source) != TARBALL:
+            return stemcell, beside(stemcell) or Manifest()
+        for member, content in _members(source):
+            if member in ("image", manifests.NAME):
+                with (folder / member).open("xb") as file:
+                    shutil.copyfileobj(content, file, CHUNK)
+    manifest = beside(folder / "image")
+    if manifest is None or not (folder / "image").exists():
+        raise StemcellError(f"{stemcell} has no image or no {manifests.NAME}")
+    return folder / "image", manifest
+
+
+def _members(tarball: Source) -> Iterator[tuple[str, BinaryIO]]:
+    """The files of a stemcell's tarball, one after the other. Raises StemcellError."""
+    try:
+        stream = igzip.IGzipFile(fileobj=cast(BinaryIO, tarball), mode="rb")
+        with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as tar:
+            for member in tar:
+                content = tar.extractfile(member) if member.isreg() else None
+                if content is not None:
+                    yield member.name.removeprefix("./"), cast(BinaryIO, content)
+    # igzip_lib's stub calls its exception class a value.
+    except (tarfile.TarError, EOFError, igzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]
+        raise StemcellError(f"{tarball.name} is cut short or damaged: {error}") from None
+
+
+def _of_image(source: Source, folder: Path, means: Means) -> Found:
+    kind = recognise(source)
+    if kind == LIGHT:
+        raise LightStemcell(f"{source.name} is empty, as in a light stemcell")
+    if kind == ROOTFS:
+        rootfs, facts = _copy(source, folder, means)
+    else:
+        rootfs, facts = rootfs_of_disk(source, kind, folder, means)
+    return Found(rootfs, facts, source.drain(), kind, Manifest())
+
+
+def _copy(source: Source, folder: Path, means: Means) -> tuple[Rootfs, RootfsFacts]:
+    """Copy a root file system's tar.gz, looking into it on the way."""
+    target, look = folder / "rootfs.tar.gz", folder / "look"
+    look.mkdir()
+    inlet, outlet = os.pipe()
+    with ThreadPoolExecutor(1) as pool:
+
+        def look_in() -> str:
+            with open(inlet, "rb") as pipe:
+                return look_into(pipe, source.name, look, means.limit)
+
+        looked = pool.submit(look_in)
+        written = Written(target)
+        # When looking ends early, result() says why.
+        with suppress(BrokenPipeError), open(outlet, "wb") as pipe, written.file:
+            while data := source.read(CHUNK):
+                written.write(data)
+                pipe.write(data)
+        diff_id = looked.result()
+    with Root(look) as root:
+        facts = read_facts(root, source.name)
+    return Rootfs(target, written.digest, written.size, diff_id), facts
 
 
 def rootfs_of_disk(
-    image: Path, kind: str, folder: Path, mounted: Mounted, limit: int, say: Callable[[str], None]
-) -> Rootfs:
-    """Return the root file system of the disk in a stemcell's `image` file of this kind.
+    source: Source, kind: str, folder: Path, means: Means
+) -> tuple[Rootfs, RootfsFacts]:
+    """Return the root file system of the disk in a stemcell's `image` of this kind.
 
-    folder: an empty one with room for the disk (`limit` bytes at most) twice, whose content the
-    caller removes. Raises StemcellError naming the file.
+    folder: has room for the disk twice; the caller removes what is in it. Raises StemcellError.
     """
-    say(f"taking the disk out of {image}")
     try:
-        return _rootfs(image, kind, folder, mounted, limit, say)
+        raw = _raw_disk(source, kind, folder, means)
+        systems = file_systems(raw)
+        for system in systems:
+            found = means.mounted(raw, system, folder / "root", _packer(system, folder, means))
+            if found:
+                return found
     except StemcellError as error:
-        if str(image) in str(error):
+        if source.name in str(error):
             raise
-        raise StemcellError(f"{image}: {error}") from None
+        raise StemcellError(f"{source.name}: {error}") from None
+    raise StemcellError(
+        f"{source.name}: none of the disk's file systems ({len(systems)} of ext4 or xfs) has an "
+        "/etc/os-release, so none is a root file system"
+    )
 
 
-def _rootfs(
-    image: Path, kind: str, folder: Path, mounted: Mounted, limit: int, say: Callable[[str], None]
-) -> Rootfs:
-    disk = unwrap(image, kind, folder / "disk", limit)
-    raw = disk_image.to_raw(disk, folder / "raw", limit)
+def _raw_disk(source: Source, kind: str, folder: Path, means: Means) -> Path:
+    means.report.say(f"taking the disk out of {source.name}")
+    if kind == DISK and source.path:
+        disk = source.path
+    else:
+        disk = unwrap(source, kind, folder / "disk", means.limit)
+    raw = disk_image.to_raw(disk, folder / "raw", means.limit)
+    if raw != disk and disk != source.path:
+        disk.unlink()
+    return raw
+
+
+def file_systems(raw: Path) -> list[partitions.FileSystem]:
+    """The file systems of a raw disk, the last one first. Raises StemcellError."""
     with raw.open("rb") as file:
 
         def read(offset: int, size: int) -> bytes:
             file.seek(offset)
             return file.read(size)
 
-        systems = partitions.file_systems(read, disk_image.raw_size(raw))
-    for system in systems:
-        with mounted(raw, system, folder / "root") as root:
-            with Root(root) as inside:
-                is_root = inside.exists("/etc/os-release")
-            if is_root:
-                say(f"packing the {system.kind} at {system.offset} of the disk")
-                return pack(root, folder / "rootfs.tar.gz")
-    raise StemcellError(
-        f"{image}: none of the disk's file systems ({len(systems)} of ext4 or xfs) has an "
-        "/etc/os-release, so none is a root file system"
-    )
+        return partitions.file_systems(read, disk_image.raw_size(raw))
 
 
-def pack(root: Path, target: Path) -> Rootfs:
-    """Pack a folder into a tar.gz. Raises StemcellError."""
-    with subprocess.Popen(
-        [*_TAR, f"--directory={root}", "."],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=ENVIRONMENT,
-    ) as tar:
-        try:
-            written = _Written(target)
-            # No name and no time in the gzip header: they would differ each time.
-            with (
-                written.file,
-                igzip.IGzipFile(
-                    filename="", mode="wb", compresslevel=_LEVEL, fileobj=written, mtime=0
-                ) as zipped,
-            ):
-                stream = cast(BinaryIO, tar.stdout)
-                while data := stream.read(_CHUNK):
-                    zipped.write(data)
-        except BaseException:
-            tar.kill()
-            raise
-        _, errors = tar.communicate()
-    if tar.returncode:
-        told = errors.decode(errors="replace").strip().splitlines()[-3:]
-        raise StemcellError(f"the root file system cannot be packed: {'; '.join(told)}")
-    return Rootfs(target, f"sha256:{written.sha.hexdigest()}", written.size)
+def _packer(
+    system: partitions.FileSystem, folder: Path, means: Means
+) -> Callable[[Path], tuple[Rootfs, RootfsFacts] | None]:
+    """What to do with a mounted file system: pack it, if it is a root."""
 
+    def packed(mounted: Path) -> tuple[Rootfs, RootfsFacts] | None:
+        with Root(mounted) as root:
+            if not root.exists("/etc/os-release"):
+                return None
+            facts = read_facts(root, "the disk's root file system")
+        where = f"the {system.kind} at {system.offset} of the disk"
+        with means.report.progress(f"packing {where}") as show:
+            return pack(mounted, folder / "rootfs.tar.gz", show), facts
 
-class _Written:
-    """A new file that is hashed while it is written."""
-
-    def __init__(self, path: Path) -> None:
-        self.file = path.open("xb")
-        self.sha = hashlib.sha256()
-        self.size = 0
-
-    def write(self, data: bytes) -> int:
-        self.sha.update(data)
-        self.size += len(data)
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
+    return packed

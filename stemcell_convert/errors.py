@@ -7,3 +7,11 @@ class StemcellError(Exception):
 
 class UnsupportedStemcell(StemcellError):
     """The stemcell is sound as far as was read, but of a format that is not taken."""
+
+
+class LightStemcell(UnsupportedStemcell):
+    """There is nothing in the stemcell but the name of an image in a registry."""
+
+
+class RegistryUnreachable(StemcellError):
+    """A registry did not answer, or a connection to it broke; it may work the next time."""

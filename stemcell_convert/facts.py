@@ -27,6 +27,20 @@ _ELF_MACHINES = {
 }
 
 _SYSTEMD = ("/lib/systemd/systemd", "/usr/lib/systemd/systemd")
+_OS_RELEASE = "/etc/os-release"
+_PROGRAMS = ("/bin/sh", "/sbin/init", "/bin/bash", "/bin/busybox")
+_BEHIND_LINKS = ("/bin", "/sbin", "/lib", "/lib64", "/bin/dash", "/usr/lib/os-release")
+
+# All that read_facts may look at, wherever /bin and /lib point.
+LOOKED_AT = tuple(
+    dict.fromkeys(
+        prefix + path
+        for path in (
+            *(AGENT_CONFIG, _OS_RELEASE, *_SYSTEMD, *_RUNIT_INITS, *_PROGRAMS, *_BEHIND_LINKS),
+        )
+        for prefix in ("", *(["/usr"] if not path.startswith(("/usr", "/etc", "/var")) else []))
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +74,7 @@ def read_facts(root: Root, name: str) -> RootfsFacts:
         settings=_settings_path(agent) if for_containers else WARDEN_SETTINGS,
         for_containers=for_containers,
         architecture=_architecture(root, name),
-        os_release=_os_release(_read(root, "/etc/os-release") or b""),
+        os_release=_os_release(_read(root, _OS_RELEASE) or b""),
     )
 
 
@@ -99,7 +113,7 @@ def _init(root: Root, agent: dict[str, object], name: str) -> tuple[str, tuple[s
 
 
 def _architecture(root: Root, name: str) -> str:
-    for path in ("/bin/sh", "/sbin/init", "/bin/bash", "/bin/busybox"):
+    for path in _PROGRAMS:
         try:
             header = root.read(path, 20)
         except OSError:

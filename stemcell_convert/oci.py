@@ -5,12 +5,16 @@ Source: opencontainers/image-spec 1.0 (config, manifest, descriptor, annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from stemcell_convert import adapt
 from stemcell_convert.facts import RootfsFacts
+from stemcell_convert.manifest import Manifest
 
+INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"
 CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
@@ -23,6 +27,13 @@ LABEL_SOURCE = "bosh.stemcell.source"
 LABEL_ADAPTATION = "bosh.stemcell.adaptation"
 LABEL_NAME = "bosh.stemcell.name"
 LABEL_VERSION = "bosh.stemcell.version"
+LABEL_OS = "bosh.stemcell.operating_system"
+LABEL_API = "bosh.stemcell.api_version"
+LABEL_FORMATS = "bosh.stemcell.formats"
+# The same for those who know nothing of BOSH (image-spec, annotations).
+_TITLE, _VERSION = "org.opencontainers.image.title", "org.opencontainers.image.version"
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
 
 
 @dataclass(frozen=True)
@@ -40,6 +51,11 @@ def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
+def host_architecture() -> str:
+    """Return OCI's word for what this machine is."""
+    return _ARCHITECTURES.get(os.uname().machine, os.uname().machine)
+
+
 def chain_id(diff_ids: Sequence[str]) -> str:
     """Return the chain ID of layers, the name of their unpacked snapshot (image-spec, config)."""
     chain = diff_ids[0]
@@ -48,9 +64,39 @@ def chain_id(diff_ids: Sequence[str]) -> str:
     return chain
 
 
+def labels(facts: RootfsFacts, source: str, stemcell: Manifest) -> dict[str, str]:
+    """Return what an image says of its stemcell; `source` is the digest of its `image` file."""
+    found = {
+        LABEL_INIT: facts.init,
+        LABEL_SETTINGS: facts.settings,
+        LABEL_SOURCE: source,
+        LABEL_ADAPTATION: adapt.VERSION,
+        LABEL_NAME: stemcell.name,
+        LABEL_VERSION: stemcell.version,
+        LABEL_OS: stemcell.operating_system,
+        LABEL_API: stemcell.api_version,
+        LABEL_FORMATS: ",".join(stemcell.formats)[:1024],
+        _TITLE: stemcell.name,
+        _VERSION: stemcell.version,
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+def stemcell_of(labels: Mapping[str, str]) -> Manifest:
+    """Return which stemcell an image says it is."""
+    formats = labels.get(LABEL_FORMATS, "")
+    return Manifest(
+        name=labels.get(LABEL_NAME, ""),
+        version=labels.get(LABEL_VERSION, ""),
+        operating_system=labels.get(LABEL_OS, ""),
+        api_version=labels.get(LABEL_API, ""),
+        formats=tuple(formats.split(",")) if formats else (),
+    )
+
+
 def config(facts: RootfsFacts, layers: Sequence[Layer], labels: Mapping[str, str]) -> bytes:
     """Return the image's config: its entry point is the stemcell's init."""
-    return _canonical(
+    return canonical(
         {
             "architecture": facts.architecture,
             "os": "linux",
@@ -75,7 +121,7 @@ def config(facts: RootfsFacts, layers: Sequence[Layer], labels: Mapping[str, str
 
 def manifest(config_document: bytes, layers: Sequence[Layer], labels: Mapping[str, str]) -> bytes:
     """Return the image's manifest."""
-    return _canonical(
+    return canonical(
         {
             "schemaVersion": 2,
             "mediaType": MANIFEST,
@@ -93,5 +139,6 @@ def manifest(config_document: bytes, layers: Sequence[Layer], labels: Mapping[st
     )
 
 
-def _canonical(document: Any) -> bytes:
+def canonical(document: Any) -> bytes:
+    """Return a document as JSON, the same bytes every time."""
     return json.dumps(document, sort_keys=True, separators=(",", ":")).encode()

@@ -1,6 +1,7 @@
-"""The one place of this package that starts other programs."""
+"""Other programs, as this package runs them."""
 
 import subprocess
+from typing import BinaryIO
 
 from stemcell_convert.errors import StemcellError
 
@@ -17,3 +18,10 @@ def run(argv: list[str], hint: str) -> bytes:
         told = done.stderr.decode(errors="replace").strip()[-500:]
         raise StemcellError(f"{argv[0]} {argv[1]} failed: {told or done.returncode}")
     return done.stdout
+
+
+def last_words(complaints: BinaryIO) -> str:
+    """The last three lines of what a program wrote to a file."""
+    complaints.seek(max(0, complaints.seek(0, 2) - 4096))
+    lines = complaints.read().decode(errors="replace").strip().splitlines()
+    return "; ".join(lines[-3:])

@@ -1,21 +1,24 @@
-"""Says what a stemcell's `image` file is, by its content and never by its name.
+"""Says what a stemcell or its `image` file is, by its content and never by its name.
 
 The formats are those of BOSH's stemcell builder (stemcell_packager.rb): a root file system in a
 tar.gz (warden), a disk in a tar.gz or tar (openstack, aws, google, azure, vsphere's OVA), a bzip2'd
 disk (cloudstack), and disks as they are.
 """
 
+import io
 import tarfile
 import zlib
-from pathlib import Path
 
 from stemcell_convert.errors import StemcellError, UnsupportedStemcell
 from stemcell_convert.partitions import kind_at
+from stemcell_convert.streams import Source
 
 GZIP, BZIP2 = b"\x1f\x8b", b"BZh"
 ROOTFS, ARCHIVE, BZIPPED, DISK = "rootfs", "archive", "bzip2", "disk"
+LIGHT, TARBALL = "light", "tarball"
 
 HEAD = 4096  # bytes that tell what a file is
+_INFLATED = 64 << 10  # bytes; a first member's headers and its HEAD
 _USTAR = (257, b"ustar")
 _MAGIC = (
     (b"QFI\xfb", "qcow2"),
@@ -28,6 +31,8 @@ _OTHER = (
     (b"\xfd7zXZ", "an xz file"),
     (b"PK\x03\x04", "a zip file"),
 )
+# What `tar czf stemcell.tgz *` of the stemcell builder can begin with.
+_TARBALL_FILES = ("stemcell.MF", "image", "packages.txt", "dev_tools_file_list.txt")
 _ROOT_FOLDERS = {
     "bin", "boot", "dev", "etc", "home", "lib", "opt", "root", "run", "sbin", "usr", "var",
 }  # fmt: skip
@@ -43,56 +48,57 @@ def disk_format(head: bytes) -> str:
     return ""
 
 
-def recognise(image: Path) -> str:
-    """Return what an `image` file is: ROOTFS, ARCHIVE (with a disk in it), BZIPPED or DISK.
+def recognise(source: Source) -> str:
+    """Return what a stemcell, or its `image`, is, from its beginning, which stays to be read.
 
-    Reads its beginning only. Raises UnsupportedStemcell, saying what it is instead, and
-    StemcellError when it is missing, empty or damaged.
+    ROOTFS, ARCHIVE (with a disk in it), BZIPPED or DISK; LIGHT if it is empty; TARBALL if it is a
+    whole stemcell. Raises UnsupportedStemcell, saying what it is instead, and StemcellError when it
+    is damaged.
     """
-    head = _head(image)
+    head = source.peek()
     if not head:
-        raise UnsupportedStemcell(
-            f"{image} is empty, as in a light stemcell; those are not supported yet"
-        )
+        return LIGHT
     if head.startswith(GZIP):
-        return _in_tar(image, "r|gz", "a tar.gz")
+        return _in_tar(_inflated(head, source.name), "a tar.gz", source.name)
     where, magic = _USTAR
     if head[where:].startswith(magic):
-        return _in_tar(image, "r|", "a tar")
+        return _in_tar(head, "a tar", source.name)
     if head.startswith(BZIP2):
         return BZIPPED
     if disk_format(head):
         return DISK
     for magic, text in _OTHER:
         if head.startswith(magic):
-            raise UnsupportedStemcell(f"{image} is {text}, which no stemcell of BOSH is")
-    raise StemcellError(f"{image} is neither a tar.gz nor any disk image: no stemcell's")
+            raise UnsupportedStemcell(f"{source.name} is {text}, which no stemcell of BOSH is")
+    raise StemcellError(f"{source.name} is neither a tar.gz nor any disk image: no stemcell's")
 
 
-def _in_tar(image: Path, mode: str, told: str) -> str:
-    """Tell a root file system from an archive with a disk, by the first thing in it."""
+def _inflated(head: bytes, name: str) -> bytes:
+    """The beginning of what is in a gzip, never more than a little of it."""
     try:
-        with tarfile.open(image, mode) as tar:  # type: ignore[call-overload]
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress(head, _INFLATED)
+    except zlib.error as error:
+        raise StemcellError(f"{name} is not a tar.gz, or is damaged: {error}") from None
+
+
+def _in_tar(head: bytes, told: str, name: str) -> str:
+    """Tell a root file system from an archive, by the first thing in it."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(head), mode="r:") as tar:
             member = tar.next()
             if member is None:
-                raise StemcellError(f"{image} holds an empty tar")
+                raise StemcellError(f"{name} holds an empty tar")
             content = tar.extractfile(member) if member.isreg() else None
-            head = content.read(HEAD) if content else b""
-    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
-        raise StemcellError(f"{image} is not {told}, or is damaged: {error}") from None
-    name = member.name.removeprefix("./")
-    if name in (".", "") or name.split("/", 1)[0] in _ROOT_FOLDERS:
+            start = content.read(HEAD) if content else b""
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise StemcellError(f"{name} is not {told}, or is damaged: {error}") from None
+    first = member.name.removeprefix("./")
+    if first in (".", "") or first.split("/", 1)[0] in _ROOT_FOLDERS:
         return ROOTFS
-    if disk_format(head) or head.lstrip().startswith(b"<?xml") or b"Envelope" in head:
+    if first in _TARBALL_FILES or first.startswith("sbom"):
+        return TARBALL
+    if disk_format(start) or start.lstrip().startswith(b"<?xml") or b"Envelope" in start:
         return ARCHIVE  # the OVF descriptor comes before its disk
     raise StemcellError(
-        f"{image} begins with {member.name!a}, which is no root file system's folder"
+        f"{name} begins with {member.name!a}, which is no root file system's folder"
     )
-
-
-def _head(image: Path) -> bytes:
-    try:
-        with image.open("rb") as file:
-            return file.read(HEAD)
-    except OSError as error:
-        raise StemcellError(f"cannot read the stemcell's image {image}: {error.strerror}") from None

@@ -4,7 +4,7 @@ import bz2
 import os
 import tarfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -12,48 +12,48 @@ from isal import igzip, igzip_lib
 
 from stemcell_convert.errors import StemcellError
 from stemcell_convert.recognise import BZIPPED, DISK, GZIP, HEAD, disk_format
+from stemcell_convert.streams import CHUNK, Source
 
-_CHUNK = 1 << 20  # bytes
 _HOLE = 4096  # bytes; as much as a file system gives for a block
 
 
-def unwrap(image: Path, kind: str, target: Path, limit: int) -> Path:
-    """Return the disk of an `image` of this kind: the file itself, or `target`, written sparse.
+def unwrap(source: Source, kind: str, target: Path, limit: int) -> Path:
+    """Write the disk in a stemcell's `image` of this kind to `target`, sparse, and return that.
 
     Names in an archive are never used. Raises StemcellError when there is no disk in it, it is
     damaged, or it has more than `limit` bytes.
     """
-    if kind == DISK:
-        return image
+    name = source.name
     try:
-        if kind == BZIPPED:
-            with bz2.open(image) as stream:
-                _write(cast(BinaryIO, stream), b"", target, limit, image)
+        if kind in (DISK, BZIPPED):
+            # bz2 and tarfile only read, whatever their stubs ask for.
+            plain = cast(BinaryIO, source)
+            with bz2.open(plain) if kind == BZIPPED else nullcontext(plain) as stream:
+                _write(cast(BinaryIO, stream), b"", target, limit, name)
             return target
-        with _members(image) as tar:
+        with _members(source) as tar:
             for content in _files(tar):
                 head = content.read(HEAD)
                 if disk_format(head):
-                    _write(content, head, target, limit, image)
+                    _write(content, head, target, limit, name)
                     return target
     # igzip_lib's stub calls its exception class a value.
     except (tarfile.TarError, EOFError, igzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]
-        raise StemcellError(f"{image} is cut short or damaged: {error}") from None
+        raise StemcellError(f"{name} is cut short or damaged: {error}") from None
     except OSError as error:
         if error.errno is None:  # bz2's word for a damaged stream
-            raise StemcellError(f"{image} is cut short or damaged: {error}") from None
-        raise StemcellError(f"the disk in {image} cannot be unpacked: {error}") from None
-    raise StemcellError(f"{image} is an archive without a disk in it")
+            raise StemcellError(f"{name} is cut short or damaged: {error}") from None
+        raise StemcellError(f"the disk in {name} cannot be unpacked: {error}") from None
+    raise StemcellError(f"{name} is an archive without a disk in it")
 
 
 @contextmanager
-def _members(image: Path) -> Iterator[tarfile.TarFile]:
-    with image.open("rb") as raw:
-        zipped = raw.read(2) == GZIP
-        raw.seek(0)
-        stream = igzip.IGzipFile(fileobj=raw, mode="rb") if zipped else raw
-        with tarfile.open(fileobj=stream, mode="r|") as tar:
-            yield tar
+def _members(source: Source) -> Iterator[tarfile.TarFile]:
+    plain = cast(BinaryIO, source)
+    zipped = source.peek(HEAD).startswith(GZIP)
+    stream = igzip.IGzipFile(fileobj=plain, mode="rb") if zipped else plain
+    with tarfile.open(fileobj=stream, mode="r|") as tar:
+        yield tar
 
 
 def _files(tar: tarfile.TarFile) -> Iterator[BinaryIO]:
@@ -63,21 +63,21 @@ def _files(tar: tarfile.TarFile) -> Iterator[BinaryIO]:
             yield cast(BinaryIO, content)
 
 
-def _write(stream: BinaryIO, head: bytes, target: Path, limit: int, image: Path) -> None:
+def _write(stream: BinaryIO, head: bytes, target: Path, limit: int, name: str) -> None:
     """Write a stream to a new file, leaving out blocks of zeros."""
     size = 0
     fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with open(fd, "wb", buffering=0) as file:
-        data = head + stream.read(_CHUNK - len(head))
+        data = head + stream.read(CHUNK - len(head))
         while data:
             size += len(data)
             if size > limit:
                 raise StemcellError(
-                    f"the disk in {image} has more than {limit >> 20} MiB, which is the limit "
+                    f"the disk in {name} has more than {limit >> 20} MiB, which is the limit "
                     "(stemcell_limit)"
                 )
             _write_sparse(file.fileno(), data, size - len(data))
-            data = stream.read(_CHUNK)
+            data = stream.read(CHUNK)
         file.truncate(size)
 
 

@@ -116,12 +116,19 @@ def test_only_cids_are_taken(config: Path, odd: str, capsys: pytest.CaptureFixtu
     assert "is not a disk CID" in capsys.readouterr().err
 
 
-def test_progress_in_a_log_is_a_line_each_tenth(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("seconds", "number"), [(0.0, 11), (1e9, 2)])
+def test_progress_in_a_log_is_a_line_now_and_then(
+    seconds: float,
+    number: int,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(output, "_LINE_SECONDS", seconds)
     with output.progress("copying") as progress:
         for done in range(101):
             progress(done << 20, 100 << 20)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 11
+    assert len(lines) == number
     assert lines[-1] == "copying: 100 of 100 MiB"
 
 

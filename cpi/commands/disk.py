@@ -1,7 +1,6 @@
 """`bosh-cpi disk …`: persistent disks and their snapshots, for people."""
 
 import argparse
-from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 from cpi import cid, linux, locks
 from cpi.commands import output
+from cpi.commands.nouns import Verbs, add_noun, switch
 from cpi.config import Config
 from cpi.disks import image as images, loop
 from cpi.disks.filesystems import FILE_SYSTEMS, mount_device, replay
@@ -47,30 +47,13 @@ class Host:
 
 def add_to(nouns: Any) -> None:
     """Add the commands to the command line."""
-    noun = nouns.add_parser(
-        "disk",
-        help="persistent disks and their snapshots",
-        description="Persistent disks and their snapshots.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    verbs = noun.add_subparsers(metavar="COMMAND", required=True)
-
-    for name, (run, told, arguments) in _verbs().items():
-        verb = verbs.add_parser(name, help=told, description=told)
-        verb.set_defaults(run=run)
-        for flag, options in arguments.items():
-            verb.add_argument(flag, **options)
+    add_noun(nouns, "disk", "persistent disks and their snapshots", _EXAMPLES, _verbs())
 
 
-def _verbs() -> dict[str, tuple[Callable[..., int], str, dict[str, dict[str, Any]]]]:
-    """Each command: what runs it, what it does, its arguments as argparse takes them."""
+def _verbs() -> Verbs:
     disk = {"metavar": "DISK", "help": "a disk's CID", "type": _disk_cid}
     snapshot = {"metavar": "SNAPSHOT", "help": "a snapshot's CID", "type": _snapshot_cid}
     folder = {"metavar": "FOLDER", "help": "an existing folder", "type": Path}
-
-    def switch(told: str) -> dict[str, Any]:
-        return {"action": "store_true", "help": told}
 
     json = {"--json": switch("print JSON")}
     return {
@@ -186,13 +169,8 @@ def _show(options: argparse.Namespace, config: Config) -> int:
     document["size"] = output.size(disk.size)
     document["allocated_mib"] = output.size(document["allocated_mib"])
     document["snapshots"] = [f"{one['cid']} ({one['created_at']})" for one in document["snapshots"]]
-    for key, value in document.items():
-        if isinstance(value, dict):
-            value = [f"{name}: {told}" for name, told in value.items()]
-        lines = value if isinstance(value, list) else [value]
-        for index, line in enumerate(lines or ["-"]):
-            heading = "" if index else key.replace("allocated_mib", "takes").replace("_", " ")
-            print(f"{heading:16}  {line if line != '' else '-'}")
+    document["takes"] = document.pop("allocated_mib")
+    output.show_facts(document)
     return 0
 
 

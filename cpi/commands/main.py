@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cpi.commands import disk
+from cpi.commands import disk, stemcell
 from cpi.config import Config
 from cpi.errors import CPIError
 from cpi.version import VERSION
@@ -39,6 +39,7 @@ def parser() -> argparse.ArgumentParser:
     )
     nouns = top.add_subparsers(metavar="COMMAND", required=True)
     disk.add_to(nouns)
+    stemcell.add_to(nouns)
     return top
 
 

@@ -1,12 +1,18 @@
 """What commands print: tables for people, JSON for scripts, progress on stderr."""
 
 import json
+import math
+import signal
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
-from cpi.disks.image import Progress
+from cpi.progress import Progress
 
+_LINE_SECONDS = 1.0  # between lines of a log
 _PLAIN_WIDTH = 1000  # columns; what is not a terminal gets every row on one line
 
 
@@ -32,12 +38,80 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: st
     console.print(table)
 
 
-@contextmanager
-def progress(what: str) -> Iterator[Progress]:
-    """Show how far a copy is: a bar with rate and time left, or a line every 10 % in a log."""
-    if not sys.stderr.isatty():
-        yield _lines(what)
-        return
+def show_facts(document: Mapping[str, object]) -> None:
+    """Print what there is to know of one thing, a line for each value."""
+    for key, value in document.items():
+        if isinstance(value, Mapping):
+            value = [f"{name}: {told}" for name, told in value.items()]
+        for index, line in enumerate(value if isinstance(value, list) and value else [value]):
+            if isinstance(line, Mapping):
+                line = " ".join(str(told) for told in line.values())
+            heading = "" if index else key.replace("_", " ")
+            print(f"{heading:16}  {'-' if line in ('', []) else line}")
+
+
+class Terminal:
+    """Tells on stderr what is done, and how far it is: bars on a terminal, plain lines in a log."""
+
+    def __init__(self) -> None:
+        self._bars: Any = None
+        self._stopped = threading.Event()
+
+    def say(self, text: str) -> None:
+        """Tell what is done now."""
+        print(text, file=sys.stderr, flush=True)
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Progress]:
+        """Show how far one step is; steps may be inside each other."""
+        if not sys.stderr.isatty():
+            yield self._stoppable(_lines(what))
+            return
+        outermost = self._bars is None
+        if outermost:
+            self._bars = _bars()
+            self._bars.start()
+        task = self._bars.add_task(what, total=None)
+        try:
+            yield self._stoppable(
+                lambda done, total: self._bars.update(task, completed=done, total=total)
+            )
+        finally:
+            self._bars.remove_task(task)
+            if outermost:
+                self._bars.stop()
+                self._bars = None
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Have Ctrl-C and SIGTERM end what works in threads as well."""
+
+        def stop(number: int, frame: object) -> None:
+            self._stopped.set()
+            raise KeyboardInterrupt
+
+        before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _stoppable(self, show: Progress) -> Progress:
+        def checked(done: int, total: int) -> None:
+            if self._stopped.is_set():
+                raise KeyboardInterrupt
+            show(done, total)
+
+        return checked
+
+
+def progress(what: str) -> AbstractContextManager[Progress]:
+    """Show how far a copy is."""
+    return Terminal().progress(what)
+
+
+def _bars() -> Any:
     from rich import progress as bars
     from rich.console import Console
 
@@ -48,19 +122,18 @@ def progress(what: str) -> Iterator[Progress]:
         bars.TransferSpeedColumn(),
         bars.TimeRemainingColumn(),
     )
-    with bars.Progress(*columns, console=Console(stderr=True), transient=True) as shown:
-        task = shown.add_task(what, total=None)
-        yield lambda done, total: shown.update(task, completed=done, total=total)
+    return bars.Progress(*columns, console=Console(stderr=True), transient=True)
 
 
 def _lines(what: str) -> Progress:
-    told = -1
+    told, at = -1, -math.inf
 
     def show(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal told, at
         tenths = 10 * done // total if total else 10
-        if tenths > told:
-            told = tenths
+        now = time.monotonic()
+        if tenths > told and (now - at >= _LINE_SECONDS or tenths == 10):
+            told, at = tenths, now
             print(f"{what}: {done >> 20} of {total >> 20} MiB", file=sys.stderr, flush=True)
 
     return show

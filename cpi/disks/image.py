@@ -10,7 +10,6 @@ import fcntl
 import os
 import stat
 import struct
-from collections.abc import Callable
 from pathlib import Path
 
 from cpi import linux
@@ -19,6 +18,7 @@ from cpi.disks.filesystems import FILE_SYSTEMS, grow, kind_of, replay
 from cpi.disks.loop import Part
 from cpi.errors import CloudError, NoDiskSpace
 from cpi.process import CommandFailed, run
+from cpi.progress import Progress
 
 MIB = 1 << 20
 SECTOR = 512
@@ -28,8 +28,6 @@ PARTITION_TAIL = MIB  # bytes after the partition: the second copy of the GPT
 _FICLONE = 0x40049409  # linux/fs.h: the same blocks under another name, where they can be shared
 _PIECE = 64 * MIB  # copied at a time
 _TABLE_SECONDS = 60.0
-
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 def quiet(done: int, total: int) -> None:

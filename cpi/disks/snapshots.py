@@ -15,6 +15,7 @@ from pathlib import Path
 from cpi.disks import image as images
 from cpi.disks.store import Disk, DiskStore, read_facts, write_facts
 from cpi.errors import CloudError
+from cpi.progress import Progress
 
 _FOLDER = "snapshots"
 _RAW, _FACTS = "disk.raw", "facts.json"
@@ -93,9 +94,7 @@ class Snapshots:
             (folder / _RAW).unlink(missing_ok=True)
             shutil.rmtree(folder)
 
-    def restore(
-        self, snapshot: Snapshot, disk: Disk, progress: images.Progress = images.quiet
-    ) -> None:
+    def restore(self, snapshot: Snapshot, disk: Disk, progress: Progress = images.quiet) -> None:
         """Give a free disk the content of a snapshot; its size stays. Raises NoDiskSpace.
 
         Until the last moment the disk has what it had. Raises CloudError when the disk is smaller
@@ -109,7 +108,7 @@ class Snapshots:
         self._fill(self._disks.image(disk), snapshot, disk, progress)
 
     def restore_to_new(
-        self, snapshot: Snapshot, disk: Disk, progress: images.Progress = images.quiet
+        self, snapshot: Snapshot, disk: Disk, progress: Progress = images.quiet
     ) -> None:
         """Create a disk with the content of a snapshot. Raises NoDiskSpace, CloudError."""
         image = self._disks.image(disk)
@@ -120,7 +119,7 @@ class Snapshots:
             image.unlink(missing_ok=True)
             raise
 
-    def _fill(self, image: Path, snapshot: Snapshot, disk: Disk, progress: images.Progress) -> None:
+    def _fill(self, image: Path, snapshot: Snapshot, disk: Disk, progress: Progress) -> None:
         source, fresh = self.image(snapshot), images.partial(image)
         images.check(source, snapshot.disk_cid, snapshot.size, snapshot.filesystem)
         try:

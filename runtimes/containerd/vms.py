@@ -17,7 +17,8 @@ from runtimes.containerd.api import containers_pb2, types_pb2
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.host_folder import HostFolder
 from runtimes.containerd.network import nameservers, published
-from runtimes.containerd.stemcells import Stemcell, Stemcells, mounted
+from runtimes.containerd.snapshots import mounted
+from runtimes.containerd.stemcells import Stemcell, Stemcells
 from runtimes.containerd.store import Store
 from stemcell_convert import adapt
 from stemcell_convert.facts import SYSTEMD

@@ -46,6 +46,10 @@ def machine_root(image: Path, folder: Path) -> Path:
     (root / "boot/grub/grub.cfg").write_text("menuentry\n")
     (root / "boot/vmlinuz-6.1").write_bytes(b"kernel")
     (root / "etc/fstab").write_text("UUID=1 / ext4 defaults 1 1\n")
+    # What the agent runs when it starts, and what fails in a container.
+    auditing = root / "var/vcap/bosh/bin/bosh-start-logging-and-auditing"
+    auditing.write_text("#!/bin/sh\nservice auditd start\n")
+    auditing.chmod(0o755)
     _add_odd_files(root / "opt/odd")
     return root
 

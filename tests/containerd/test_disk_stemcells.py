@@ -87,6 +87,7 @@ def test_every_format_boots(machine: Machine, maker: Maker, clean: None, kind: s
     vm.wait_for_agent()
     assert '"the-agent"' in vm.sh("cat /var/vcap/bosh/warden-cpi-agent-env.json")
     assert vm.sh("ls -A /boot; cat /etc/fstab") == ""
+    vm.sh("/var/vcap/bosh/bin/bosh-start-logging-and-auditing")
     vm.delete()
     machine.call("delete_stemcell", stemcell)
 

@@ -39,7 +39,14 @@ def test_what_was_made_for_a_machine_loses_the_machine() -> None:
     for name in ("var/vcap/bosh/agent.json", "etc/fstab", "var/vcap/bosh/bin/restart_networking"):
         assert members[name].isfile()
         assert name not in _members(SYSTEMD)
+    machine = RootfsFacts("systemd", ("/sbin/init",), "/s.json", False, "amd64", {})
+    assert "etc/systemd/system.conf.d/bosh-container.conf" in _members(machine)
     assert "boot/.wh..wh..opq" in members
+
+
+def test_the_agent_does_not_fail_at_auditing() -> None:
+    for facts in (SYSTEMD, RUNIT):
+        assert _members(facts)["var/vcap/bosh/bin/bosh-start-logging-and-auditing"].mode == 0o755
 
 
 def test_every_adaptation_says_why() -> None:
@@ -50,17 +57,18 @@ def test_every_adaptation_says_why() -> None:
 def test_the_layer_is_the_same_on_any_machine() -> None:
     digests = [oci.digest(adapt.layer(adapt.adaptations(facts))) for facts in (SYSTEMD, RUNIT)]
     # When these change, adapt.VERSION has to be raised.
-    assert adapt.VERSION == "2"
+    assert adapt.VERSION == "3"
     assert digests == [
-        "sha256:3d45ddbf77935dbed67e5be3b35fa4970ffb23d3b5123799274589cef83e9d69",
-        "sha256:8260c9bda9d5f2beca5a5d54678ba1427873566903644e741638a6716634aab0",
+        "sha256:12232dff581e320440f4b52b5d1427310b8d304dc54827aa39a5d2e1489493e1",
+        "sha256:aeefc99aa93f8db718b0d8efd23142e40c34948c3f6a99e2a8933a81346b9ce8",
     ]
 
 
 def test_the_agent_json_we_add_is_json_for_both_inits() -> None:
     for init in ("systemd", "runit"):
         facts = RootfsFacts(init, ("/x",), "/s", False, "amd64", {})
-        document = next(entry.data for entry in adapt.adaptations(facts) if entry.data)
+        documents = {entry.path: entry.data for entry in adapt.adaptations(facts)}
+        document = documents["/var/vcap/bosh/agent.json"] or b""
         linux = json.loads(document)["Platform"]["Linux"]
         assert linux["BindMountPersistentDisk"] is True
         assert linux.get("ServiceManager") == ("systemd" if init == "systemd" else None)

@@ -1,0 +1,362 @@
+"""`bosh-cpi stemcell …`: stemcells as OCI images, for people."""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpi.commands import output
+from cpi.commands.nouns import Verbs, add_noun, switch
+from cpi.commands.places import ARCHIVE, FILE, RUNTIME, Place, destination, place
+from cpi.config import Config
+from cpi.errors import CloudError
+from cpi.log import Log
+from runtimes import registry as runtimes
+
+if TYPE_CHECKING:
+    from cpi.model import JsonObject
+    from stemcell_convert.convert import Found, Means
+    from stemcell_convert.image import Image
+    from stemcell_convert.reference import Reference
+    from stemcell_convert.registry import Registry
+
+_EXAMPLES = f"""\
+STEMCELL is a stemcell's tarball or the `image` in it, whatever its format, or an image made before:
+oci:FOLDER[:NAME] or oci-archive:FILE. DESTINATION is one of those two, or {runtimes.DEFAULT}.
+
+examples:
+  bosh-cpi stemcell inspect stemcell.tgz --explain
+  bosh-cpi stemcell convert stemcell.tgz oci-archive:stemcell.tar && docker load -i stemcell.tar
+  bosh-cpi stemcell push stemcell.tgz ghcr.io/team/stemcell:1.2 --light-stemcell light.tgz
+  bosh upload-stemcell light.tgz
+  bosh-cpi stemcell pull ghcr.io/team/stemcell@sha256:… oci:folder:1.2
+
+Credentials for registries are those of `docker login`. Disks need root, to be looked into.
+"""
+_TEMPORARY = "/var/tmp"  # noqa: S108 (mkdtemp makes it safe; /tmp may be memory)
+
+
+def add_to(nouns: Any) -> None:
+    """Add the commands to the command line."""
+    add_noun(nouns, "stemcell", "stemcells as OCI images", _EXAMPLES, _verbs())
+
+
+def _verbs() -> Verbs:
+    stemcell = {"metavar": "STEMCELL", "help": "tarball, image, oci:… or oci-archive:…"}
+    reference = {"metavar": "REFERENCE", "help": "registry/repository:tag, or …@sha256:…"}
+    destination = {"metavar": "DESTINATION", "help": "oci:…, oci-archive:… or a runtime"}
+    light = {"metavar": "FILE", "type": Path, "help": "write a light stemcell of it (tgz)"}
+    json = {"--json": switch("print JSON")}
+    explain = {"--explain": switch("list what is added for a container, and why")}
+    remote = {
+        "--plain-http": switch("the registry has no TLS"),
+        "--ca-file": {"metavar": "FILE", "help": "certificates to trust the registry by (PEM)"},
+    }
+    return {
+        "inspect": (
+            _command(_inspect),
+            "Show what a stemcell is: its name, format, root file system, init and layers. Of an "
+            "image in a registry only the documents are fetched.",
+            {
+                "stemcell": {**stemcell, "help": "as below, or a REFERENCE"},
+                **explain,
+                "--light-stemcell": light,
+                **remote,
+                **json,
+            },
+        ),
+        "convert": (
+            _command(_convert),
+            "Make an OCI image of a stemcell; its digest is printed. The same stemcell gives the "
+            "same digest on any machine.",
+            {"stemcell": stemcell, "destination": destination, **explain, **json},
+        ),
+        "push": (
+            _command(_push),
+            "Send a stemcell, as an OCI image, to a registry. What is there already is not sent.",
+            {
+                "stemcell": stemcell,
+                "reference": reference,
+                "--light-stemcell": light,
+                **remote,
+                **json,
+            },
+        ),
+        "pull": (
+            _command(_pull),
+            "Fetch an image from a registry; every byte is checked against its digest.",
+            {"reference": reference, "destination": destination, **remote, **json},
+        ),
+    }
+
+
+class _Work:
+    """One command: its options, and where it reports."""
+
+    def __init__(self, options: argparse.Namespace, config: Config) -> None:
+        self.options = options
+        self.config = _with_options(config, options)
+        self.report = output.Terminal()
+
+    def take(self, text: str, folder: Path) -> "tuple[Image, Found | None]":
+        """The image of a stemcell, converted below `folder` unless it is one already."""
+        from stemcell_convert import layout, oci
+
+        source, here = place(text), oci.host_architecture()
+        if source.kind == FILE:
+            from stemcell_convert.convert import convert
+
+            return convert(source.path, folder, self.means())
+        where = source.path
+        if source.kind == ARCHIVE:
+            self.report.say(f"unpacking {source.path}")
+            where = folder / "layout"
+            layout.open_archive(source.path, where)
+        return layout.read(where, source.name, here), None
+
+    def means(self) -> "Means":
+        """What conversions work with."""
+        from cpi.disks.foreign import mounted
+        from stemcell_convert.convert import Means
+
+        return Means(mounted, self.config.integer("stemcell_limit") << 20, self.report)
+
+    def registry(self, reference: "Reference") -> "Registry":
+        """The registry of a reference, reached as configuration and options say."""
+        from stemcell_convert.registry import Registry
+        from stemcell_convert.registry_client import Access
+
+        access = Access(
+            self.config.strings("registry.plain_http"),
+            self.config.text("registry.ca_file"),
+            self.config.text("registry.docker_config"),
+        )
+        return Registry(reference, access, self.report)
+
+    def put(self, image: "Image", target: Place) -> dict[str, Any]:
+        """Make an image what the destination wants; return what to tell of it."""
+        from stemcell_convert import layout
+
+        name = target.name or layout.DEFAULT_NAME
+        if target.kind == ARCHIVE:
+            self.report.say(f"writing {target.path}")
+            layout.write_archive(image, target.path, name)
+        else:
+            layout.put(image, target.path, name)
+        return {"destination": str(target), **_told(image)}
+
+    def give(self, image: Path, properties: "JsonObject", target: Place) -> dict[str, Any]:
+        """Have a runtime create a stemcell, as BOSH would; return its CID."""
+        runtime = runtimes.load(target.name)(self.config, Log())
+        try:
+            return {"cid": runtime.create_stemcell(image, properties, {})}
+        finally:
+            runtime.close()
+
+    def result(self, document: dict[str, Any], line: str) -> int:
+        """Print the one line that is the result, or all of it as JSON."""
+        if self.options.json:
+            output.show_json(document)
+        else:
+            print(line)
+        return 0
+
+
+def _with_options(config: Config, options: argparse.Namespace) -> Config:
+    """The configuration with the options that say how registries are reached."""
+    from stemcell_convert.reference import parse
+
+    changes: dict[str, Any] = {}
+    if getattr(options, "ca_file", None):
+        changes["ca_file"] = os.path.abspath(options.ca_file)
+    if getattr(options, "plain_http", False):
+        text = getattr(options, "reference", None) or options.stemcell
+        changes["plain_http"] = [parse(text).host]
+    return config.with_context({"registry": changes})[0]
+
+
+def _command(run: Callable[[_Work], int]) -> Callable[[argparse.Namespace, Config], int]:
+    """A command whose errors are told and which Ctrl-C ends cleanly."""
+
+    def command(options: argparse.Namespace, config: Config) -> int:
+        from stemcell_convert.errors import StemcellError
+
+        try:
+            work = _Work(options, config)
+            with work.report.interruptible():
+                return run(work)
+        except StemcellError as error:
+            raise CloudError(str(error)) from None
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            raise CloudError(f"{where}{error.strerror or error}") from None
+
+    return command
+
+
+def _told(image: "Image") -> dict[str, Any]:
+    """What scripts want to know of an image."""
+    return {
+        "digest": image.digest,
+        "architecture": image.architecture,
+        "size": image.size,
+        "layers": [{"digest": one.digest, "size": one.size} for one in image.layers],
+        "labels": dict(image.labels),
+    }
+
+
+def _scratch() -> "tempfile.TemporaryDirectory[str]":
+    folder = os.environ.get("TMPDIR", _TEMPORARY)
+    return tempfile.TemporaryDirectory(prefix="bosh-cpi-", dir=folder)
+
+
+def _convert(work: _Work) -> int:
+    from stemcell_convert import layout
+
+    target = destination(work.options.destination)
+    if target.kind == RUNTIME:
+        return _import(work, target)
+    with layout.scratch(target.path) as folder:
+        image, found = work.take(work.options.stemcell, folder)
+        document = work.put(_owned(image, folder), target)
+        added = _added(found) if work.options.explain else []
+        if added:
+            document["added"] = added
+    if not added or work.options.json:
+        return work.result(document, document["digest"])
+    print(document["digest"])
+    _show_added(added)
+    return 0
+
+
+def _owned(image: "Image", folder: Path) -> "Image":
+    """The image, in a layout that may be changed: what was only read stays what it is."""
+    from stemcell_convert import layout
+
+    return image if image.folder.parent == folder else layout.copy(image, folder / "copy")
+
+
+def _import(work: _Work, target: Place) -> int:
+    from stemcell_convert.convert import extract
+
+    source = place(work.options.stemcell)
+    if source.kind != FILE:
+        raise CloudError(
+            f"{target.name} takes stemcells, not {source.kind}:…; push it, and pull it from there"
+        )
+    with _scratch() as folder:
+        image, manifest = extract(source.path, Path(folder), work.report)
+        document = work.give(image, manifest.cloud_properties, target)
+    return work.result(document, document["cid"])
+
+
+def _push(work: _Work) -> int:
+    from stemcell_convert import light, oci
+    from stemcell_convert.reference import parse
+
+    reference = parse(work.options.reference)
+    if reference.digest:
+        raise CloudError(f"{reference} has a digest; what is pushed gets a tag, its digest it has")
+    registry = work.registry(reference)  # before any work: it may refuse
+    with _scratch() as folder:
+        image, _ = work.take(work.options.stemcell, Path(folder))
+        registry.push(image, reference.tag)
+    if work.options.light_stemcell:
+        stemcell = oci.stemcell_of(image.labels)
+        light.write(work.options.light_stemcell, stemcell, str(reference), image.digest)
+    return work.result({"reference": str(reference), **_told(image)}, f"{reference}@{image.digest}")
+
+
+def _pull(work: _Work) -> int:
+    from stemcell_convert import layout, oci
+    from stemcell_convert.reference import parse
+
+    reference, target = parse(work.options.reference), destination(work.options.destination)
+    if target.kind == RUNTIME:
+        with _scratch() as name:
+            empty = Path(name) / "image"
+            empty.touch()
+            document = work.give(empty, {"image_reference": str(reference)}, target)
+        return work.result(document, document["cid"])
+    with layout.scratch(target.path) as folder:
+        registry = work.registry(reference)
+        image = registry.pull(reference, folder / "layout", oci.host_architecture())
+        document = work.put(image, target)
+    return work.result(document, document["digest"])
+
+
+def _inspect(work: _Work) -> int:
+    text = work.options.stemcell
+    with _scratch() as name:
+        folder = Path(name)
+        remote = place(text).kind == FILE and not Path(text).exists()
+        if remote:
+            image, found = _look(work, folder), None
+        else:
+            image, found = work.take(text, folder)
+        document = {**_facts(image, found), **_told(image)}
+        if work.options.explain:
+            document["added"] = _added(found)
+    if work.options.json:
+        output.show_json(document)
+        return 0
+    added = document.pop("added", [])
+    del document["labels"]
+    output.show_facts(document)
+    if work.options.explain:
+        _show_added(added)
+    return 0
+
+
+def _look(work: _Work, folder: Path) -> "Image":
+    from stemcell_convert import light, oci
+    from stemcell_convert.errors import StemcellError
+    from stemcell_convert.reference import parse
+
+    try:
+        reference = parse(work.options.stemcell)
+    except StemcellError:
+        raise CloudError(f"{work.options.stemcell}: there is no such file") from None
+    image = work.registry(reference).look(reference, folder / "layout", oci.host_architecture())
+    if work.options.light_stemcell:
+        stemcell = oci.stemcell_of(image.labels)
+        named = replace(reference, digest="")
+        light.write(work.options.light_stemcell, stemcell, str(named), image.digest)
+    return image
+
+
+def _facts(image: "Image", found: "Found | None") -> dict[str, Any]:
+    """What a stemcell is, for people and scripts."""
+    from stemcell_convert import oci
+
+    said = oci.stemcell_of(image.labels)
+    facts: dict[str, Any] = {
+        "name": said.name,
+        "version": said.version,
+        "operating_system": said.operating_system,
+        "api_version": said.api_version,
+        "formats": list(said.formats),
+        "init": image.labels.get(oci.LABEL_INIT, ""),
+        "source": image.labels.get(oci.LABEL_SOURCE, ""),
+    }
+    if found:
+        facts["image"] = found.kind
+        facts["made_for"] = "containers" if found.facts.for_containers else "machines"
+        facts["system"] = found.facts.os_release.get("PRETTY_NAME", "")
+    return facts
+
+
+def _added(found: "Found | None") -> list[dict[str, str]]:
+    from stemcell_convert.adapt import adaptations
+
+    if found is None:
+        raise CloudError("--explain is for stemcells; an image has its second layer already")
+    return [{"path": one.path, "why": one.reason} for one in adaptations(found.facts)]
+
+
+def _show_added(added: list[dict[str, str]]) -> None:
+    print()
+    output.show_table(["IN THE SECOND LAYER", "WHY"], [[one["path"], one["why"]] for one in added])

@@ -1,0 +1,35 @@
+"""How far long work is, as lines of a log."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from cpi.log import Log
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
+
+_EVERY = 10.0  # seconds
+
+
+class LogReport:
+    """Tells the request's log."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+
+    def say(self, text: str) -> None:
+        """Tell what is done now."""
+        self._log.info(text)
+
+    @contextmanager
+    def progress(self, what: str) -> Iterator[Progress]:
+        """Tell how far a step is, if it takes more than a moment."""
+        told = time.monotonic()
+
+        def show(done: int, total: int) -> None:
+            nonlocal told
+            if time.monotonic() - told >= _EVERY:
+                told = time.monotonic()
+                self._log.info(f"{what}: {done >> 20} of {total >> 20} MiB")
+
+        yield show

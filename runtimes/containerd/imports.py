@@ -1,0 +1,125 @@
+"""Putting a stemcell's layers and documents into containerd, all or nothing."""
+
+import io
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from cpi import linux
+from cpi.errors import CloudError
+from runtimes.containerd.api import types_pb2
+from runtimes.containerd.snapshots import mounted
+from runtimes.containerd.store import Store
+from stemcell_convert import adapt, oci
+from stemcell_convert.facts import RootfsFacts, read_facts
+from stemcell_convert.inroot import Root
+
+if TYPE_CHECKING:
+    from stemcell_convert.image import Image
+
+
+class Import:
+    """One import, under a lease that keeps what is stored until an image refers to it."""
+
+    def __init__(self, store: Store, lease: str, mount_point: Path) -> None:
+        self.lease = lease
+        self._store = store
+        self._mount_point = mount_point
+        self._layers: list[oci.Layer] = []
+
+    @property
+    def layers(self) -> list[oci.Layer]:
+        """The layers so far, the lowest first."""
+        return self._layers
+
+    @property
+    def snapshot(self) -> str:
+        """The name of the snapshot that holds the layers so far."""
+        return oci.chain_id([layer.diff_id for layer in self._layers])
+
+    def rootfs(self, path: Path, digest: str, size: int, limit: int) -> RootfsFacts:
+        """Store and unpack the first layer, a tar.gz of `size` bytes, and look into it.
+
+        Side by side, which is what makes it fast. Raises StemcellError, CloudError.
+        """
+        key, mounts = self._prepare(digest)
+        with ThreadPoolExecutor(1) as pool, path.open("rb") as file:
+            stored = pool.submit(self._write, file, size, digest)
+            facts, diff_id = linux.in_private_mounts(
+                lambda: _unpack(path, mounts, self._mount_point, limit)
+            )
+            stored.result()
+        self._commit(key, oci.Layer(oci.LAYER_GZIP, digest, size, diff_id))
+        return facts
+
+    def layer(self, file: BinaryIO, layer: oci.Layer) -> None:
+        """Store a layer and have containerd unpack it. Raises CloudError."""
+        self._write(file, layer.size, layer.digest)
+        key, mounts = self._prepare(layer.digest)
+        found = self._store.apply(layer.media_type, layer.digest, layer.size, mounts)
+        if found != layer.diff_id:
+            raise CloudError(
+                f"the layer {layer.digest} unpacks to {found}, and its image says {layer.diff_id}"
+            )
+        self._commit(key, layer)
+
+    def image(self, image: "Image", source: str) -> RootfsFacts:
+        """Store and unpack all layers of an image, and look into what they make together."""
+        for layer in image.layers:
+            with image.blob(layer.digest).open("rb") as file:
+                self.layer(file, layer)
+        key = f"look-{self.lease}"
+        mounts = self._store.prepare(key, self.snapshot, lease=self.lease)
+        try:
+            return linux.in_private_mounts(lambda: _look(source, mounts, self._mount_point))
+        finally:
+            self._store.remove_snapshot(key)
+
+    def adapt(self, facts: RootfsFacts) -> None:
+        """Add the layer that the root file system needs on top."""
+        data = adapt.layer(adapt.adaptations(facts))
+        layer = oci.Layer(oci.LAYER, oci.digest(data), len(data), oci.digest(data))
+        self.layer(io.BytesIO(data), layer)
+
+    def documents(self, config: bytes, manifest: bytes) -> types_pb2.Descriptor:
+        """Store an image's documents; their labels hold everything together."""
+        # containerd's garbage collection follows these labels from the image to the snapshot.
+        snapshot = {f"containerd.io/gc.ref.snapshot.{self._store.snapshotter}": self.snapshot}
+        references = {"containerd.io/gc.ref.content.config": oci.digest(config)}
+        for number, layer in enumerate(self._layers):
+            references[f"containerd.io/gc.ref.content.l.{number}"] = layer.digest
+        for document, labels in ((config, snapshot), (manifest, references)):
+            self._write(io.BytesIO(document), len(document), oci.digest(document), labels)
+        digest = oci.digest(manifest)
+        return types_pb2.Descriptor(media_type=oci.MANIFEST, digest=digest, size=len(manifest))
+
+    def _write(
+        self, file: BinaryIO, size: int, digest: str, labels: dict[str, str] | None = None
+    ) -> None:
+        self._store.write_content(file, size, digest, lease=self.lease, labels=labels)
+
+    def _prepare(self, digest: str) -> tuple[str, Sequence[types_pb2.Mount]]:
+        key = f"extract-{self.lease} {digest}"
+        parent = self.snapshot if self._layers else ""
+        return key, self._store.prepare(key, parent, lease=self.lease)
+
+    def _commit(self, key: str, layer: oci.Layer) -> None:
+        self._layers.append(layer)
+        self._store.commit(self.snapshot, key, lease=self.lease)
+
+
+def _unpack(
+    path: Path, mounts: Sequence[types_pb2.Mount], at: Path, limit: int
+) -> tuple[RootfsFacts, str]:
+    from stemcell_convert.unpack import unpack
+
+    with mounted(mounts, at) as folder, path.open("rb") as file:
+        diff_id = unpack(file, str(path), folder, limit)
+        with Root(folder) as root:
+            return read_facts(root, str(path)), diff_id
+
+
+def _look(source: str, mounts: Sequence[types_pb2.Mount], at: Path) -> RootfsFacts:
+    with mounted(mounts, at) as folder, Root(folder) as root:
+        return read_facts(root, source)

@@ -1,0 +1,103 @@
+"""stemcell.MF: what a stemcell says of itself.
+
+Source: stemcell_packager.rb of the stemcell builder; the director's update_stemcell.rb says what
+has to be there.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from stemcell_convert.errors import StemcellError
+
+NAME = "stemcell.MF"
+LIMIT = 1 << 20  # bytes
+_LONGEST = 256  # characters of one value; containerd's labels end at 4096 with their keys
+_LIGHT_FORMATS = ("docker-light", "warden-light")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A stemcell's name, version and the like; empty where it does not say."""
+
+    name: str = ""
+    version: str = ""
+    operating_system: str = ""
+    api_version: str = ""
+    formats: tuple[str, ...] = ()
+    cloud_properties: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def image(self) -> str:
+        """What a light stemcell names, as registry/repository:tag@digest; "" for another."""
+        reference = _text(self.cloud_properties.get("image_reference"))
+        digest = _text(self.cloud_properties.get("digest"))
+        return f"{reference}@{digest}" if reference and digest else reference
+
+
+def parse(document: bytes, source: str) -> Manifest:
+    """Read a stemcell.MF; `source` is what an error calls it. Raises StemcellError."""
+    import yaml  # no other call needs it
+
+    try:
+        found = yaml.safe_load(document)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise StemcellError(f"{source} is not YAML: {told}") from None
+    if not isinstance(found, dict):
+        raise StemcellError(f"{source} is not a stemcell's manifest: it is no mapping")
+    properties = found.get("cloud_properties")
+    formats = found.get("stemcell_formats")
+    return Manifest(
+        name=_text(found.get("name")),
+        version=_text(found.get("version")),
+        operating_system=_text(found.get("operating_system")),
+        api_version=_text(found.get("api_version")),
+        formats=tuple(map(_text, formats)) if isinstance(formats, list) else (),
+        cloud_properties=properties if isinstance(properties, dict) else {},
+    )
+
+
+def of_properties(properties: Mapping[str, Any]) -> Manifest:
+    """What a stemcell's cloud_properties tell, for an `image` without its manifest."""
+    return Manifest(
+        name=_text(properties.get("name")),
+        version=_text(properties.get("version")),
+        cloud_properties=properties,
+    )
+
+
+def of_light(manifest: Manifest, reference: str, digest: str) -> dict[str, Any]:
+    """The stemcell.MF, as a document, of a light stemcell that names an image in a registry.
+
+    The keys of cloud_properties are the docker and warden CPIs' own. Raises StemcellError when the
+    image does not say which stemcell it is, which the director has to know.
+    """
+    if not (manifest.name and manifest.version and manifest.operating_system):
+        raise StemcellError(
+            "the image does not say which stemcell it is (name, version, operating system), so "
+            "there can be no light stemcell of it; convert it from the stemcell's tarball"
+        )
+    return {
+        "name": manifest.name,
+        "version": manifest.version,
+        "bosh_protocol": "1",
+        "api_version": int(manifest.api_version) if manifest.api_version.isdecimal() else 3,
+        "sha1": "da39a3ee5e6b4b0d3255bfef95601890afd80709",  # of the `image`, which is empty
+        "operating_system": manifest.operating_system,
+        "stemcell_formats": list(_LIGHT_FORMATS),
+        "cloud_properties": {
+            "name": manifest.name,
+            "version": manifest.version,
+            "image_reference": reference,
+            "digest": digest,
+        },
+    }
+
+
+def _text(value: object) -> str:
+    """A value that is one word in YAML, as text that may become a label."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return ""
+    text = str(value)
+    return text if len(text) <= _LONGEST and text.isprintable() else ""

@@ -1,0 +1,57 @@
+"""Names of images in registries: registry/repository:tag@digest.
+
+Source: distribution's reference grammar, as docker and everyone else has it. A name without a
+registry is Docker Hub's.
+"""
+
+import re
+from dataclasses import dataclass
+
+from stemcell_convert.errors import StemcellError
+
+_HUB = "docker.io"
+_HOST = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?"
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_REFERENCE = re.compile(
+    rf"(?:(?P<host>{_HOST})/)??(?P<repository>{_PART}(?:/{_PART})*)"
+    r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
+)
+_LONGEST = 512  # characters
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An image's name; tag and digest may be empty."""
+
+    host: str
+    repository: str
+    tag: str = ""
+    digest: str = ""
+
+    def __str__(self) -> str:
+        tag = f":{self.tag}" if self.tag else ""
+        digest = f"@{self.digest}" if self.digest else ""
+        return f"{self.name}{tag}{digest}"
+
+    @property
+    def name(self) -> str:
+        """Registry and repository."""
+        return f"{self.host}/{self.repository}"
+
+
+def parse(text: str) -> Reference:
+    """Read an image's name. Raises StemcellError."""
+    found = _REFERENCE.fullmatch(text) if len(text) <= _LONGEST else None
+    if found is None:
+        raise StemcellError(
+            f"{text[:_LONGEST]!a} is no image reference; it looks like "
+            "ghcr.io/team/stemcell:1.2 or ghcr.io/team/stemcell@sha256:…"
+        )
+    host, repository, tag, digest = found.group("host", "repository", "tag", "digest")
+    if host and not (set(".:[") & set(host) or host == "localhost"):
+        host, repository = None, f"{host}/{repository}"  # as docker reads team/stemcell
+    if host in (None, "index.docker.io"):
+        host = _HUB
+    if host == _HUB and "/" not in repository:
+        repository = f"library/{repository}"
+    return Reference(host, repository, tag or "", digest or "")

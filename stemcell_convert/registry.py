@@ -1,0 +1,164 @@
+"""Images in registries: push and pull.
+
+Layers are streamed both ways and taken up again where a connection broke. Whatever a registry sends
+is checked against the digest that names it.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from stemcell_convert import image as images, layout, oci
+from stemcell_convert.errors import RegistryUnreachable, StemcellError
+from stemcell_convert.image import DOCUMENT_LIMIT, INDEX_TYPES, MANIFEST_TYPES, Image
+from stemcell_convert.reference import Reference
+from stemcell_convert.registry_client import Access, Client
+from stemcell_convert.report import Progress, Report
+from stemcell_convert.streams import CHUNK
+
+_TRIES = 3  # for a transfer that gets no further
+
+
+class Registry:
+    """One repository of one registry. Methods raise StemcellError and RegistryUnreachable."""
+
+    def __init__(self, reference: Reference, access: Access, report: Report) -> None:
+        self._name = reference.name
+        self._report = report
+        self._client = Client(reference, access)
+
+    def manifest(self, reference: Reference) -> tuple[str, bytes]:
+        """Return digest and bytes of what a reference's digest or tag names."""
+        wanted = reference.digest or reference.tag or layout.DEFAULT_NAME
+        accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
+        with self._client.answer("GET", f"manifests/{wanted}", headers=accept) as response:
+            document = b""
+            for data in response.raw.stream(CHUNK, decode_content=True):
+                document += data
+                if len(document) > DOCUMENT_LIMIT:
+                    raise StemcellError(f"{reference}: the manifest is larger than 4 MiB")
+        digest = oci.digest(document)
+        if reference.digest and digest != reference.digest:
+            raise StemcellError(
+                f"{reference}: the registry sent a manifest whose digest is {digest}; what it has "
+                "is not what the stemcell names"
+            )
+        return digest, document
+
+    def pull(self, reference: Reference, folder: Path, architecture: str) -> Image:
+        """Fetch an image into an empty folder, as a layout without an index.
+
+        architecture: OCI's word for the one to take where there are several.
+        """
+        try:
+            image = self.look(reference, folder, architecture)
+            with self._report.progress(f"pulling {self._name}") as show:
+                done, total = 0, sum(layer.size for layer in image.layers)
+                for digest, size in {layer.digest: layer.size for layer in image.layers}.items():
+                    self._download(digest, size, image.blob(digest), _from(done, total, show))
+                    done += size
+            return layout.finish(image)
+        except OSError as error:
+            raise StemcellError(f"cannot store {reference}: {error.strerror or error}") from None
+
+    def look(self, reference: Reference, folder: Path, architecture: str) -> Image:
+        """Fetch an image's documents alone into an empty folder."""
+        source = str(reference)
+        digest, document = self.manifest(reference)
+        index = images.parse_json(document, source)
+        if "manifests" in index:
+            digest = images.for_platform(index, architecture, source)
+            _, document = self.manifest(replace(reference, tag="", digest=digest))
+        manifest = images.parse_manifest(document, source)
+        layout.begin(folder)
+        path = images.blob_path(folder, manifest.config)
+        self._download(manifest.config, manifest.config_size, path, lambda done, total: None)
+        config = path.read_bytes()
+        return Image(folder, document, config, images.layers_of(manifest, config, source))
+
+    def push(self, image: Image, tag: str) -> None:
+        """Send an image, under a tag or, without one, its digest; what is there is not sent."""
+        with self._report.progress(f"pushing {self._name}") as show:
+            done, total = 0, sum(size for _, size in image.blobs)
+            for digest, size in image.blobs:
+                if self._client.has_blob(digest):
+                    self._report.say(f"{digest[:19]} is there already")
+                else:
+                    self._upload(image.blob(digest), digest, size, _from(done, total, show))
+                done += size
+                show(done, total)
+        url = f"manifests/{tag or image.digest}"
+        headers = {"Content-Type": image.media_type}
+        with self._client.answer("PUT", url, headers=headers, data=image.manifest) as response:
+            told = response.headers.get("Docker-Content-Digest", image.digest)
+        if told != image.digest:
+            raise StemcellError(f"{self._name}: the registry took {image.digest} for {told}")
+
+    def _download(self, digest: str, size: int, target: Path, show: Progress) -> None:
+        """Fetch a blob, going on after a broken connection; what it is must be its digest."""
+        sha, done, failures = hashlib.sha256(), 0, 0
+        with target.open("xb") as file:
+            while done < size or not size:
+                before = done
+                try:
+                    with self._client.blob(digest, done) as stream:
+                        for data in stream:
+                            done += len(data)
+                            if done > size:
+                                raise StemcellError(
+                                    f"{self._name}: the registry sent more than the {size} bytes "
+                                    f"of {digest}"
+                                )
+                            sha.update(data)
+                            file.write(data)
+                            show(done, size)
+                    if done == size:
+                        break
+                    raise RegistryUnreachable(f"{self._name}: the connection ended early")
+                except RegistryUnreachable as error:
+                    failures = failures + 1 if done == before else 1
+                    if failures >= _TRIES:
+                        raise
+                    self._report.say(f"{error}; going on at byte {done} of {size}")
+                    time.sleep(failures - 1)
+        if f"sha256:{sha.hexdigest()}" != digest:
+            raise StemcellError(
+                f"{self._name}: what the registry sent as {digest} has another digest, "
+                f"sha256:{sha.hexdigest()}"
+            )
+
+    def _upload(self, path: Path, digest: str, size: int, show: Progress) -> None:
+        """Send a blob, from its beginning again after a broken connection."""
+        for left in reversed(range(_TRIES)):
+            try:
+                return self._client.upload(_Body(path, size, show), digest)
+            except RegistryUnreachable as error:
+                if not left:
+                    raise
+                self._report.say(f"{error}; sending {digest[:19]} again")
+                time.sleep(_TRIES - 1 - left)
+        return None
+
+
+def _from(before: int, total: int, show: Progress) -> Progress:
+    return lambda done, _: show(before + done, total)
+
+
+class _Body:
+    """A file as a request's body, which can be sent again when the registry asks for a log-in."""
+
+    def __init__(self, path: Path, size: int, show: Progress) -> None:
+        self._path, self._size, self._show = path, size, show
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[bytes]:
+        done = 0
+        with self._path.open("rb") as file:
+            while data := file.read(CHUNK):
+                yield data
+                done += len(data)
+                self._show(done, self._size)

@@ -1,0 +1,235 @@
+"""Requests to a registry: the OCI distribution protocol, through oras.
+
+oras knows credentials, tokens and references. What it lacks for layers of a gigabyte is here:
+bodies as streams, time-outs, and errors that say what to do.
+"""
+
+import functools
+import json
+import logging
+import os
+import ssl
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import oras.container
+import oras.provider
+import oras.utils
+import requests
+import urllib3
+
+from stemcell_convert.errors import RegistryUnreachable, StemcellError
+from stemcell_convert.reference import Reference
+from stemcell_convert.streams import CHUNK
+
+_HUB, _HUB_HOST, _HUB_KEY = "docker.io", "registry-1.docker.io", "https://index.docker.io/v1/"
+_TIMEOUTS = (15, 60)  # seconds to connect, and between two pieces of an answer
+_CERTIFICATES = Path("/etc/docker/certs.d")  # docker's own place, a folder for each registry
+_BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError)
+
+logging.getLogger("oras.logger").setLevel(logging.CRITICAL)
+
+
+@dataclass(frozen=True)
+class Access:
+    """How registries are reached.
+
+    plain_http: those without TLS, as host:port. ca_file: certificates to trust, "" for docker's and
+    the system's. docker_config: the file with credentials, "" for the user's own.
+    """
+
+    plain_http: tuple[str, ...] = ()
+    ca_file: str = ""
+    docker_config: str = ""
+
+
+class Client(oras.provider.Registry):  # type: ignore[misc]
+    """oras' client for one repository: its requests, with time-outs, log-ins and errors of ours."""
+
+    def __init__(self, reference: Reference, access: Access) -> None:
+        host = _HUB_HOST if reference.host == _HUB else reference.host
+        self._host = reference.host
+        self._plain = reference.host in access.plain_http
+        verify = _certificates(reference.host, access.ca_file)
+        self._base = f"{'http' if self._plain else 'https'}://{host}/v2/"
+        self._place = oras.container.Container(f"{host}/{reference.repository}")
+        backend = self._backend(verify)
+        super().__init__(host, insecure=self._plain, tls_verify=verify, auth_backend=backend)
+        self.session.request = functools.partial(self.session.request, timeout=_TIMEOUTS)
+        self.auth._auth_config = _credentials(access.docker_config)
+        names = (_HUB_KEY, _HUB) if host == _HUB_HOST else (host, f"https://{host}")
+        self._known = any(self.auth._load_auth(name) for name in names)
+
+    def _backend(self, verify: bool | str) -> str:
+        """Ask the registry how it wants log-ins; oras has to be told."""
+        with self._errors("GET"):
+            answer = requests.get(self._base, timeout=_TIMEOUTS, verify=verify)
+        challenge = answer.headers.get("WWW-Authenticate", "")
+        if answer.status_code == 400 and self._plain and b"HTTPS" in answer.content[:200]:
+            raise StemcellError(f"{self._host} speaks TLS: it is not one for plain HTTP")
+        return "basic" if challenge.lower().startswith("basic") else "token"
+
+    @contextmanager
+    def answer(self, method: str, path: str, **options: Any) -> Iterator[requests.Response]:
+        """Ask for `path` of the repository, or a whole URL; the answer's body is a stream."""
+        url = path if "://" in path else f"{self._base}{self._place.api_prefix}/{path}"
+        with self._errors(method), self._send(method, url, options) as response:
+            if response.status_code >= 400:
+                raise StemcellError(self._refusal(response, method, path))
+            yield response
+
+    def has_blob(self, digest: str) -> bool:
+        """Tell whether the repository has a blob."""
+        url = f"{self._base}{self._place.api_prefix}/blobs/{digest}"
+        with self._errors("HEAD"), self._send("HEAD", url, {}) as response:
+            return bool(response.status_code == 200)
+
+    @contextmanager
+    def blob(self, digest: str, offset: int) -> Iterator[Iterator[bytes]]:
+        """The bytes of a blob from an offset on."""
+        headers = {"Range": f"bytes={offset}-"} if offset else {}
+        with self.answer("GET", f"blobs/{digest}", headers=headers) as response:
+            pieces: Iterator[bytes] = response.raw.stream(CHUNK, decode_content=False)
+            yield pieces if response.status_code == 206 or not offset else _after(pieces, offset)
+
+    def upload(self, body: Iterable[bytes], digest: str) -> None:
+        """Send a blob in one piece."""
+        with self.answer("POST", "blobs/uploads/", headers={"Content-Length": "0"}) as response:
+            place = self._get_location(response, self._place)
+        if not place:
+            raise StemcellError(f"{self._host} does not say where to send the layer")
+        url = oras.utils.append_url_params(place, {"digest": digest})
+        headers = {"Content-Type": "application/octet-stream"}
+        with self.answer("PUT", url, headers=headers, data=body):
+            pass
+
+    def _send(
+        self, method: str, url: str, options: Mapping[str, Any]
+    ) -> AbstractContextManager[requests.Response]:
+        """Make a request, logging in if the registry asks for it."""
+        headers = dict(options.get("headers", {}))
+        # Credentials are the registry's alone: an upload may go to somebody else's store.
+        if url.startswith(self._base) and (self._known or getattr(self.auth, "token", None)):
+            headers |= self._first_header()
+
+        def send(headers: dict[str, str]) -> requests.Response:
+            answer: requests.Response = self.session.request(
+                method,
+                url,
+                headers=headers,
+                data=options.get("data"),
+                stream=True,
+                verify=self._tls_verify,
+            )
+            return answer
+
+        response = send(headers)
+        if response.status_code == 401 and url.startswith(self._base) and self._may_log_in():
+            headers.pop("Authorization", None)
+            headers, changed = self.auth.authenticate_request(response, headers, refresh=True)
+            if changed:
+                response.close()
+                response = send(headers)
+        return response
+
+    def _first_header(self) -> dict[str, str]:
+        header: dict[str, str] = self.auth.get_auth_header()
+        return header
+
+    def _may_log_in(self) -> bool:
+        """Without credentials there is a token for everyone, but no password for everyone."""
+        return self._known or hasattr(self.auth, "token")
+
+    @contextmanager
+    def _errors(self, method: str) -> Iterator[None]:
+        """Say what is wrong with a connection in words that help."""
+        try:
+            yield
+        except requests.exceptions.SSLError as error:
+            raise StemcellError(f"{self._host}: {_tls_trouble(error)}") from None
+        except _BROKEN as error:
+            told = _innermost(error)
+            raise RegistryUnreachable(f"{method} to the registry {self._host}: {told}") from None
+        except ValueError as error:  # oras' word for a log-in that failed
+            raise StemcellError(f"{self._host}: {error}") from None
+
+    def _refusal(self, response: requests.Response, method: str, path: str) -> str:
+        told = _errors_of(response)
+        text = f"{self._host} answered {response.status_code} to {method} {path.split('?')[0]}"
+        text = f"{text}: {told}" if told else text
+        if response.status_code in (401, 403):
+            hint = "the docker config's credentials do not do" if self._known else "not logged in"
+            return f"{text} ({hint}; `docker login {self._host}` mends that)"
+        return text
+
+
+def _after(pieces: Iterator[bytes], offset: int) -> Iterator[bytes]:
+    """What comes after an offset, from a registry that sends it all again."""
+    for data in pieces:
+        skipped = min(offset, len(data))
+        offset -= skipped
+        if data[skipped:]:
+            yield data[skipped:]
+
+
+def _errors_of(response: requests.Response) -> str:
+    """The registry's own words (distribution-spec, error codes)."""
+    try:
+        errors = json.loads(response.raw.read(64 << 10, decode_content=True))["errors"]
+        return "; ".join(str(one.get("message") or one.get("code")) for one in errors)[:300]
+    except (*_BROKEN, ValueError, KeyError, TypeError, AttributeError):
+        return ""
+
+
+def _tls_trouble(error: Exception) -> str:
+    told = str(error)
+    if "WRONG_VERSION_NUMBER" in told or "record layer failure" in told:
+        return "it does not speak TLS; if it is yours, allow plain HTTP (registry.plain_http)"
+    if "CERTIFICATE_VERIFY_FAILED" in told:
+        reason = told.rsplit("certificate verify failed:", 1)[-1].split("(_ssl")[0].strip()
+        return (
+            f"its certificate is not trusted ({reason}); name its CA in registry.ca_file, or put "
+            f"it where docker looks, {_CERTIFICATES}/HOST/ca.crt"
+        )
+    return f"TLS failed: {_innermost(error)}"
+
+
+def _innermost(error: BaseException) -> str:
+    """What really happened, below what the libraries say of it."""
+    reason = error.args[0] if error.args else None
+    inner = getattr(reason, "reason", None) or error.__context__
+    if isinstance(inner, BaseException) and not isinstance(inner, ssl.SSLError):
+        return _innermost(inner)
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
+
+
+def _certificates(host: str, ca_file: str) -> bool | str:
+    """What to trust: what is named, docker's own for this registry, or the system's."""
+    own = _CERTIFICATES / host / "ca.crt"
+    if ca_file or own.is_file():
+        return ca_file or str(own)
+    system = ssl.get_default_verify_paths().cafile
+    return os.environ.get("REQUESTS_CA_BUNDLE") or system or True
+
+
+def _credentials(path: str) -> dict[str, Any]:
+    """The parts of a docker config that tell credentials."""
+    folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
+    file = Path(path or f"{folder}/config.json")
+    try:
+        document = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        if path:
+            raise StemcellError(f"there is no docker config {path}") from None
+        document = {}
+    except (OSError, ValueError) as error:
+        raise StemcellError(f"cannot read the docker config {file}: {error}") from None
+    found = document if isinstance(document, dict) else {}
+    return {
+        "auths": found.get("auths") or {},
+        "credsStore": found.get("credsStore"),
+        "credHelpers": found.get("credHelpers") or {},
+    }

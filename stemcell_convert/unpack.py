@@ -1,0 +1,112 @@
+"""Unpacks a root file system's tar.gz while its bytes come in.
+
+Decompression, hashing and tar(1) run side by side, so it costs little more than writing the files.
+"""
+
+import hashlib
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from isal import igzip, igzip_lib
+
+from stemcell_convert.errors import StemcellError
+from stemcell_convert.facts import LOOKED_AT
+from stemcell_convert.programs import ENVIRONMENT, last_words
+from stemcell_convert.streams import CHUNK, Readable
+
+# GNU tar never follows a link of the archive out of the folder: absolute links and those with ".."
+# are made last. Names of whiteouts mean nothing in a first layer, and containerd drops them too.
+# Of the extended attributes, `trusted.*` are overlayfs' own and no stemcell's business.
+_ALL = (
+    "--numeric-owner",
+    "--same-owner",
+    "--same-permissions",
+    "--delay-directory-restore",
+    "--acls",
+    "--xattrs",
+    "--xattrs-include=security.*",
+    "--xattrs-include=user.*",
+    "--exclude=.wh.*",
+    "--warning=no-unknown-keyword",
+    "--warning=no-timestamp",
+)
+# Only what tells the facts of a stemcell, as any user, and no matter what of it is missing. A hard
+# link becomes the file itself where both are wanted, else it is missing as well.
+_A_LOOK = (
+    "--no-same-owner",
+    "--no-same-permissions",
+    "--no-recursion",
+    *(f"{dot}{path}" for path in LOOKED_AT for dot in (".", "")),
+)
+
+
+def unpack(stream: Readable, name: str, folder: Path, limit: int) -> str:
+    """Unpack a tar.gz into a folder and return its diff ID (sha256 of the tar in it).
+
+    Raises StemcellError, calling it `name`, when it is cut short, damaged, or has more than `limit`
+    bytes.
+    """
+    digest, failure = _through_tar(stream, name, folder, limit, _ALL)
+    if failure or not digest:
+        raise StemcellError(f"{name} cannot be unpacked: {failure or 'tar failed'}")
+    return digest
+
+
+def look_into(stream: Readable, name: str, folder: Path, limit: int) -> str:
+    """Unpack only what read_facts looks at, which takes no root; return the diff ID all the same.
+
+    Raises StemcellError as unpack does.
+    """
+    digest, failure = _through_tar(stream, name, folder, limit, _A_LOOK)
+    if not digest:
+        raise StemcellError(f"{name} cannot be read: {failure}")
+    return digest
+
+
+def _through_tar(
+    stream: Readable, name: str, folder: Path, limit: int, options: Sequence[str]
+) -> tuple[str, str]:
+    """Feed tar; return the diff ID, "" if tar ended early, and what tar says if it failed."""
+    # A pipe for what it complains of could fill up, and both would wait for ever.
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(
+            ["tar", "--extract", "--file=-", f"--directory={folder}", *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=complaints,
+            env=ENVIRONMENT,
+        ) as tar,
+    ):
+        pipe = cast(BinaryIO, tar.stdin)
+        try:
+            digest = _feed(stream, name, pipe, limit)
+            pipe.close()
+        except BrokenPipeError:
+            digest = ""
+        except BaseException:
+            tar.kill()
+            raise
+        return digest, last_words(complaints) if tar.wait() else ""
+
+
+def _feed(stream: Readable, name: str, pipe: BinaryIO, limit: int) -> str:
+    sha, size = hashlib.sha256(), 0
+    try:
+        with igzip.IGzipFile(fileobj=cast(BinaryIO, stream), mode="rb") as plain:
+            while data := plain.read(CHUNK):
+                size += len(data)
+                if size > limit:
+                    raise StemcellError(
+                        f"the root file system in {name} has more than {limit >> 20} MiB, which is "
+                        "the limit (stemcell_limit)"
+                    )
+                sha.update(data)
+                pipe.write(data)
+    # igzip_lib's stub calls its exception class a value.
+    except (EOFError, igzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]
+        raise StemcellError(f"{name} is cut short or damaged: {error}") from None
+    return f"sha256:{sha.hexdigest()}"
