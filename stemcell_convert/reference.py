@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from stemcell_convert.errors import StemcellError
 
 _HUB = "docker.io"
-_HOST = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?"
+_HOST = re.compile(
+    r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9.-]*[a-zA-Z0-9])?|\[[0-9a-fA-F:]+\])(?::[0-9]{1,5})?"
+)
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_REFERENCE = re.compile(
-    rf"(?:(?P<host>{_HOST})/)??(?P<repository>{_PART}(?:/{_PART})*)"
+_REST = re.compile(
+    rf"(?P<repository>{_PART}(?:/{_PART})*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
 _LONGEST = 512  # characters
@@ -41,16 +43,18 @@ class Reference:
 
 def parse(text: str) -> Reference:
     """Read an image's name. Raises StemcellError."""
-    found = _REFERENCE.fullmatch(text) if len(text) <= _LONGEST else None
-    if found is None:
+    host, slash, rest = text.partition("/")
+    # What docker takes for a registry: anything else is the first part of Docker Hub's names.
+    if not slash or not (set(".:[") & set(host) or host == "localhost"):
+        host, rest = _HUB, text
+    found = _REST.fullmatch(rest)
+    if found is None or not _HOST.fullmatch(host) or len(text) > _LONGEST:
         raise StemcellError(
             f"{text[:_LONGEST]!a} is no image reference; it looks like "
             "ghcr.io/team/stemcell:1.2 or ghcr.io/team/stemcell@sha256:…"
         )
-    host, repository, tag, digest = found.group("host", "repository", "tag", "digest")
-    if host and not (set(".:[") & set(host) or host == "localhost"):
-        host, repository = None, f"{host}/{repository}"  # as docker reads team/stemcell
-    if host in (None, "index.docker.io"):
+    repository, tag, digest = found.group("repository", "tag", "digest")
+    if host == "index.docker.io":
         host = _HUB
     if host == _HUB and "/" not in repository:
         repository = f"library/{repository}"

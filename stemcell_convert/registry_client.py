@@ -51,7 +51,7 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
 
     def __init__(self, reference: Reference, access: Access) -> None:
         host = _HUB_HOST if reference.host == _HUB else reference.host
-        self._host = reference.host
+        self._host, self._name = reference.host, reference.name
         self._plain = reference.host in access.plain_http
         verify = _certificates(reference.host, access.ca_file)
         self._base = f"{'http' if self._plain else 'https'}://{host}/v2/"
@@ -77,8 +77,11 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
         """Ask for `path` of the repository, or a whole URL; the answer's body is a stream."""
         url = path if "://" in path else f"{self._base}{self._place.api_prefix}/{path}"
         with self._errors(method), self._send(method, url, options) as response:
-            if response.status_code >= 400:
-                raise StemcellError(self._refusal(response, method, path))
+            status = response.status_code
+            if status >= 400:
+                later = status >= 500 or status == requests.codes.too_many_requests
+                kind = RegistryUnreachable if later else StemcellError
+                raise kind(self._refusal(response, method, path))
             yield response
 
     def has_blob(self, digest: str) -> bool:
@@ -158,7 +161,8 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
 
     def _refusal(self, response: requests.Response, method: str, path: str) -> str:
         told = _errors_of(response)
-        text = f"{self._host} answered {response.status_code} to {method} {path.split('?')[0]}"
+        asked = f"{method} {path.split('?')[0]}"
+        text = f"{self._name}: the registry answered {response.status_code} to {asked}"
         text = f"{text}: {told}" if told else text
         if response.status_code in (401, 403):
             hint = "the docker config's credentials do not do" if self._known else "not logged in"
@@ -187,12 +191,15 @@ def _errors_of(response: requests.Response) -> str:
 def _tls_trouble(error: Exception) -> str:
     told = str(error)
     if "WRONG_VERSION_NUMBER" in told or "record layer failure" in told:
-        return "it does not speak TLS; if it is yours, allow plain HTTP (registry.plain_http)"
+        return (
+            "it does not speak TLS; if it is yours, allow plain HTTP (registry.plain_http, "
+            "--plain-http)"
+        )
     if "CERTIFICATE_VERIFY_FAILED" in told:
         reason = told.rsplit("certificate verify failed:", 1)[-1].split("(_ssl")[0].strip()
         return (
-            f"its certificate is not trusted ({reason}); name its CA in registry.ca_file, or put "
-            f"it where docker looks, {_CERTIFICATES}/HOST/ca.crt"
+            f"its certificate is not trusted ({reason}); name its CA (registry.ca_file, "
+            f"--ca-file), or put it where docker looks, {_CERTIFICATES}/HOST/ca.crt"
         )
     return f"TLS failed: {_innermost(error)}"
 
