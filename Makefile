@@ -9,7 +9,8 @@ PROTOS := $(wildcard proto/$(API)/*.proto)
 # What the CPI and its tests run on a Debian or Ubuntu machine.
 PACKAGES := containerd runc openssl containernetworking-plugins iptables iproute2 e2fsprogs xfsprogs fdisk \
 	util-linux qemu-utils mmdebstrap pigz python3-venv
-TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring
+TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring \
+	docker.io docker-registry skopeo umoci apache2-utils
 
 .DEFAULT_GOAL := help
 .PHONY: help setup packages test-packages demo stemcell test test-fast lint fmt bench bench-calls bench-disks proto clean
@@ -23,7 +24,7 @@ packages:
 	@tools/apt-install $(PACKAGES)
 
 test-packages:
-	@tools/apt-install $(TEST_PACKAGES)
+	@tools/apt-install --idle $(TEST_PACKAGES)
 
 $(VENV)/.done: requirements.lock pyproject.toml
 	@echo "installing the locked Python packages into $(VENV)"
