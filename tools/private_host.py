@@ -131,7 +131,7 @@ class PrivateHost:
             self._process.kill()  # with it goes the namespaces' init, and so all the rest
             self._process.wait()
             _await_end(self._init)
-        _remove_cgroups(self.folder.name)
+        remove_cgroups(self.cgroup)
         shutil.rmtree(self.folder)
 
     def _start(self) -> None:
@@ -188,11 +188,11 @@ def _await_end(pid: int) -> None:
         os.close(descriptor)
 
 
-def _remove_cgroups(name: str) -> None:
+def remove_cgroups(name: str) -> None:
     """Remove the empty cgroups that killed tasks leave, in every hierarchy."""
     roots = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
     for root in roots:
-        for folder, _, _ in os.walk(root / name, topdown=False):
+        for folder, _, _ in os.walk(root / name.lstrip("/"), topdown=False):
             os.rmdir(folder)
 
 
