@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from tests.containerd import registries
+from tests.containerd.docker import Docker
 from tests.containerd.machine import VM, Machine
+from tests.containerd.registries import Authority, Registry
 from tools import stemcell_source
 from tools.private_host import PrivateHost
 
@@ -31,10 +34,14 @@ def _can_run() -> None:
     """Say what is missing, rather than failing somewhere deep."""
     if os.geteuid() != 0:
         pytest.skip("integration tests need root")
-    path = f"/usr/sbin:/sbin:{os.environ['PATH']}"
     for program in ("containerd", "runc", "mmdebstrap", "iptables", "sfdisk", "mke2fs"):
-        if shutil.which(program, path=path) is None:
+        if not _installed(program):
             pytest.skip(f"{program} is not installed; `make setup` installs it")
+
+
+def _installed(program: str) -> bool:
+    path = f"/usr/sbin:/sbin:{os.environ['PATH']}"
+    return shutil.which(program, path=path) is not None
 
 
 def _image(tarball: Path, folders: pytest.TempPathFactory) -> Path:
@@ -135,3 +142,50 @@ def small_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tar.add("/bin/true", "./bin/sh")
         tar.add("/bin/true", "./usr/sbin/runsvdir-start")
     return path
+
+
+@pytest.fixture(scope="session")
+def docker(host: PrivateHost) -> Iterator[Docker]:
+    """Docker on the private host."""
+    for program in ("dockerd", "docker-registry", "skopeo", "umoci", "htpasswd"):
+        if not _installed(program):
+            pytest.skip(f"{program} is not installed; `make test-packages` installs it")
+    with Docker(host) as daemon:
+        yield daemon
+
+
+@pytest.fixture(scope="session")
+def registry_image(docker: Docker) -> str:
+    return registries.image(docker)
+
+
+@pytest.fixture(scope="session")
+def authority(docker: Docker) -> Authority:
+    return Authority.made(docker)
+
+
+@pytest.fixture(scope="session")
+def registry(docker: Docker, registry_image: str) -> Iterator[Registry]:
+    """A registry that speaks plain HTTP with everyone."""
+    with registries.serving(docker, registry_image, 5000) as serving:
+        yield serving
+
+
+@pytest.fixture(scope="session")
+def secure_registry(
+    docker: Docker, registry_image: str, authority: Authority
+) -> Iterator[Registry]:
+    """A registry with TLS that wants a password."""
+    auth = registries.basic(docker)
+    with registries.serving(docker, registry_image, 5001, authority, auth) as serving:
+        yield serving
+
+
+@pytest.fixture(scope="session")
+def token_registry(docker: Docker, registry_image: str, authority: Authority) -> Iterator[Registry]:
+    """A registry with TLS that wants a token, which another server gives for a password."""
+    with (
+        registries.token(docker, authority) as auth,
+        registries.serving(docker, registry_image, 5002, authority, auth) as serving,
+    ):
+        yield serving
