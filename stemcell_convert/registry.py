@@ -79,7 +79,7 @@ class Registry:
         return Image(folder, document, config, images.layers_of(manifest, config, source))
 
     def push(self, image: Image, tag: str) -> None:
-        """Send an image, under a tag or, without one, its digest; what is there is not sent."""
+        """Send an image under a tag; what is there already is not sent."""
         with self._report.progress(f"pushing {self._name}") as show:
             done, total = 0, sum(size for _, size in image.blobs)
             for digest, size in image.blobs:
@@ -89,9 +89,10 @@ class Registry:
                     self._upload(image.blob(digest), digest, size, _from(done, total, show))
                 done += size
                 show(done, total)
-        url = f"manifests/{tag or image.digest}"
         headers = {"Content-Type": image.media_type}
-        with self._client.answer("PUT", url, headers=headers, data=image.manifest) as response:
+        with self._client.answer(
+            "PUT", f"manifests/{tag}", headers=headers, data=image.manifest
+        ) as response:
             told = response.headers.get("Docker-Content-Digest", image.digest)
         if told != image.digest:
             raise StemcellError(f"{self._name}: the registry took {image.digest} for {told}")

@@ -23,9 +23,9 @@ import urllib3
 
 from stemcell_convert.errors import RegistryUnreachable, StemcellError
 from stemcell_convert.reference import Reference
-from stemcell_convert.streams import CHUNK
 
 _HUB, _HUB_HOST, _HUB_KEY = "docker.io", "registry-1.docker.io", "https://index.docker.io/v1/"
+_PIECE = 64 << 10  # bytes; less than that is lost when a connection breaks
 _TIMEOUTS = (15, 60)  # seconds to connect, and between two pieces of an answer
 _CERTIFICATES = Path("/etc/docker/certs.d")  # docker's own place, a folder for each registry
 _BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError)
@@ -95,7 +95,7 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
         """The bytes of a blob from an offset on."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         with self.answer("GET", f"blobs/{digest}", headers=headers) as response:
-            pieces: Iterator[bytes] = response.raw.stream(CHUNK, decode_content=False)
+            pieces: Iterator[bytes] = response.raw.stream(_PIECE, decode_content=False)
             yield pieces if response.status_code == 206 or not offset else _after(pieces, offset)
 
     def upload(self, body: Iterable[bytes], digest: str) -> None:

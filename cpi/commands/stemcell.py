@@ -254,12 +254,13 @@ def _import(work: _Work, target: Place) -> int:
 
 
 def _push(work: _Work) -> int:
-    from stemcell_convert import light, oci
+    from stemcell_convert import layout, light, oci
     from stemcell_convert.reference import parse
 
     reference = parse(work.options.reference)
     if reference.digest:
         raise CloudError(f"{reference} has a digest; what is pushed gets a tag, its digest it has")
+    reference = replace(reference, tag=reference.tag or layout.DEFAULT_NAME)
     registry = work.registry(reference)  # before any work: it may refuse
     with _scratch() as folder:
         image, _ = work.take(work.options.stemcell, Path(folder))

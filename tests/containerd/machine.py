@@ -122,10 +122,12 @@ class Machine:
         self.disks.append(disk)
         return disk
 
-    def bosh_cpi(self, *words: str, check: bool = True) -> "subprocess.CompletedProcess[str]":
+    def bosh_cpi(
+        self, *words: str, check: bool = True, config: Path | None = None
+    ) -> "subprocess.CompletedProcess[str]":
         """Run the command for people."""
-        config = str(self.host.folder / "cpi.json")
-        done = self.host.run(str(BOSH_CPI), "--config", config, *words, check=False)
+        path = str(config or self.host.folder / "cpi.json")
+        done = self.host.run(str(BOSH_CPI), "--config", path, *words, check=False)
         if check and done.returncode:
             raise AssertionError(f"bosh-cpi {' '.join(words)}: {done.stdout}{done.stderr}")
         return done
