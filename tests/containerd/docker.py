@@ -28,12 +28,16 @@ _START_SECONDS = 60
 _RUNC = """\
 #!{python} -IS
 import json, os, sys
-if "create" in sys.argv:
-    path = sys.argv[sys.argv.index("--bundle") + 1] + "/config.json"
+paths = {{"create": "--bundle", "exec": "--process"}}
+option = next((paths[word] for word in sys.argv if word in paths), None)
+if option:
+    path = sys.argv[sys.argv.index(option) + 1]
+    path += "/config.json" if option == "--bundle" else ""
     with open(path) as file:
         spec = json.load(file)
-    for of, names in spec["process"]["capabilities"].items():
-        spec["process"]["capabilities"][of] = [name for name in names if name in {capabilities}]
+    kinds = spec.get("process", spec)["capabilities"]
+    for kind, names in kinds.items():
+        kinds[kind] = [name for name in names if name in {capabilities}]
     with open(path, "w") as file:
         json.dump(spec, file)
 os.execvp("runc", sys.argv)

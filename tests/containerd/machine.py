@@ -126,8 +126,10 @@ class Machine:
         self, *words: str, check: bool = True, config: Path | None = None
     ) -> "subprocess.CompletedProcess[str]":
         """Run the command for people."""
-        path = str(config or self.host.folder / "cpi.json")
-        done = self.host.run(str(BOSH_CPI), "--config", path, *words, check=False)
+        path = config or self.host.folder / "cpi.json"
+        if not path.exists():
+            self.host.write_config()
+        done = self.host.run(str(BOSH_CPI), "--config", str(path), *words, check=False)
         if check and done.returncode:
             raise AssertionError(f"bosh-cpi {' '.join(words)}: {done.stdout}{done.stderr}")
         return done
