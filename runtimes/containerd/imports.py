@@ -38,37 +38,43 @@ class Import:
         """The name of the snapshot that holds the layers so far."""
         return oci.chain_id([layer.diff_id for layer in self._layers])
 
-    def rootfs(self, path: Path, digest: str, size: int, limit: int) -> RootfsFacts:
-        """Store and unpack the first layer, a tar.gz of `size` bytes, and look into it.
+    def rootfs(self, path: Path, digest: str, size: int, limit: int) -> None:
+        """Store and unpack the first layer, a tar.gz of `size` bytes, side by side.
 
-        Side by side, which is what makes it fast. Raises StemcellError, CloudError.
+        Raises StemcellError, also for one of more than `limit` bytes unpacked, and CloudError.
         """
         key, mounts = self._prepare(digest)
         with ThreadPoolExecutor(1) as pool, path.open("rb") as file:
             stored = pool.submit(self._write, file, size, digest)
-            facts, diff_id = linux.in_private_mounts(
+            diff_id = linux.in_private_mounts(
                 lambda: _unpack(path, mounts, self._mount_point, limit)
             )
             stored.result()
         self._commit(key, oci.Layer(oci.LAYER_GZIP, digest, size, diff_id))
-        return facts
 
     def layer(self, file: BinaryIO, layer: oci.Layer) -> None:
         """Store a layer and have containerd unpack it. Raises CloudError."""
         self._write(file, layer.size, layer.digest)
         key, mounts = self._prepare(layer.digest)
         found = self._store.apply(layer.media_type, layer.digest, layer.size, mounts)
-        if found != layer.diff_id:
-            raise CloudError(
-                f"the layer {layer.digest} unpacks to {found}, and its image says {layer.diff_id}"
-            )
+        _require_same(layer, found)
         self._commit(key, layer)
 
-    def image(self, image: "Image", source: str) -> RootfsFacts:
-        """Store and unpack all layers of an image, and look into what they make together."""
-        for layer in image.layers:
+    def image(self, image: "Image", limit: int) -> None:
+        """Store and unpack all layers of an image. Raises StemcellError, CloudError."""
+        first, *others = image.layers
+        path = image.blob(first.digest)
+        if first.media_type == oci.LAYER_GZIP:
+            self.rootfs(path, first.digest, first.size, limit)
+            _require_same(first, self._layers[0].diff_id)
+        else:
+            others = [first, *others]
+        for layer in others:
             with image.blob(layer.digest).open("rb") as file:
                 self.layer(file, layer)
+
+    def look(self, source: str) -> RootfsFacts:
+        """Read the facts of what the layers make together; `source` is what errors call it."""
         key = f"look-{self.lease}"
         mounts = self._store.prepare(key, self.snapshot, lease=self.lease)
         try:
@@ -109,15 +115,18 @@ class Import:
         self._store.commit(self.snapshot, key, lease=self.lease)
 
 
-def _unpack(
-    path: Path, mounts: Sequence[types_pb2.Mount], at: Path, limit: int
-) -> tuple[RootfsFacts, str]:
+def _require_same(layer: oci.Layer, diff_id: str) -> None:
+    if diff_id != layer.diff_id:
+        raise CloudError(
+            f"the layer {layer.digest} unpacks to {diff_id}, and its image says {layer.diff_id}"
+        )
+
+
+def _unpack(path: Path, mounts: Sequence[types_pb2.Mount], at: Path, limit: int) -> str:
     from stemcell_convert.unpack import unpack
 
     with mounted(mounts, at) as folder, path.open("rb") as file:
-        diff_id = unpack(file, str(path), folder, limit)
-        with Root(folder) as root:
-            return read_facts(root, str(path)), diff_id
+        return unpack(file, str(path), folder, limit)
 
 
 def _look(source: str, mounts: Sequence[types_pb2.Mount], at: Path) -> RootfsFacts:

@@ -80,9 +80,9 @@ def _import(
 ) -> str:
     if image.architecture != oci.host_architecture():
         log.warn(f"the image is for {image.architecture}, this host is {oci.host_architecture()}")
-    named = labels[LABEL_REFERENCE]
     with stemcells.importing() as work:
-        facts = work.image(image, named)
+        work.image(image, stemcells.means().limit)
+        facts = work.look(labels[LABEL_REFERENCE])
         # What the image says of itself is not believed, but for what only it can know.
         ours = image.labels.get(oci.LABEL_ADAPTATION) == adapt.VERSION
         stemcell = oci.stemcell_of(image.labels) if ours else of_properties(properties)

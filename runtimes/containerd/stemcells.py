@@ -179,7 +179,8 @@ class Stemcells:
     def _import(self, rootfs: "Rootfs", source: str, manifest: "Manifest", limit: int) -> str:
         self._log.info(f"importing the root file system {rootfs.path} ({rootfs.size} bytes)")
         with self.importing() as work:
-            facts = work.rootfs(rootfs.path, rootfs.digest, rootfs.size, limit)
+            work.rootfs(rootfs.path, rootfs.digest, rootfs.size, limit)
+            facts = work.look(str(rootfs.path))
             work.adapt(facts)
             labels = oci.labels(facts, source, manifest)
             config = oci.config(facts, work.layers, labels)
