@@ -1,5 +1,6 @@
 """`bosh-cpi stemcell`, as far as that needs neither root nor a registry."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 from cpi.commands.main import main
-from tests.stemcell_convert.stemcells import ROOTFS, tar, tarball, zipped
+from tests.stemcell_convert.stemcells import MANIFEST, ROOTFS, tar, tarball, zipped
 
 
 @pytest.fixture
@@ -120,21 +121,52 @@ def test_errors_name_the_thing(
     assert [path.name for path in stemcell.parent.iterdir()] == ["stemcell.tgz"]
 
 
+@pytest.fixture
+def slow(stemcell: Path) -> bytes:
+    """A bigger stemcell, to be fed to the pipe that stands in place of the other."""
+    members = {"image": zipped(tar({**ROOTFS, "./var/more": os.urandom(8 << 20)}))}
+    data = tarball(stemcell, {**members, "stemcell.MF": MANIFEST}).read_bytes()
+    stemcell.unlink()
+    os.mkfifo(stemcell)
+    return data
+
+
+def _converting(stemcell: Path) -> list[str]:
+    words = ["stemcell", "convert", str(stemcell), f"oci:{stemcell.parent}/out/layout"]
+    return [sys.executable, "-m", "cpi.commands.main", *words]
+
+
+def test_a_terminal_shows_bytes_and_rate(stemcell: Path, slow: bytes) -> None:
+    terminal, its_end = os.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    command = _converting(stemcell)
+    with subprocess.Popen(command, stderr=its_end, env=environment) as process:
+        os.close(its_end)
+        with stemcell.open("wb") as pipe:
+            pipe.write(slow[: 6 << 20])
+            pipe.flush()
+            shown = b""
+            while b"MiB/s" not in shown and b"MB/s" not in shown:
+                shown += os.read(terminal, 4096)
+            pipe.write(slow[6 << 20 :])
+        with contextlib.suppress(OSError):  # the terminal's word for its end
+            while os.read(terminal, 4096):
+                pass
+    os.close(terminal)
+    assert process.returncode == 0
+    assert b"reading stemcell.tgz" in shown
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_conversion_leaves_nothing(
-    tmp_path: Path, number: signal.Signals, stemcell: Path
+    tmp_path: Path, number: signal.Signals, stemcell: Path, slow: bytes
 ) -> None:
-    members = {"image": zipped(tar({**ROOTFS, "./var/more": os.urandom(8 << 20)}))}
-    data = tarball(stemcell, members).read_bytes()
-    stemcell.unlink()
-    os.mkfifo(stemcell)  # so that it is in the middle of reading when the signal comes
-    words = ["stemcell", "convert", str(stemcell), f"oci:{tmp_path}/out/layout"]
-    command = [sys.executable, "-m", "cpi.commands.main", *words]
+    command = _converting(stemcell)
     with (
         subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
         stemcell.open("wb") as pipe,
     ):
-        pipe.write(data[: 6 << 20])
+        pipe.write(slow[: 6 << 20])
         pipe.flush()
         assert process.stderr is not None
         assert "reading" in process.stderr.readline()

@@ -8,6 +8,7 @@ from cpi import linux
 from cpi.disks import loop
 from cpi.disks.filesystems import FILE_SYSTEMS, mount_device
 from cpi.disks.loop import Part
+from cpi.errors import CloudError
 
 # Nothing of it may do anything here.
 _FLAGS = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC
@@ -44,4 +45,9 @@ def mounted(raw: Path, system: FileSystem, at: Path, use: Callable[[Path], Resul
                 linux.umount(at)
 
     at.mkdir(exist_ok=True)
-    return linux.in_private_mounts(look)
+    try:
+        return linux.in_private_mounts(look)
+    except PermissionError:
+        raise CloudError(
+            "only root can look into a disk, since the kernel has to mount it; run this with sudo"
+        ) from None

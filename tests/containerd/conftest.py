@@ -17,6 +17,8 @@ from tests.containerd import registries
 from tests.containerd.docker import Docker
 from tests.containerd.machine import VM, Machine
 from tests.containerd.registries import Authority, Registry
+from tests.containerd.registry_user import User
+from tests.stemcell_convert.stemcells import MANIFEST, ROOTFS, tar, tarball, zipped
 from tools import stemcell_source
 from tools.private_host import PrivateHost
 
@@ -189,3 +191,30 @@ def token_registry(docker: Docker, registry_image: str, authority: Authority) ->
         registries.serving(docker, registry_image, 5002, authority, auth) as serving,
     ):
         yield serving
+
+
+@pytest.fixture
+def named(request: pytest.FixtureRequest) -> Registry:
+    """The registry that the test is parametrized with."""
+    found: Registry = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture
+def user(machine: Machine, registry: Registry) -> User:
+    return User(machine, registry)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    """A stemcell of some MiB, which no other test has."""
+    members = {"image": zipped(tar({**ROOTFS, "./var/more": os.urandom(4 << 20)}))}
+    return tarball(tmp_path / "small.tgz", {**members, "stemcell.MF": MANIFEST})
+
+
+@pytest.fixture
+def untouched(machine: Machine) -> Iterator[None]:
+    """Fail a test that leaves anything in containerd, or on its way there."""
+    before = machine.stored()
+    yield
+    assert machine.stored() == before

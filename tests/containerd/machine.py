@@ -157,6 +157,18 @@ class Machine:
         argv = ["ctr", "--address", str(self.host.address), "--namespace", NAMESPACE, *words]
         return str(self.host.run(*argv).stdout)
 
+    def stored(self) -> list[str]:
+        """Everything of stemcells that is in containerd, or on its way there."""
+        imports = self.host.state / "imports"
+        return [
+            *self.ctr("images", "ls", "-q").split(),
+            *(line.split()[0] for line in self.ctr("content", "ls").splitlines()[1:]),
+            *(line.split()[0] for line in self._snapshots()),
+            *self.ctr("content", "active").splitlines()[1:],
+            *self.ctr("leases", "ls", "-q").split(),
+            *(str(path) for path in (imports.iterdir() if imports.exists() else ())),
+        ]
+
     def leftovers(self) -> dict[str, Sequence[str]]:
         """Everything on the host that a VM or disk consists of; images and bridges stay."""
         folder = str(self.host.folder)

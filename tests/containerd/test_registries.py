@@ -43,13 +43,6 @@ def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def named(request: pytest.FixtureRequest) -> Registry:
-    """The registry that the test is parametrized with."""
-    found: Registry = request.getfixturevalue(request.param)
-    return found
-
-
 def push(host: PrivateHost, layout: Path, registry: Registry, name: str, **options: str) -> None:
     to = f"docker://{registry.address}/{name}"
     flags = registry.skopeo("dest", **options)

@@ -5,28 +5,11 @@ import io
 import json
 import shutil
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.containerd.machine import Machine, failing, sha_of
-
-
-@pytest.fixture
-def untouched(machine: Machine) -> Iterator[None]:
-    """Fail a test that leaves images, content or snapshots behind."""
-    before = _stored(machine)
-    yield
-    assert _stored(machine) == before
-
-
-def _stored(machine: Machine) -> list[str]:
-    content = [line.split()[0] for line in machine.ctr("content", "ls").splitlines()[1:]]
-    snapshots = [line.split()[0] for line in machine.ctr("snapshots", "ls").splitlines()[1:]]
-    active = machine.ctr("content", "active").splitlines()[1:]
-    leases = machine.ctr("leases", "ls", "-q").split()
-    return [*machine.ctr("images", "ls", "-q").split(), *content, *snapshots, *active, *leases]
 
 
 def _tar(path: Path, names: dict[str, bytes]) -> Path:
@@ -42,9 +25,9 @@ def test_same_stemcell_again_gives_the_same_cid(
     machine: Machine, stemcell: str, image: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copy(image, tmp_path / "image")
-    before = _stored(machine)
+    before = machine.stored()
     assert machine.call("create_stemcell", str(copy), {"name": "other"}) == stemcell
-    assert _stored(machine) == before
+    assert machine.stored() == before
 
 
 def test_the_tarballs_bytes_are_the_layer(machine: Machine, stemcell: str, image: Path) -> None:
@@ -80,9 +63,9 @@ def test_garbage_collection_leaves_a_stemcell_alone(machine: Machine, stemcell: 
     # Deleting any image with --sync runs the garbage collector before it returns.
     name = _reference(stemcell)
     machine.ctr("images", "tag", name, "collect:me")
-    before = _stored(machine)
+    before = machine.stored()
     machine.ctr("images", "rm", "--sync", "collect:me")
-    assert _stored(machine) == [line for line in before if line != "collect:me"]
+    assert machine.stored() == [line for line in before if line != "collect:me"]
     machine.create_vm(stemcell)
     machine.delete_all()
 

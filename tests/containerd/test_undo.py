@@ -1,37 +1,13 @@
 """A create that fails at any step leaves nothing; a killed one leaves what delete_vm takes away."""
 
-import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.containerd.breaking import broken, drop_leases, fails
 from tests.containerd.machine import VM, Machine
-
-# Runs the cpi with one function made to fail before or after its work, or to kill the process.
-_BREAKER = """
-import importlib, os, signal, sys
-target, when = sys.argv[1:3]
-del sys.argv[1:3]
-module, _, path = target.partition(":")
-owner = importlib.import_module(module)
-*parents, name = path.split(".")
-for parent in parents:
-    owner = getattr(owner, parent)
-real = getattr(owner, name)
-def broken(*arguments, **options):
-    result = None
-    if when != "before":
-        result = real(*arguments, **options)
-    if when == "kill":
-        os.kill(os.getpid(), signal.SIGKILL)
-    raise RuntimeError("broken on purpose")
-setattr(owner, name, broken)
-from cpi.main import main
-main()
-"""
 
 CREATE_VM = [
     "runtimes.containerd.host_folder:HostFolder.create",
@@ -60,8 +36,8 @@ CREATE_DISK = [
 CREATE_STEMCELL = [
     "runtimes.containerd.store:Store.prepare",
     "runtimes.containerd.store:Store.write_content",
-    "runtimes.containerd.unpack:unpack",
-    "runtimes.containerd.stemcells:read_facts",
+    "stemcell_convert.unpack:unpack",
+    "runtimes.containerd.imports:read_facts",
     "runtimes.containerd.store:Store.commit",
     "runtimes.containerd.store:Store.apply",
     "runtimes.containerd.store:Store.create_image",
@@ -69,34 +45,17 @@ CREATE_STEMCELL = [
 PROPERTIES = {"ephemeral_disk": 64, "ports": ["8871:80"]}
 
 
-def _broken(machine: Machine, target: str, when: str, method: str, *arguments: Any) -> str:
-    """Make a call with a broken function; return what it printed."""
-    script = machine.host.folder / "breaker.py"
-    script.write_text(_BREAKER)
-    request = {"method": method, "arguments": arguments, "context": {}, "api_version": 2}
-    done = machine.host.run(
-        sys.executable, str(script), target, when, "-c", str(machine.host.write_config()),
-        input=json.dumps(request), check=False, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    return str(done.stdout)
-
-
-def _fails(machine: Machine, target: str, when: str, method: str, *arguments: Any) -> None:
-    response = json.loads(_broken(machine, target, when, method, *arguments))
-    assert "broken on purpose" in response["error"]["message"], "the step was never reached"
-
-
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("target", CREATE_VM)
 def test_create_vm(machine: Machine, stemcell: str, clean: None, target: str, when: str) -> None:
     networks = {"n": {"type": "dynamic"}}
-    _fails(machine, target, when, "create_vm", "a", stemcell, PROPERTIES, networks, [], {})
+    fails(machine, target, when, "create_vm", "a", stemcell, PROPERTIES, networks, [], {})
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("target", CREATE_DISK)
 def test_create_disk(machine: Machine, clean: None, target: str, when: str) -> None:
-    _fails(machine, target, when, "create_disk", 64, {}, None)
+    fails(machine, target, when, "create_disk", 64, {}, None)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -109,7 +68,7 @@ def test_create_stemcell(
         return "".join(machine.ctr(*word) for word in words)
 
     before = stored()
-    _fails(machine, target, when, "create_stemcell", str(small_image), {})
+    fails(machine, target, when, "create_stemcell", str(small_image), {})
     assert stored() == before
 
 
@@ -117,7 +76,7 @@ def test_create_stemcell(
     "target",
     [
         "runtimes.containerd.store:Store.write_content",
-        "runtimes.containerd.unpack:_feed",
+        "stemcell_convert.unpack:_feed",
         "runtimes.containerd.store:Store.commit",
         "runtimes.containerd.store:Store.apply",
         "runtimes.containerd.store:Store.create_image",
@@ -126,17 +85,17 @@ def test_create_stemcell(
 def test_a_killed_import_is_no_hindrance_to_the_next(
     machine: Machine, small_image: Path, clean: None, target: str
 ) -> None:
-    assert _broken(machine, target, "kill", "create_stemcell", str(small_image), {}) == ""
+    assert broken(machine, target, "kill", "create_stemcell", str(small_image), {}) == ""
     cid = machine.call("create_stemcell", str(small_image), {})
     machine.call("delete_stemcell", cid)
-    _drop_leases(machine)
+    drop_leases(machine)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_attach_disk(machine: Machine, make_vm: Callable[..., VM], when: str) -> None:
     vm, disk = make_vm(), machine.create_disk()
     target = "runtimes.containerd.host_folder:HostFolder.mount_disk"
-    _fails(machine, target, when, "attach_disk", vm.cid, disk)
+    fails(machine, target, when, "attach_disk", vm.cid, disk)
     machine.call("attach_disk", vm.cid, disk)
     machine.call("detach_disk", vm.cid, disk)
 
@@ -158,15 +117,9 @@ def test_a_killed_create_vm_is_cleaned_up_by_delete_vm(
     before = set((machine.host.state / "vms").glob("*"))
     networks = {"n": {"type": "dynamic"}}
     arguments: tuple[Any, ...] = ("a", stemcell, PROPERTIES, networks, [], {})
-    assert _broken(machine, target, "kill", "create_vm", *arguments) == ""
+    assert broken(machine, target, "kill", "create_vm", *arguments) == ""
     left = set((machine.host.state / "vms").glob("*")) - before
     for folder in left:
         machine.call("delete_vm", folder.name)
     assert len(left) == 1
-    _drop_leases(machine)
-
-
-def _drop_leases(machine: Machine) -> None:
-    """The lease of a killed process expires by itself; here nobody waits an hour for it."""
-    for lease in machine.ctr("leases", "ls", "-q").split():
-        machine.ctr("leases", "rm", "--sync", lease)
+    drop_leases(machine)
