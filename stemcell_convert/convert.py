@@ -6,17 +6,22 @@ The same stemcell gives the same bytes.
 
 import os
 import shutil
-import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol, TypeVar, cast
+from typing import Protocol, TypeVar
 
-from isal import igzip, igzip_lib
-
-from stemcell_convert import adapt, disk_image, layout, manifest as manifests, oci, partitions
+from stemcell_convert import (
+    adapt,
+    disk_image,
+    layout,
+    manifest as manifests,
+    oci,
+    partitions,
+    tars,
+)
 from stemcell_convert.errors import LightStemcell, StemcellError
 from stemcell_convert.facts import RootfsFacts, read_facts
 from stemcell_convert.image import Image
@@ -106,7 +111,9 @@ def opened(stemcell: Path, report: Report) -> Iterator[Source]:
             yield Source(file, str(stemcell), path=stemcell, show=lambda done: show(done, size))
     except OSError as error:
         where = f" ({error.filename})" if error.filename not in (None, str(stemcell)) else ""
-        raise StemcellError(f"cannot convert {stemcell}: {error.strerror}{where}") from None
+        raise StemcellError(
+            f"cannot convert {stemcell}: {error.strerror or error}{where}"
+        ) from None
 
 
 def beside(image: Path) -> Manifest | None:
@@ -122,14 +129,15 @@ def _of_tarball(tarball: Source, folder: Path, means: Means) -> Found:
     found: Found | None = None
     manifest: Manifest | None = None
     light = False
-    for member, content in _members(tarball):
-        if member == "image" and found is None and not light:
-            source = Source(content, f"{tarball.name}: image")
-            light = recognise(source) == LIGHT
-            found = None if light else _of_image(source, folder, means)
-        elif member == manifests.NAME:
-            document = content.read(manifests.LIMIT)
-            manifest = manifests.parse(document, f"{tarball.name}: {member}")
+    with tars.opened(tarball, tarball.name, zipped=True, limit=means.limit) as members:
+        for member, content in tars.files(members):
+            if member == "image" and found is None and not light:
+                source = Source(content, f"{tarball.name}: image")
+                light = recognise(source) == LIGHT
+                found = None if light else _of_image(source, folder, means)
+            elif member == manifests.NAME:
+                document = content.read(manifests.LIMIT)
+                manifest = manifests.parse(document, f"{tarball.name}: {member}")
     if manifest and light:
         raise LightStemcell(
             f"{tarball.name} is a light stemcell of {manifest.image or 'no image'}; "
@@ -141,36 +149,23 @@ def _of_tarball(tarball: Source, folder: Path, means: Means) -> Found:
     return replace(found, manifest=manifest)
 
 
-def extract(stemcell: Path, folder: Path, report: Report) -> tuple[Path, Manifest]:
+def extract(stemcell: Path, folder: Path, means: Means) -> tuple[Path, Manifest]:
     """Unpack a stemcell's `image` and stemcell.MF into a folder, as BOSH does for a CPI.
 
     An `image` alone stays where it is. Raises StemcellError.
     """
-    with opened(stemcell, report) as source:
+    with opened(stemcell, means.report) as source:
         if recognise(source) != TARBALL:
             return stemcell, beside(stemcell) or Manifest()
-        for member, content in _members(source):
-            if member in ("image", manifests.NAME):
-                with (folder / member).open("xb") as file:
-                    shutil.copyfileobj(content, file, CHUNK)
+        with tars.opened(source, source.name, zipped=True, limit=means.limit) as members:
+            for member, content in tars.files(members):
+                if member in ("image", manifests.NAME):
+                    with (folder / member).open("xb") as file:
+                        shutil.copyfileobj(content, file, CHUNK)
     manifest = beside(folder / "image")
     if manifest is None or not (folder / "image").exists():
         raise StemcellError(f"{stemcell} has no image or no {manifests.NAME}")
     return folder / "image", manifest
-
-
-def _members(tarball: Source) -> Iterator[tuple[str, BinaryIO]]:
-    """The files of a stemcell's tarball, one after the other. Raises StemcellError."""
-    try:
-        stream = igzip.IGzipFile(fileobj=cast(BinaryIO, tarball), mode="rb")
-        with tarfile.open(fileobj=stream, mode="r|", bufsize=CHUNK) as tar:
-            for member in tar:
-                content = tar.extractfile(member) if member.isreg() else None
-                if content is not None:
-                    yield member.name.removeprefix("./"), cast(BinaryIO, content)
-    # igzip_lib's stub calls its exception class a value.
-    except (tarfile.TarError, EOFError, igzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]
-        raise StemcellError(f"{tarball.name} is cut short or damaged: {error}") from None
 
 
 def _of_image(source: Source, folder: Path, means: Means) -> Found:
@@ -200,6 +195,12 @@ def _copy(source: Source, folder: Path, means: Means) -> tuple[Rootfs, RootfsFac
         # When looking ends early, result() says why.
         with suppress(BrokenPipeError), open(outlet, "wb") as pipe, written.file:
             while data := source.read(CHUNK):
+                # What follows the end of a gzip as zeros is in nothing that is unpacked.
+                if written.size + len(data) > means.limit:
+                    raise StemcellError(
+                        f"{source.name} has more than {means.limit >> 20} MiB, which is the limit "
+                        "(stemcell_limit)"
+                    )
                 written.write(data)
                 pipe.write(data)
         diff_id = looked.result()

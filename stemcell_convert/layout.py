@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stemcell_convert import image as images, oci
+from stemcell_convert import image as images, oci, tars
 from stemcell_convert.errors import StemcellError
 from stemcell_convert.image import Image, blob_path
 
@@ -132,20 +132,25 @@ def open_archive(archive: Path, folder: Path) -> None:
     begin(folder)
     wanted = (_INDEX, _VERSION)
     try:
-        with tarfile.open(archive, "r:") as tar:
-            for member in tar:
+        with (
+            archive.open("rb") as stream,
+            tars.opened(stream, str(archive), zipped=False) as members,
+        ):
+            for member, content in members:
                 name = member.name.removeprefix("./")
                 digest = name.removeprefix("blobs/sha256/")
-                content = tar.extractfile(member) if member.isreg() else None
-                if content is None or not (name in wanted or images.is_digest(f"sha256:{digest}")):
+                # Holes would make of a small archive as much as it likes to say.
+                if content is None or member.issparse():
+                    continue
+                if not (name in wanted or images.is_digest(f"sha256:{digest}")):
                     continue
                 target = folder / name if name in wanted else blob_path(folder, f"sha256:{digest}")
                 with target.open("xb") as file:
                     shutil.copyfileobj(content, file, 1 << 20)
-    except (tarfile.TarError, EOFError, FileExistsError) as error:
+    except FileExistsError as error:
         raise StemcellError(f"{archive} is no archive of an OCI image: {error}") from None
     except OSError as error:
-        raise StemcellError(f"cannot unpack {archive}: {error.strerror}") from None
+        raise StemcellError(f"cannot unpack {archive}: {error.strerror or error}") from None
 
 
 def _member(digest: str) -> str:

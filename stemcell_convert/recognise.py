@@ -6,9 +6,9 @@ disk (cloudstack), and disks as they are.
 """
 
 import io
-import tarfile
 import zlib
 
+from stemcell_convert import tars
 from stemcell_convert.errors import StemcellError, UnsupportedStemcell
 from stemcell_convert.partitions import kind_at
 from stemcell_convert.streams import Source
@@ -59,10 +59,10 @@ def recognise(source: Source) -> str:
     if not head:
         return LIGHT
     if head.startswith(GZIP):
-        return _in_tar(_inflated(head, source.name), "a tar.gz", source.name)
+        return _in_tar(_inflated(head, source.name), source.name)
     where, magic = _USTAR
     if head[where:].startswith(magic):
-        return _in_tar(head, "a tar", source.name)
+        return _in_tar(head, source.name)
     if head.startswith(BZIP2):
         return BZIPPED
     if disk_format(head):
@@ -81,17 +81,13 @@ def _inflated(head: bytes, name: str) -> bytes:
         raise StemcellError(f"{name} is not a tar.gz, or is damaged: {error}") from None
 
 
-def _in_tar(head: bytes, told: str, name: str) -> str:
+def _in_tar(head: bytes, name: str) -> str:
     """Tell a root file system from an archive, by the first thing in it."""
-    try:
-        with tarfile.open(fileobj=io.BytesIO(head), mode="r:") as tar:
-            member = tar.next()
-            if member is None:
-                raise StemcellError(f"{name} holds an empty tar")
-            content = tar.extractfile(member) if member.isreg() else None
-            start = content.read(HEAD) if content else b""
-    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
-        raise StemcellError(f"{name} is not {told}, or is damaged: {error}") from None
+    with tars.opened(io.BytesIO(head), name, zipped=False) as members:
+        member, content = next(members, (None, None))
+        if member is None:
+            raise StemcellError(f"{name} holds an empty tar")
+        start = content.read(HEAD) if content else b""
     first = member.name.removeprefix("./")
     if first in (".", "") or first.split("/", 1)[0] in _ROOT_FOLDERS:
         return ROOTFS

@@ -4,9 +4,11 @@ Decompression, hashing and tar(1) run side by side, so it costs little more than
 """
 
 import hashlib
+import resource
 import subprocess
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -41,6 +43,7 @@ _A_LOOK = (
     "--no-recursion",
     *(f"{dot}{path}" for path in LOOKED_AT for dot in (".", "")),
 )
+_MEMORY = 512 << 20  # bytes that tar may take; the folders of a root file system take a few MiB
 
 
 def unpack(stream: Readable, name: str, folder: Path, limit: int) -> str:
@@ -81,6 +84,9 @@ def _through_tar(
             env=ENVIRONMENT,
         ) as tar,
     ):
+        # A header may have any size, and tar takes each into memory.
+        with suppress(ProcessLookupError):  # it may have ended, with a complaint
+            resource.prlimit(tar.pid, resource.RLIMIT_AS, (_MEMORY, _MEMORY))
         pipe = cast(BinaryIO, tar.stdin)
         try:
             digest = _feed(stream, name, pipe, limit)

@@ -2,14 +2,11 @@
 
 import bz2
 import os
-import tarfile
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from isal import igzip, igzip_lib
-
+from stemcell_convert import tars
 from stemcell_convert.errors import StemcellError
 from stemcell_convert.recognise import BZIPPED, DISK, GZIP, HEAD, disk_format
 from stemcell_convert.streams import CHUNK, Source
@@ -26,41 +23,25 @@ def unwrap(source: Source, kind: str, target: Path, limit: int) -> Path:
     name = source.name
     try:
         if kind in (DISK, BZIPPED):
-            # bz2 and tarfile only read, whatever their stubs ask for.
+            # bz2 only reads, whatever its stub asks for.
             plain = cast(BinaryIO, source)
             with bz2.open(plain) if kind == BZIPPED else nullcontext(plain) as stream:
                 _write(cast(BinaryIO, stream), b"", target, limit, name)
             return target
-        with _members(source) as tar:
-            for content in _files(tar):
+        zipped = source.peek(HEAD).startswith(GZIP)
+        with tars.opened(source, name, zipped=zipped, limit=limit) as members:
+            for _, content in tars.files(members):
                 head = content.read(HEAD)
                 if disk_format(head):
                     _write(content, head, target, limit, name)
                     return target
-    # igzip_lib's stub calls its exception class a value.
-    except (tarfile.TarError, EOFError, igzip.BadGzipFile, igzip_lib.IsalError) as error:  # type: ignore[misc]
+    except EOFError as error:
         raise StemcellError(f"{name} is cut short or damaged: {error}") from None
     except OSError as error:
         if error.errno is None:  # bz2's word for a damaged stream
             raise StemcellError(f"{name} is cut short or damaged: {error}") from None
         raise StemcellError(f"the disk in {name} cannot be unpacked: {error}") from None
     raise StemcellError(f"{name} is an archive without a disk in it")
-
-
-@contextmanager
-def _members(source: Source) -> Iterator[tarfile.TarFile]:
-    plain = cast(BinaryIO, source)
-    zipped = source.peek(HEAD).startswith(GZIP)
-    stream = igzip.IGzipFile(fileobj=plain, mode="rb") if zipped else plain
-    with tarfile.open(fileobj=stream, mode="r|") as tar:
-        yield tar
-
-
-def _files(tar: tarfile.TarFile) -> Iterator[BinaryIO]:
-    for member in tar:
-        content = tar.extractfile(member) if member.isreg() else None
-        if content is not None:
-            yield cast(BinaryIO, content)
 
 
 def _write(stream: BinaryIO, head: bytes, target: Path, limit: int, name: str) -> None:

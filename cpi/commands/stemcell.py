@@ -248,7 +248,7 @@ def _import(work: _Work, target: Place) -> int:
             f"{target.name} takes stemcells, not {source.kind}:…; push it, and pull it from there"
         )
     with _scratch() as folder:
-        image, manifest = extract(source.path, Path(folder), work.report)
+        image, manifest = extract(source.path, Path(folder), work.means())
         document = work.give(image, manifest.cloud_properties, target)
     return work.result(document, document["cid"])
 

@@ -11,7 +11,7 @@ from stemcell_convert.convert import convert, extract
 from stemcell_convert.errors import LightStemcell, StemcellError
 from stemcell_convert.image import Image
 from stemcell_convert.manifest import parse
-from tests.stemcell_convert.stemcells import MANIFEST, Quiet, image, means, tarball, zipped
+from tests.stemcell_convert.stemcells import MANIFEST, image, means, tarball, zipped
 
 
 def made(stemcell: Path, folder: Path) -> Image:
@@ -108,10 +108,10 @@ def test_a_light_stemcell_says_what_it_names(tmp_path: Path) -> None:
 
 def test_image_and_manifest_are_taken_out_as_bosh_does(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
-    path, manifest = extract(tarball(tmp_path / "x.tgz"), folder, Quiet())
+    path, manifest = extract(tarball(tmp_path / "x.tgz"), folder, means())
     assert path.read_bytes() == image()
     assert manifest == parse(MANIFEST, "")
-    assert extract(path, folder, Quiet())[0] == path
+    assert extract(path, folder, means())[0] == path
 
 
 # Layouts
