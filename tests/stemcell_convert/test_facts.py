@@ -148,3 +148,18 @@ def test_a_fifo_does_not_hold_up_a_reader(tree: Path) -> None:
     os.mkfifo(tree / "pipe")
     with Root(tree) as root, pytest.raises(FileNotFoundError, match="not a regular file"):
         root.read("/pipe")
+
+
+class _Watched(Root):
+    def _open(self, path: str, flags: int) -> int:
+        assert flags & os.O_PATH, "this would open a device"
+        return super()._open(path, flags)
+
+
+def test_nothing_is_opened_before_it_is_known_to_be_a_file(tree: Path) -> None:
+    # As root a stemcell's device nodes are there, and opening a watchdog's reboots the host.
+    os.mkfifo(tree / "pipe")
+    with _Watched(tree) as root:
+        assert root.read("/etc/os-release").startswith(b"ID=")
+        with pytest.raises(FileNotFoundError):
+            root.read("/pipe")
