@@ -90,7 +90,7 @@ def _parse(document: bytes | None, name: str) -> dict[str, object]:
         return {}
     try:
         parsed = json.loads(document)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise StemcellError(f"{name}: {AGENT_CONFIG} in it is not JSON: {error}") from None
     return parsed if isinstance(parsed, dict) else {}
 
@@ -118,7 +118,7 @@ def _architecture(root: Root, name: str) -> str:
             header = root.read(path, 20)
         except OSError:
             continue
-        if header[:4] == b"\x7fELF":
+        if len(header) == 20 and header.startswith(b"\x7fELF"):
             order: Literal["little", "big"] = "little" if header[5] == 1 else "big"
             machine = int.from_bytes(header[18:20], order)
             if machine in _ELF_MACHINES:

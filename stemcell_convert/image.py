@@ -90,7 +90,7 @@ class Manifest:
 def blob_path(folder: Path, digest: str) -> Path:
     """Where a layout has a blob. Raises StemcellError for what is no sha256 digest."""
     if not is_digest(digest):
-        raise StemcellError(f"{digest!a} is no sha256 digest")
+        raise StemcellError(f"{folder}: {digest!a} is no sha256 digest")
     return folder / "blobs" / "sha256" / digest.partition(":")[2]
 
 
@@ -111,7 +111,7 @@ def parse_manifest(document: bytes, source: str) -> Manifest:
                 for one in found["layers"]
             ),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise StemcellError(f"{source} has no image manifest that can be used: {error}") from None
     if not manifest.layers:
         raise StemcellError(f"{source} has an image without layers")
@@ -138,7 +138,8 @@ def for_platform(index: Mapping[str, Any], architecture: str, source: str) -> st
 
     An index of one image gives that. Raises StemcellError naming the platforms there are.
     """
-    entries = [one for one in index.get("manifests") or () if isinstance(one, dict)]
+    listed = index.get("manifests")
+    entries = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     platforms: dict[str, object] = {}
     for entry in entries:
         platform = entry.get("platform")
@@ -166,8 +167,8 @@ def parse_json(data: bytes, source: str) -> dict[str, Any]:
 
 
 def _layer_type(layer: Mapping[str, Any]) -> str:
-    found = str(layer.get("mediaType"))
-    if found not in _LAYER_TYPES:
+    found = layer["mediaType"]
+    if not isinstance(found, str) or found not in _LAYER_TYPES:
         raise ValueError(f"a layer is of type {found!a}")
     return _LAYER_TYPES[found]
 

@@ -39,9 +39,19 @@ def parse(document: bytes, source: str) -> Manifest:
     """Read a stemcell.MF; `source` is what an error calls it. Raises StemcellError."""
     import yaml  # no other call needs it
 
+    class Loader(yaml.SafeLoader):
+        """Without YAML's merges, a few of which make a document of any size."""
+
+        def flatten_mapping(self, node: yaml.MappingNode) -> None:
+            pass
+
     try:
-        found = yaml.safe_load(document)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        found = yaml.load(document, Loader)  # noqa: S506 (it is a safe one)
+    # yaml's own words for what is no value of its tag are all of these.
+    except (
+        *(yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError),
+        RecursionError,
+    ) as error:
         told = " ".join(str(error).split())[:200]
         raise StemcellError(f"{source} is not YAML: {told}") from None
     if not isinstance(found, dict):
@@ -82,7 +92,7 @@ def of_light(manifest: Manifest, reference: str, digest: str) -> dict[str, Any]:
         "name": manifest.name,
         "version": manifest.version,
         "bosh_protocol": "1",
-        "api_version": int(manifest.api_version) if manifest.api_version.isdecimal() else 3,
+        "api_version": _api_version(manifest.api_version),
         "sha1": "da39a3ee5e6b4b0d3255bfef95601890afd80709",  # of the `image`, which is empty
         "operating_system": manifest.operating_system,
         "stemcell_formats": list(_LIGHT_FORMATS),
@@ -95,9 +105,17 @@ def of_light(manifest: Manifest, reference: str, digest: str) -> dict[str, Any]:
     }
 
 
+def _api_version(text: str) -> int:
+    """A number that may come from an image's label, which can be anything."""
+    return int(text) if text.isdecimal() and len(text) < _LONGEST else 3
+
+
 def _text(value: object) -> str:
     """A value that is one word in YAML, as text that may become a label."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        return ""
+    # Python refuses to write out a number that is far longer.
+    if isinstance(value, int) and abs(value) >= 10**_LONGEST:
         return ""
     text = str(value)
     return text if len(text) <= _LONGEST and text.isprintable() else ""

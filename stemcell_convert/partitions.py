@@ -42,7 +42,7 @@ def file_systems(read: Read, size: int) -> list[FileSystem]:
         raise StemcellError("the disk has neither a partition table nor a file system")
     parts = list(_mbr(mbr))
     if any(kind == _PROTECTIVE for kind, _, _ in parts):
-        found = list(_gpt(read))
+        found = list(_gpt(read, size))
     else:
         found = [(first, count) for kind, first, count in parts if kind not in _EXTENDED]
     systems = []
@@ -62,7 +62,7 @@ def _mbr(sector: bytes) -> Iterator[tuple[int, int, int]]:
             yield kind, first, count
 
 
-def _gpt(read: Read) -> Iterator[tuple[int, int]]:
+def _gpt(read: Read, size: int) -> Iterator[tuple[int, int]]:
     """UEFI, "GPT Header" and "GPT Partition Entry"."""
     header = read(SECTOR, 92)
     if len(header) < 92 or header[:8] != b"EFI PART":
@@ -70,6 +70,8 @@ def _gpt(read: Read) -> Iterator[tuple[int, int]]:
     start, number, each = struct.unpack_from("<QII", header, 72)
     if number > _MOST_ENTRIES or each not in _ENTRY_SIZES:
         raise StemcellError(f"the disk's GPT is damaged: {number} entries of {each} bytes")
+    if start * SECTOR >= size:
+        raise StemcellError("the disk's GPT is damaged: its entries are beyond the end of the disk")
     table = read(start * SECTOR, number * each)
     for at in range(0, len(table) - each + 1, each):
         first, last = struct.unpack_from("<QQ", table, at + 32)

@@ -18,7 +18,7 @@ _REST = re.compile(
     rf"(?P<repository>{_PART}(?:/{_PART})*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
-_LONGEST = 512  # characters
+_LONGEST = 512  # characters, of the whole name
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,20 @@ class Reference:
 
 
 def parse(text: str) -> Reference:
-    """Read an image's name. Raises StemcellError."""
+    """Read an image's name; written out, the result reads the same. Raises StemcellError."""
     host, slash, rest = text.partition("/")
     # What docker takes for a registry: anything else is the first part of Docker Hub's names.
     if not slash or not (set(".:[") & set(host) or host == "localhost"):
         host, rest = _HUB, text
+    if host == "index.docker.io":
+        host = _HUB
+    if host == _HUB and "/" not in rest:
+        rest = f"library/{rest}"
     found = _REST.fullmatch(rest)
-    if found is None or not _HOST.fullmatch(host) or len(text) > _LONGEST:
+    if found is None or not _HOST.fullmatch(host) or len(f"{host}/{rest}") > _LONGEST:
         raise StemcellError(
             f"{text[:_LONGEST]!a} is no image reference; it looks like "
             "ghcr.io/team/stemcell:1.2 or ghcr.io/team/stemcell@sha256:…"
         )
     repository, tag, digest = found.group("repository", "tag", "digest")
-    if host == "index.docker.io":
-        host = _HUB
-    if host == _HUB and "/" not in repository:
-        repository = f"library/{repository}"
     return Reference(host, repository, tag or "", digest or "")
