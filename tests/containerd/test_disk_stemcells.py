@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.containerd.disk_stemcells import CAPABILITY, archive, converted, disk, machine_root
+from tests.containerd.disk_stemcells import CAPABILITY, machine_root
 from tests.containerd.disks import attach_and_mount
 from tests.containerd.machine import VM, Machine, failing
+from tools.stemcell_disks import archive, converted, disk
 
 OVF = b"<?xml version='1.0'?><Envelope/>"
 
