@@ -23,7 +23,7 @@ class DriverError(Exception):
 
 @dataclass(frozen=True)
 class Done:
-    """A program that has ended; all times in milliseconds (see host_worker.run)."""
+    """A program that has ended: times in milliseconds, memory in MiB (see host_worker.run)."""
 
     status: int
     stdout: str
@@ -31,6 +31,7 @@ class Done:
     wall: float
     cpu: float
     daemon: float
+    memory: float
 
 
 @dataclass(frozen=True)
