@@ -13,10 +13,10 @@ TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring 
 	docker.io docker-registry skopeo umoci apache2-utils
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test-packages demo stemcell test test-fast lint fmt bench bench-calls bench-disks proto clean
+.PHONY: help setup packages test-packages demo stemcell test test-fast lint fmt bench bench-calls bench-disks bench-stemcells proto clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: packages $(VENV)/.done proto ## install Debian packages (as root), the virtual environment, protobufs
 
@@ -67,11 +67,16 @@ bench-disks: setup ## time persistent disks: calls, and fio in a VM beside the h
 	@tools/apt-install fio
 	@$(BIN)/python -m tools.bench_disks $(if $(RUNS),--runs $(RUNS))
 
-bench: bench-calls bench-disks ## all benchmarks
+bench: bench-calls bench-disks bench-stemcells ## all benchmarks
 
 bench-calls: setup ## time every call of the contract as a process (STEMCELL=path, RUNS=7, VMS=50)
 	@$(BIN)/python -m tools.bench $(if $(STEMCELL),--stemcell $(STEMCELL)) \
 		$(if $(RUNS),--runs $(RUNS)) $(if $(VMS),--vms $(VMS))
+
+bench-stemcells: setup ## time stemcells beside ctr, docker, skopeo, and by hand (SIZES=50,100 RUNS=3)
+	@tools/apt-install skopeo
+	@$(BIN)/python -m tools.bench_stemcells $(if $(STEMCELL),--stemcell $(STEMCELL)) \
+		$(if $(SIZES),--sizes "$(SIZES)") $(if $(RUNS),--runs $(RUNS))
 
 clean: ## remove what the targets above made here
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info $(API)/*_pb2.py $(API)/*_pb2.pyi
