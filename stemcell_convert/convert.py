@@ -30,7 +30,7 @@ from stemcell_convert.manifest import Manifest
 from stemcell_convert.pack import Rootfs, pack
 from stemcell_convert.recognise import DISK, LIGHT, ROOTFS, TARBALL, recognise
 from stemcell_convert.report import Report
-from stemcell_convert.streams import CHUNK, Source, Written
+from stemcell_convert.streams import CHUNK, Source, Written, widen
 from stemcell_convert.unpack import look_into
 from stemcell_convert.unwrap import unwrap
 
@@ -191,6 +191,7 @@ def _copy(source: Source, folder: Path, means: Means) -> tuple[Rootfs, RootfsFac
                 return look_into(pipe, source.name, look, means.limit)
 
         looked = pool.submit(look_in)
+        widen(outlet)
         written = Written(target)
         # When looking ends early, result() says why.
         with suppress(BrokenPipeError), open(outlet, "wb") as pipe, written.file:

@@ -13,7 +13,7 @@ from isal import igzip
 from stemcell_convert.errors import StemcellError
 from stemcell_convert.programs import ENVIRONMENT, last_words
 from stemcell_convert.report import Progress
-from stemcell_convert.streams import CHUNK, Written
+from stemcell_convert.streams import CHUNK, Written, widen
 
 _LEVEL = 1  # of igzip: as fast as the disk, and a third of the size
 
@@ -80,6 +80,7 @@ def pack(root: Path, target: Path, show: Progress) -> Rootfs:
                 ) as zipped,
             ):
                 stream = cast(BinaryIO, tar.stdout)
+                widen(stream.fileno())
                 while data := stream.read(CHUNK):
                     sha.update(data)
                     zipped.write(data)

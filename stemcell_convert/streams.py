@@ -1,11 +1,19 @@
 """Bytes on their way: hashed, counted, and looked at before they are read."""
 
+import fcntl
 import hashlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 CHUNK = 1 << 20  # bytes
+
+
+def widen(pipe: int) -> None:
+    """Have a pipe hold a whole chunk, if the system allows it: then both ends rarely wait."""
+    with suppress(OSError):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK)
 
 
 class Readable(Protocol):
