@@ -30,7 +30,7 @@ from stemcell_convert.manifest import Manifest
 from stemcell_convert.pack import Rootfs, pack
 from stemcell_convert.recognise import DISK, LIGHT, ROOTFS, TARBALL, recognise
 from stemcell_convert.report import Report
-from stemcell_convert.streams import CHUNK, Source, Written, widen
+from stemcell_convert.streams import CHUNK, Source, widen
 from stemcell_convert.unpack import look_into
 from stemcell_convert.unwrap import unwrap
 
@@ -192,22 +192,21 @@ def _copy(source: Source, folder: Path, means: Means) -> tuple[Rootfs, RootfsFac
 
         looked = pool.submit(look_in)
         widen(outlet)
-        written = Written(target)
         # When looking ends early, result() says why.
-        with suppress(BrokenPipeError), open(outlet, "wb") as pipe, written.file:
+        with suppress(BrokenPipeError), open(outlet, "wb") as pipe, target.open("xb") as file:
             while data := source.read(CHUNK):
                 # What follows the end of a gzip as zeros is in nothing that is unpacked.
-                if written.size + len(data) > means.limit:
+                if source.size > means.limit:
                     raise StemcellError(
                         f"{source.name} has more than {means.limit >> 20} MiB, which is the limit "
                         "(stemcell_limit)"
                     )
-                written.write(data)
+                file.write(data)
                 pipe.write(data)
         diff_id = looked.result()
     with Root(look) as root:
         facts = read_facts(root, source.name)
-    return Rootfs(target, written.digest, written.size, diff_id), facts
+    return Rootfs(target, source.drain(), source.size, diff_id), facts
 
 
 def rootfs_of_disk(
