@@ -1,4 +1,4 @@
-"""Push, pull and light stemcells, with real registries that want what real ones want."""
+"""Light stemcells, with real registries."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from tests.containerd.docker import Docker
 from tests.containerd.machine import Machine, failing, sha_of
 from tests.containerd.registries import Registry
 from tests.containerd.registry_user import User
-from tests.stemcell_convert.stemcells import tar, tarball
+from tests.stemcell_convert.stemcells import MANIFEST, tar, tarball
 from tools import stemcell_source
 
 ALL = ("registry", "secure_registry", "token_registry")
@@ -41,10 +41,11 @@ def test_a_light_stemcell_is_the_stemcell_it_was_made_of(
 
 
 def test_a_vm_of_a_light_stemcell_runs(
-    machine: Machine, user: User, tmp_path: Path, clean: None, untouched: None
+    machine: Machine, user: User, runit_image: Path, tmp_path: Path, clean: None, untouched: None
 ) -> None:
-    light = tmp_path / "light.tgz"
-    tgz = stemcell_source.stand_in("runit")
+    # With a manifest of its own, lest it be the very stemcell that other tests use.
+    members = {"image": runit_image.read_bytes(), "stemcell.MF": MANIFEST}
+    light, tgz = tmp_path / "light.tgz", tarball(tmp_path / "runit.tgz", members)
     user.run("push", tgz, user.name("runit:1"), "--light-stemcell", light)
     image, properties = user.light(light)
     stemcell = machine.call("create_stemcell", image, properties, config=user.config)
