@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 
 from stemcell_convert.convert import Means, Result
 from stemcell_convert.errors import StemcellError
@@ -17,14 +17,19 @@ BLOCK = tarfile.BLOCKSIZE
 T = TypeVar("T")
 
 
-def stable(examples: int) -> settings:
-    """Settings that try the same examples each time, however slow the machine is."""
+def stable(examples: int, *, shrink: bool = True) -> settings:
+    """Settings that try the same examples each time, however slow the machine is.
+
+    shrink: whether a failure is worth the time to look for a smaller one.
+    """
+    phases = (Phase.explicit, Phase.generate, *((Phase.shrink,) if shrink else ()))
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
     return settings(
         max_examples=examples,
         derandomize=True,
         deadline=None,
         database=None,
+        phases=phases,
         suppress_health_check=[*checks, HealthCheck.data_too_large],
     )
 
