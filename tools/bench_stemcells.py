@@ -35,7 +35,7 @@ from tools.bench_stemcell_figures import (
 )
 from tools.command import count, run_as_root
 from tools.driver import Done, Driver
-from tools.private_docker import PROGRAM as DOCKERD, docker
+from tools.private_docker import Docker
 from tools.private_host import CPI, PrivateHost
 from tools.scratch import file_system
 from tools.stemcell_source import opened, stand_in
@@ -218,7 +218,9 @@ def measure(options: argparse.Namespace, console: Console) -> None:
     with file_system() as folder, ExitStack() as stack:
         host = stack.enter_context(PrivateHost())
         driver = stack.enter_context(Driver(host, host.write_config()))
-        words = stack.enter_context(docker(host)) if DOCKERD and not options.growth else ()
+        words: tuple[str, ...] = ()
+        if not options.growth:
+            words = ("docker", "--host", stack.enter_context(Docker(host)).address)
         bench = Bench(driver, folder / "target", words, options.runs)
         base = opened(options.stemcell or stand_in("systemd"), host.folder).image
         status = stack.enter_context(progress.status("starting"))
@@ -267,8 +269,6 @@ def show(races: Sequence[Race], rows: Sequence[Grown], console: Console) -> None
     style = box.SIMPLE_HEAD if console.is_terminal else None
     for race in races:
         console.print(race_table(race, style), "")
-    if races and DOCKER not in races[0].names:
-        console.print(f"{DOCKER} is not compared with: dockerd is not installed\n")
     if rows:
         console.print(growth_table(rows, style), "")
         console.print("\n".join(growth_lines(rows)), soft_wrap=True)

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from tests.containerd import registries
-from tests.containerd.docker import Docker
 from tests.containerd.machine import VM, Machine
 from tests.containerd.registries import Authority, Registry
 from tests.containerd.registry_user import User
 from tests.stemcell_convert.stemcells import MANIFEST, ROOTFS, tar, tarball, zipped
 from tools import stemcell_source
+from tools.private_docker import Docker
 from tools.private_host import PrivateHost
 
 HERE = Path(__file__).parent

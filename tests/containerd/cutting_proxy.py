@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from tests.containerd.daemon import Daemon
+from tools.daemon import Daemon
 from tools.private_host import PrivateHost
 
 UP = "up"

@@ -4,12 +4,12 @@ import json
 import re
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tools.daemon import wait_for
 from tools.private_host import CPI, PrivateHost
 
 NAMESPACE = "bosh"
@@ -25,18 +25,6 @@ class CallFailed(Exception):
         self.type = error["type"].removeprefix("Bosh::Clouds::")
         self.message = error["message"]
         self.ok_to_retry = error["ok_to_retry"]
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-    """Wait for something of another process that announces itself to nobody."""
-    end = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what}: not within {seconds} s")
-        time.sleep(0.02)
 
 
 @dataclass

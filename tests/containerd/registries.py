@@ -15,9 +15,9 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
-from tests.containerd.daemon import Daemon
-from tests.containerd.docker import Docker
 from tests.containerd.token_server import ISSUER
+from tools.daemon import Daemon
+from tools.private_docker import Docker
 
 # What would clean up after us is an image of Docker Hub; all here ends with the private host.
 testcontainers_config.ryuk_disabled = True

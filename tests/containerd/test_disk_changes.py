@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.containerd.disks import KINDS, fill, hint, is_sound, look
-from tests.containerd.machine import VM, Machine, failing, wait_for
+from tests.containerd.machine import VM, Machine, failing
+from tools.daemon import wait_for
 
 
 @pytest.mark.parametrize("filesystem", KINDS)

@@ -17,7 +17,8 @@ from tests.containerd.disks import (
     unmount_and_detach,
 )
 from tests.containerd.killing import killed_at_every_step
-from tests.containerd.machine import VM, Machine, failing, wait_for
+from tests.containerd.machine import VM, Machine, failing
+from tools.daemon import wait_for
 
 
 def traces(machine: Machine, disk: str) -> list[str]:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 
 from tests.containerd.disks import attach_and_mount, hint, unmount_and_detach
-from tests.containerd.machine import VM, Machine, failing, wait_for
+from tests.containerd.machine import VM, Machine, failing
+from tools.daemon import wait_for
 
 STORE = "/var/vcap/store"
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.containerd.docker import Docker
-from tests.containerd.machine import Machine, wait_for
+from tests.containerd.machine import Machine
 from tools import stemcell_source
+from tools.daemon import wait_for
+from tools.private_docker import Docker
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 
 from tests.containerd.breaking import broken, drop_leases, fails
-from tests.containerd.docker import Docker
 from tests.containerd.machine import Machine, failing, sha_of
 from tests.containerd.registries import Registry
 from tests.containerd.registry_user import User
 from tests.stemcell_convert.stemcells import MANIFEST, tar, tarball
 from tools import stemcell_source
+from tools.private_docker import Docker
 
 ALL = ("registry", "secure_registry", "token_registry")
 

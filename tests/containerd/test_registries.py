@@ -15,9 +15,9 @@ import pytest
 
 from tests.containerd import cutting_proxy
 from tests.containerd.cutting_proxy import DOWN, UP
-from tests.containerd.docker import Docker, packed
 from tests.containerd.machine import Machine, sha_of
 from tests.containerd.registries import Registry
+from tools.private_docker import Docker, packed
 from tools.private_host import PrivateHost
 
 BOTH = ("secure_registry", "token_registry")

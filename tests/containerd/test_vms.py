@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.containerd.machine import VM, CallFailed, Machine, failing, wait_for
+from tests.containerd.machine import VM, CallFailed, Machine, failing
+from tools.daemon import wait_for
 
 SETTINGS = "/var/vcap/bosh/warden-cpi-agent-env.json"
 

@@ -6,11 +6,23 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import IO, Any, cast
 
-from tests.containerd.machine import wait_for
 from tools.private_host import REPOSITORY, PrivateHost
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    """Wait for something of another process that announces itself to nobody."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(0.02)
 
 
 class Daemon:
@@ -34,8 +46,7 @@ class Daemon:
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C is for us, who stop it when all is undone
             )
-        assert self._process.stdout is not None
-        self._output = self._process.stdout
+        self._output = cast(IO[bytes], self._process.stdout)
         os.set_blocking(self._output.fileno(), False)
 
     @property
