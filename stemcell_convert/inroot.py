@@ -5,12 +5,14 @@ RESOLVE_IN_ROOT resolves each path as if the root were `/` (Linux 5.6 and newer)
 """
 
 import ctypes
+import errno
 import os
 import stat
 from pathlib import Path
 from types import TracebackType
 
 _SYS_OPENAT2 = 437  # the same on every architecture
+_TRIES = 1000  # one in a thousand fails on a busy machine
 _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
 
 
@@ -113,10 +115,14 @@ class Root:
 
     def _open(self, path: str, flags: int) -> int:
         how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)
-        fd: int = _libc.syscall(
-            _SYS_OPENAT2, self._fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
-        )
-        if fd < 0:
+        for _ in range(_TRIES):
+            fd: int = _libc.syscall(
+                _SYS_OPENAT2, self._fd, os.fsencode(path), ctypes.byref(how), ctypes.sizeof(how)
+            )
+            if fd >= 0:
+                return fd
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), path)
-        return fd
+            # Somebody renamed or mounted something, anywhere, while a ".." was resolved.
+            if number != errno.EAGAIN:
+                break
+        raise OSError(number, os.strerror(number), path)

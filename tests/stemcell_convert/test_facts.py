@@ -1,11 +1,15 @@
 """What is read from a stemcell's root file system, and that nothing leads out of it."""
 
+import ctypes
+import errno
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from stemcell_convert import inroot
 from stemcell_convert.errors import StemcellError
 from stemcell_convert.facts import WARDEN_SETTINGS, RootfsFacts, read_facts
 from stemcell_convert.inroot import Root
@@ -163,3 +167,22 @@ def test_nothing_is_opened_before_it_is_known_to_be_a_file(tree: Path) -> None:
         assert root.read("/etc/os-release").startswith(b"ID=")
         with pytest.raises(FileNotFoundError):
             root.read("/pipe")
+
+
+def test_a_busy_machine_hides_no_file(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """openat2(2) gives up at a ".." whenever anything is renamed, and wants to be asked again."""
+    (tree / "etc/link").symlink_to("../etc/os-release")
+    answers = iter([errno.EAGAIN] * 3)
+    real = inroot._libc.syscall
+
+    def syscall(*arguments: Any) -> int:
+        if number := next(answers, 0):
+            ctypes.set_errno(number)
+            return -1
+        return int(real(*arguments))
+
+    monkeypatch.setattr(inroot._libc, "syscall", syscall)
+    with Root(tree) as root:
+        assert root.exists("/etc/link")
+        assert not list(answers)
+        assert not root.exists("/etc/none")
