@@ -99,6 +99,11 @@ def test_an_image_grows_to_its_size(tmp_path: Path) -> None:
     assert again.path.read_bytes() == target.read_bytes()
 
 
+@pytest.mark.parametrize(("megabytes", "runs"), [(50, 3), (260, 3), (500, 2), (1000, 1), (9000, 1)])
+def test_large_images_are_measured_less_often(megabytes: int, runs: int) -> None:
+    assert bench_stemcells.runs_of(megabytes * bench_images.MEGABYTE, 3) == runs
+
+
 def test_sizes_are_sorted_numbers() -> None:
     assert bench_stemcells.parse(["--sizes", "500,50 100"]).sizes == [50, 100, 500]
 

@@ -132,7 +132,7 @@ class Bench:
             yield Grown(f"{name}, {what}", *sizes, best(runs), memory)
 
     def _run(self, ways: Sequence[Way], race: Race, image: Made, *others: Path) -> None:
-        for _ in range(self._runs):
+        for _ in range(runs_of(image.size, self._runs)):
             for way in random.sample(ways, k=len(ways)):
                 for path in (image.path, *others):
                     _warm(path)
@@ -192,6 +192,11 @@ class Bench:
     def _way(self, name: str, argv: Sequence[str]) -> Way:
         """A program that makes the folder `target`."""
         return Way(name, lambda: self._driver.run(argv), lambda: shutil.rmtree(self._target))
+
+
+def runs_of(size: int, runs: int) -> int:
+    """How often an image of this size is measured: a slow moment is lost in a run that is long."""
+    return max(1, min(runs, round(runs * SIZE * MEGABYTE / size)))
 
 
 def _taken(done: Done) -> Taken:
@@ -284,7 +289,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python3 -m tools.bench_stemcells", description=__doc__)
     add = parser.add_argument
-    add("--runs", type=count, default=RUNS, metavar="N", help="of each (%(default)s)")
+    add(
+        "--runs",
+        type=count,
+        default=RUNS,
+        metavar="N",
+        help="of each (%(default)s), fewer of what is large",
+    )
     add("--stemcell", type=Path, metavar="FILE", help="warden stemcell that all images grow out of")
     add("--size", type=count, default=SIZE, metavar="MB", help="of what is compared (%(default)s)")
     add("--sizes", type=sizes, default=SIZES, metavar="MB,…", help="for growth (50 to 1000)")
