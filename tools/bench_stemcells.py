@@ -232,6 +232,8 @@ def measure(options: argparse.Namespace, console: Console) -> None:
         if not options.growth:
             with TemporaryDirectory() as work:
                 races = _races(bench, base, Path(work), options, status.update)
+            if not options.json:  # now: what follows takes longer than all this
+                show_races(races, console)
         for size in options.sizes:
             with TemporaryDirectory() as work:
                 rows += _grown(bench, base, Path(work), size, status.update)
@@ -239,7 +241,7 @@ def measure(options: argparse.Namespace, console: Console) -> None:
         told = {"races": [asdict(race) for race in races], "growth": [asdict(row) for row in rows]}
         print(json.dumps(told, indent=2))
     else:
-        show(races, rows, console)
+        show_growth(rows, console)
 
 
 def _races(
@@ -269,15 +271,18 @@ def _grown(
     return [*rows, *bench.grow(disk, "disk")]
 
 
-def show(races: Sequence[Race], rows: Sequence[Grown], console: Console) -> None:
-    """Print the tables."""
+def show_races(races: Sequence[Race], console: Console) -> None:
+    """Print who was how fast."""
     style = box.SIMPLE_HEAD if console.is_terminal else None
     for race in races:
         console.print(race_table(race, style), "")
-    if rows:
-        console.print(growth_table(rows, style), "")
-        console.print("\n".join(growth_lines(rows)), soft_wrap=True)
-    console.print("\nMB of memory: of the largest process, daemons aside")
+    console.print("MB: of memory, of the largest process, daemons aside\n")
+
+
+def show_growth(rows: Sequence[Grown], console: Console) -> None:
+    """Print what larger images take."""
+    console.print(growth_table(rows, box.SIMPLE_HEAD if console.is_terminal else None), "")
+    console.print("\n".join(growth_lines(rows)), soft_wrap=True)
 
 
 def sizes(text: str) -> list[int]:
