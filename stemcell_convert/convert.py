@@ -120,7 +120,7 @@ def beside(image: Path) -> Manifest | None:
     """The stemcell.MF that lies beside an `image`, if one does. Raises StemcellError."""
     path = image.with_name(manifests.NAME)
     with suppress(FileNotFoundError), path.open("rb") as file:
-        return manifests.parse(file.read(manifests.LIMIT), str(path))
+        return manifests.parse(file.read(manifests.LIMIT + 1), str(path))
     return None
 
 
@@ -136,7 +136,7 @@ def _of_tarball(tarball: Source, folder: Path, means: Means) -> Found:
                 light = recognise(source) == LIGHT
                 found = None if light else _of_image(source, folder, means)
             elif member == manifests.NAME:
-                document = content.read(manifests.LIMIT)
+                document = content.read(manifests.LIMIT + 1)
                 manifest = manifests.parse(document, f"{tarball.name}: {member}")
     if manifest and light:
         raise LightStemcell(

@@ -11,7 +11,7 @@ from typing import Any
 from stemcell_convert.errors import StemcellError
 
 NAME = "stemcell.MF"
-LIMIT = 1 << 20  # bytes
+LIMIT = 64 << 10  # bytes; YAML takes a time that grows with the square of some documents
 _LONGEST = 256  # characters of one value; containerd's labels end at 4096 with their keys
 _LIGHT_FORMATS = ("docker-light", "warden-light")
 
@@ -38,6 +38,9 @@ class Manifest:
 def parse(document: bytes, source: str) -> Manifest:
     """Read a stemcell.MF; `source` is what an error calls it. Raises StemcellError."""
     import yaml  # no other call needs it
+
+    if len(document) > LIMIT:
+        raise StemcellError(f"{source} is no stemcell's manifest: it has more than 64 KiB")
 
     class Loader(yaml.SafeLoader):
         """Without YAML's merges, a few of which make a document of any size."""
