@@ -74,7 +74,7 @@ bench-calls: setup ## time every call of the contract as a process (STEMCELL=pat
 		$(if $(RUNS),--runs $(RUNS)) $(if $(VMS),--vms $(VMS))
 
 bench-stemcells: setup ## time stemcells beside ctr, docker, skopeo, and by hand (SIZES=50,100 RUNS=3)
-	@tools/apt-install skopeo
+	@tools/apt-install --idle docker.io skopeo
 	@$(BIN)/python -m tools.bench_stemcells $(if $(STEMCELL),--stemcell $(STEMCELL)) \
 		$(if $(SIZES),--sizes "$(SIZES)") $(if $(RUNS),--runs $(RUNS))
 

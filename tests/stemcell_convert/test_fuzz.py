@@ -33,7 +33,7 @@ def _manifest(document: bytes) -> manifest.Manifest | None:
     return tried(lambda: manifest.parse(document, NAMED), NAMED)
 
 
-@stable(80)
+@stable(40)
 @given(st.lists(st.sampled_from(WORDS) | st.text(max_size=8), max_size=12).map("".join))
 @example("version: 0x" + "f" * 5000)
 @example("name: 1" + ":59" * 4000)
@@ -46,7 +46,7 @@ def test_a_manifest_of_any_text(text: str) -> None:
         assert len(value) < 1000
 
 
-@stable(200)
+@stable(100)
 @given(st.binary(max_size=60))
 def test_a_manifest_of_any_bytes(data: bytes) -> None:
     _manifest(data)
@@ -80,7 +80,7 @@ _edges = st.sampled_from([0, 1, 2, 63, 1 << 31, (1 << 63) // 512, (1 << 64) - 1,
 _number = _edges | st.integers(0, (1 << 64) - 1)
 
 
-@stable(200)
+@stable(100)
 @given(
     st.lists(st.tuples(st.integers(0, 255), _number, _number), max_size=4),
     st.tuples(_number, _edges | st.just(128), st.sampled_from([0, 127, 128, 256, 4096, 1 << 31])),
@@ -140,7 +140,7 @@ _document = st.one_of(
 )
 
 
-@stable(120)
+@stable(60)
 @given(_document, _document)
 def test_the_documents_of_an_image(first: bytes, second: bytes) -> None:
     named = "/some/folder"
@@ -172,7 +172,7 @@ def test_an_index_that_is_none(listed: object) -> None:
         images.for_platform({"manifests": listed}, "amd64", "/some/folder")
 
 
-@stable(40)
+@stable(30)
 @given(st.data())
 def test_a_layout_of_any_documents(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     folder = tmp_path_factory.mktemp("layout")
@@ -210,7 +210,7 @@ _names = st.text("aZ0._-/:@[]", max_size=40) | st.from_regex(
 )
 
 
-@stable(300)
+@stable(150)
 @given(_names)
 @example("A/b")
 @example("x" * 512)
@@ -249,7 +249,7 @@ def test_a_label_that_is_no_version(version: str) -> None:
     assert manifest.of_light(said, "a/b", DIGEST)["api_version"] == 3
 
 
-@stable(60)
+@stable(30)
 @given(
     st.binary(max_size=40).map(lambda data: b"\x7fELF" + data) | st.binary(max_size=9),
     _document,

@@ -114,7 +114,7 @@ def _changed(data: bytes, changes: list[Change]) -> bytes:
     return bytes(made)
 
 
-@stable(150)
+@stable(75)
 @given(
     st.sampled_from(sorted(INNER)),
     st.sampled_from([zipped, gzip.compress, bz2.compress, bytes]),
@@ -140,7 +140,7 @@ def test_a_stemcell_with_anything_wrong_in_it(
         assert allocated(work) <= 2 * LIMIT + SLACK
 
 
-@stable(60)
+@stable(30)
 @given(_of_tar, _of_bytes)
 def test_what_is_taken_out_of_a_stemcell(
     tmp_path_factory: pytest.TempPathFactory, first: list[Change], second: list[Change]
@@ -227,7 +227,7 @@ def test_a_header_of_any_size_does_not_fill_the_memory(
         unpacking.unpack(io.BytesIO(bomb), "the image", tmp_path, 1 << 30)
 
 
-@stable(120)
+@stable(60)
 @given(st.sampled_from(sorted(INNER)), _of_tar, st.binary(max_size=9))
 def test_recognising_anything(kind: str, changes: list[Change], start: bytes) -> None:
     for data in (_changed(INNER[kind], changes), start + INNER[kind][len(start) :]):
@@ -248,7 +248,7 @@ _archive_kinds = st.sampled_from(
 )
 
 
-@stable(120)
+@stable(60)
 @given(st.lists(st.tuples(_archive_names, _archive_kinds), max_size=6), _of_tar)
 def test_an_archive_writes_only_what_a_layout_has(
     tmp_path_factory: pytest.TempPathFactory,
