@@ -10,7 +10,7 @@ PROTOS := $(wildcard proto/$(API)/*.proto)
 PACKAGES := containerd runc openssl containernetworking-plugins iptables iproute2 e2fsprogs xfsprogs fdisk \
 	util-linux qemu-utils mmdebstrap pigz python3-venv
 TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring \
-	docker.io docker-registry skopeo umoci apache2-utils
+	docker.io docker-registry skopeo umoci apache2-utils procps
 
 .DEFAULT_GOAL := help
 .PHONY: help setup packages test-packages demo stemcell test test-fast lint fmt bench bench-calls bench-disks bench-stemcells proto clean

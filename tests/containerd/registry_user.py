@@ -3,7 +3,7 @@
 import base64
 import json
 import shutil
-import tarfile
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,8 @@ class User:
         """Unpack a light stemcell as BOSH does: its image, and cloud_properties."""
         folder = self._folder / "light"
         shutil.rmtree(folder, ignore_errors=True)
-        with tarfile.open(tgz) as tgz_file:
-            tgz_file.extractall(folder, filter="data")
+        folder.mkdir()
+        subprocess.run(["tar", "-xzf", str(tgz), "-C", str(folder)], check=True)
         document = yaml.safe_load((folder / "stemcell.MF").read_text())
         return str(folder / "image"), document["cloud_properties"]
 
