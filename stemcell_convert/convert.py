@@ -22,7 +22,7 @@ from stemcell_convert import (
     partitions,
     tars,
 )
-from stemcell_convert.errors import LightStemcell, StemcellError
+from stemcell_convert.errors import LightStemcell, StemcellError, over_limit
 from stemcell_convert.facts import RootfsFacts, read_facts
 from stemcell_convert.image import Image
 from stemcell_convert.inroot import Root
@@ -85,11 +85,11 @@ def convert(stemcell: Path, folder: Path, means: Means) -> tuple[Image, Found]:
     layers = [oci.Layer(oci.LAYER_GZIP, *found.rootfs.described)]
     os.replace(found.rootfs.path, blobs / found.rootfs.digest.partition(":")[2])
     data = adapt.layer(adapt.adaptations(found.facts))
-    layers.append(oci.Layer(oci.LAYER, oci.digest(data), len(data), oci.digest(data)))
+    layers.append(oci.plain_layer(data))
     (blobs / layers[1].digest.partition(":")[2]).write_bytes(data)
     labels = oci.labels(found.facts, found.source, found.manifest)
-    config = oci.config(found.facts, layers, labels)
-    image = Image(target, oci.manifest(config, layers, labels), config, tuple(layers))
+    config, manifest = oci.documents(found.facts, layers, labels)
+    image = Image(target, manifest, config, tuple(layers))
     return layout.finish(image), found
 
 
@@ -197,10 +197,7 @@ def _copy(source: Source, folder: Path, means: Means) -> tuple[Rootfs, RootfsFac
             while data := source.read(CHUNK):
                 # What follows the end of a gzip as zeros is in nothing that is unpacked.
                 if source.size > means.limit:
-                    raise StemcellError(
-                        f"{source.name} has more than {means.limit >> 20} MiB, which is the limit "
-                        "(stemcell_limit)"
-                    )
+                    raise over_limit(f"{source.name} has", means.limit)
                 file.write(data)
                 pipe.write(data)
         diff_id = looked.result()

@@ -94,6 +94,19 @@ def stemcell_of(labels: Mapping[str, str]) -> Manifest:
     )
 
 
+def plain_layer(data: bytes) -> Layer:
+    """Return the layer whose blob is a tar as it is: its digest is its diff ID."""
+    return Layer(LAYER, digest(data), len(data), digest(data))
+
+
+def documents(
+    facts: RootfsFacts, layers: Sequence[Layer], labels: Mapping[str, str]
+) -> tuple[bytes, bytes]:
+    """Return an image's config and its manifest."""
+    made = config(facts, layers, labels)
+    return made, manifest(made, layers, labels)
+
+
 def config(facts: RootfsFacts, layers: Sequence[Layer], labels: Mapping[str, str]) -> bytes:
     """Return the image's config: its entry point is the stemcell's init."""
     return canonical(

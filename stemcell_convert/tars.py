@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 
 from isal import igzip, igzip_lib
 
-from stemcell_convert.errors import StemcellError, UnsupportedStemcell
+from stemcell_convert.errors import StemcellError, UnsupportedStemcell, over_limit
 from stemcell_convert.streams import CHUNK, Readable
 
 _MOST = 10_000  # members; no stemcell and no image has that many
@@ -119,10 +119,7 @@ def _members(
         content = tar.extractfile(member) if member.isreg() else None
         total += member.size if content else 0
         if limit is not None and total > limit:
-            raise StemcellError(
-                f"the files in {name} have more than {limit >> 20} MiB, which is the limit "
-                "(stemcell_limit)"
-            )
+            raise over_limit(f"the files in {name} have", limit)
         if member.type not in (_PAX, _IGNORED):
             yield member, cast("BinaryIO | None", content)
     raise StemcellError(f"{name} has more than {_MOST} members, as no stemcell has")

@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 
 from isal import igzip, igzip_lib
 
-from stemcell_convert.errors import StemcellError
+from stemcell_convert.errors import StemcellError, over_limit
 from stemcell_convert.facts import LOOKED_AT
 from stemcell_convert.programs import ENVIRONMENT, last_words
 from stemcell_convert.streams import CHUNK, Readable, widen
@@ -110,10 +110,7 @@ def _feed(stream: Readable, name: str, pipe: BinaryIO, limit: int) -> str:
             while data := plain.read(CHUNK):
                 size += len(data)
                 if size > limit:
-                    raise StemcellError(
-                        f"the root file system in {name} has more than {limit >> 20} MiB, which is "
-                        "the limit (stemcell_limit)"
-                    )
+                    raise over_limit(f"the root file system in {name} has", limit)
                 sha.update(data)
                 pipe.write(data)
     # igzip_lib's stub calls its exception class a value.

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from stemcell_convert import tars
-from stemcell_convert.errors import StemcellError
+from stemcell_convert.errors import StemcellError, over_limit
 from stemcell_convert.recognise import BZIPPED, DISK, GZIP, HEAD, disk_format
 from stemcell_convert.streams import CHUNK, Source
 
@@ -53,10 +53,7 @@ def _write(stream: BinaryIO, head: bytes, target: Path, limit: int, name: str) -
         while data:
             size += len(data)
             if size > limit:
-                raise StemcellError(
-                    f"the disk in {name} has more than {limit >> 20} MiB, which is the limit "
-                    "(stemcell_limit)"
-                )
+                raise over_limit(f"the disk in {name} has", limit)
             _write_sparse(file.fileno(), data, size - len(data))
             data = stream.read(CHUNK)
         file.truncate(size)

@@ -85,8 +85,7 @@ class Import:
     def adapt(self, facts: RootfsFacts) -> None:
         """Add the layer that the root file system needs on top."""
         data = adapt.layer(adapt.adaptations(facts))
-        layer = oci.Layer(oci.LAYER, oci.digest(data), len(data), oci.digest(data))
-        self.layer(io.BytesIO(data), layer)
+        self.layer(io.BytesIO(data), oci.plain_layer(data))
 
     def documents(self, config: bytes, manifest: bytes) -> types_pb2.Descriptor:
         """Store an image's documents; their labels hold everything together."""

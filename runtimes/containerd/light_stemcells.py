@@ -90,7 +90,6 @@ def _import(
         config, manifest = image.config, image.manifest
         if not ours or image.media_type != oci.MANIFEST:
             work.adapt(facts)
-            config = oci.config(facts, work.layers, said)
-            manifest = oci.manifest(config, work.layers, said)
+            config, manifest = oci.documents(facts, work.layers, said)
         target = work.documents(config, manifest)
         return stemcells.record(work, facts, target, said | labels)

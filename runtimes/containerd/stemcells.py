@@ -183,8 +183,7 @@ class Stemcells:
             facts = work.look(str(rootfs.path))
             work.adapt(facts)
             labels = oci.labels(facts, source, manifest)
-            config = oci.config(facts, work.layers, labels)
-            target = work.documents(config, oci.manifest(config, work.layers, labels))
+            target = work.documents(*oci.documents(facts, work.layers, labels))
             return self.record(work, facts, target, labels)
 
     def _image_name(self, stemcell_cid: str) -> str:
