@@ -182,6 +182,21 @@ KEYS = (
         "",
         "Whether VMs reach the outside through the host's address (NAT).",
     ),
+    Key(
+        "network.cni_plugin_dirs",
+        "list of paths",
+        (),
+        "",
+        "Folders with CNI plugins. Empty means the usual places: `/opt/cni/bin`, `/usr/lib/cni`, "
+        "`/usr/libexec/cni`.",
+    ),
+    Key(
+        "network.cni_config_dir",
+        "path",
+        "/etc/cni/net.d",
+        "",
+        "Folder with the host's own CNI networks, which a BOSH network can name.",
+    ),
 )
 
 

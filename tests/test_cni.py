@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from cpi.cni import plugins as cni
 from cpi.errors import CloudError, NetworkNotFound
 from cpi.model import Network, PortForward
-from runtimes.containerd import cni
 from tests.support import matches_golden
 
 LAN = cni.Lan("bosh0", 1500, True, ("10.245.0.0/16", "fd45::/64"), Path("/var/lib/addresses"))

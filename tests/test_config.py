@@ -35,15 +35,15 @@ def test_file(tmp_path: Path) -> None:
     file = tmp_path / "cpi.json"
     document = {
         "agent": {"mbus": "nats://x", "blobstore": {"provider": "dav", "options": {"a": 1}}},
-        "containerd": {"namespace": "test", "cni_plugin_dirs": ["/opt/cni/bin"]},
-        "network": {"mtu": 9000, "masquerade": False},
+        "containerd": {"namespace": "test"},
+        "network": {"mtu": 9000, "masquerade": False, "cni_plugin_dirs": ["/opt/cni/bin"]},
         "log_level": None,
     }
     file.write_text(json.dumps(document))
     config = Config.load(str(file))
     assert config.text("agent.mbus") == "nats://x"
     assert config.mapping("agent.blobstore")["options"] == {"a": 1}
-    assert config.strings("containerd.cni_plugin_dirs") == ("/opt/cni/bin",)
+    assert config.strings("network.cni_plugin_dirs") == ("/opt/cni/bin",)
     assert config.integer("network.mtu") == 9000
     assert config.flag("network.masquerade") is False
     assert config.text("log_level") == "info"  # null is not set
@@ -100,7 +100,7 @@ def test_unknown_keys_are_named_with_a_guess() -> None:
         ({"network": {"bridge": "../x"}}, "bridge must be a string that matches [A-Za-z0-9]"),
         ({"network": {"bridge": "b" * 16}}, "bridge must be a string that matches"),
         ({"containerd": {"namespace": ""}}, "namespace must be a string that matches"),
-        ({"containerd": {"cni_plugin_dirs": ["bin"]}}, "must be a list of paths (absolute, with"),
+        ({"network": {"cni_plugin_dirs": ["bin"]}}, "must be a list of paths (absolute, with"),
         ({"containerd": {"timeout": 0}}, "timeout must be an integer of at least 1"),
     ],
 )

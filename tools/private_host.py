@@ -76,13 +76,14 @@ class PrivateHost:
     def config(self, **changes: Any) -> dict[str, Any]:
         """The CPI's configuration for this host; changes replace top-level keys."""
         containerd: dict[str, Any] = {"address": str(self.address), "cgroup_parent": self.cgroup}
-        containerd["cni_config_dir"] = str(self.folder / "cni")
+        network: dict[str, Any] = {"cni_config_dir": str(self.folder / "cni")}
         if self._plugins:
-            containerd["cni_plugin_dirs"] = [str(self._plugins)]
+            network["cni_plugin_dirs"] = [str(self._plugins)]
         return {
             "state_dir": str(self.state),
             "run_dir": str(self.folder / "run"),
             "containerd": containerd,
+            "network": network,
             **changes,
         }
 

@@ -45,21 +45,6 @@ KEYS = (
         context_only_forbids=True,
     ),
     Key(
-        "containerd.cni_plugin_dirs",
-        "list of paths",
-        (),
-        "",
-        "Folders with CNI plugins. Empty means the usual places: `/opt/cni/bin`, `/usr/lib/cni`, "
-        "`/usr/libexec/cni`.",
-    ),
-    Key(
-        "containerd.cni_config_dir",
-        "path",
-        "/etc/cni/net.d",
-        "",
-        "Folder with the host's own CNI networks, which a BOSH network can name.",
-    ),
-    Key(
         "containerd.timeout",
         "integer",
         60,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from cpi import cid, locks
+from cpi.cni.networks import Networks
 from cpi.disks import filesystems
 from cpi.disks.store import Disk, DiskStore, folders_of
 from cpi.errors import DiskNotAttached, NotSupported, VMNotFound
@@ -18,7 +19,6 @@ from cpi.undo import Undo
 from runtimes.containerd import cgroups
 from runtimes.containerd.disks import Disks
 from runtimes.containerd.host_folder import HostFolder
-from runtimes.containerd.network import Networks
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager

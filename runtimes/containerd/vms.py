@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpi import linux
+from cpi.cni.networks import nameservers, published
 from cpi.errors import CloudError, VMNotFound
 from cpi.log import Log
 from cpi.model import Json, Network, VMProperties, VMSpec
@@ -16,7 +17,6 @@ from runtimes.containerd import cgroups, host, inside, oci_spec
 from runtimes.containerd.api import containers_pb2, types_pb2
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.host_folder import HostFolder
-from runtimes.containerd.network import nameservers, published
 from runtimes.containerd.snapshots import mounted
 from runtimes.containerd.stemcells import Stemcell, Stemcells
 from runtimes.containerd.store import Store

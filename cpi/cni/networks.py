@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpi import linux
 from cpi.cid import shown
-from cpi.errors import CloudError
-from cpi.model import Network, PortForward, VMSpec
-from runtimes.containerd.cni import (
+from cpi.cni.plugins import (
     Attachment,
     Config as CniConfig,
     Lan,
@@ -27,7 +25,9 @@ from runtimes.containerd.cni import (
     mac_of,
     port_mappings,
 )
-from runtimes.containerd.ports import Ports
+from cpi.cni.ports import Ports
+from cpi.errors import CloudError
+from cpi.model import Network, PortForward, VMSpec
 
 if TYPE_CHECKING:
     from cpi.config import Config
@@ -45,7 +45,7 @@ class Networks:
         self._config = config
         self._addresses = state_dir / "addresses"
         self._namespaces = run_dir / "netns"
-        self._plugins = Plugins(config.strings("containerd.cni_plugin_dirs"))
+        self._plugins = Plugins(config.strings("network.cni_plugin_dirs"))
         self._ports = Ports(state_dir / "ports")
 
     def namespace(self, vm_cid: str) -> Path:
@@ -116,7 +116,7 @@ class Networks:
         name = properties.get("name")
         if name is not None:
             title = str(name)
-            plugins = host_plugins(title, Path(self._config.text("containerd.cni_config_dir")))
+            plugins = host_plugins(title, Path(self._config.text("network.cni_config_dir")))
         else:
             lan = self._lan(properties)
             title, plugins = lan.bridge, bridge_plugins(lan, network, default_route=takes_default)

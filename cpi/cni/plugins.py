@@ -186,7 +186,7 @@ class Plugins:
                 return str(Path(folder) / name)
         raise CloudError(
             f"the CNI plugin {name} is in none of {', '.join(self._folders) or USUAL_PLUGIN_DIRS}; "
-            "apt-get install containernetworking-plugins, or set containerd.cni_plugin_dirs"
+            "apt-get install containernetworking-plugins, or set network.cni_plugin_dirs"
         )
 
 
