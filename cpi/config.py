@@ -82,6 +82,14 @@ KEYS = (
         "call's context, then the file.",
     ),
     Key(
+        "runtimes",
+        "list of strings",
+        (),
+        "",
+        "Runtimes besides `runtime` that a stemcell is imported for when it is uploaded, where its "
+        "format can serve them.",
+    ),
+    Key(
         "state_dir",
         "path",
         "/var/lib/bosh-containerd-cpi",

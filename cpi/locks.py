@@ -45,6 +45,21 @@ def hold(run_dir: str, *cids: str, log: Log) -> Iterator[None]:
         yield
 
 
+def is_held(run_dir: str, cid: str) -> bool:
+    """Tell whether a call is at work on a CID just now."""
+    try:
+        descriptor = os.open(os.path.join(run_dir, "locks", cid), os.O_RDWR | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
 def _make_folders(*folders: str) -> None:
     """Make folders that only their owner can look into."""
     for folder in folders:

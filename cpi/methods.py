@@ -8,7 +8,7 @@ CIDs are held for all calls that change something; has_*, get_disks and create_s
 from __future__ import annotations
 
 from cpi import arguments as check, cid
-from cpi.errors import CPIError, InvalidCall, NotImplementedInCPI
+from cpi.errors import CPIError, InvalidCall, NotImplementedInCPI, NotSupported
 from runtimes import registry
 
 TYPE_CHECKING = False
@@ -53,21 +53,33 @@ class Method:
 
 
 class Call:
-    """One request, while it is handled: its configuration, and at most one runtime."""
+    """One request, while it is handled: its configuration, and the runtimes that it takes."""
 
-    __slots__ = ("_runtime", "api_version", "config", "log", "method")
+    __slots__ = ("_runtimes", "api_version", "config", "log", "method")
 
     def __init__(self, method: str, api_version: int, config: Config, log: Log) -> None:
         self.method = method
         self.api_version = api_version
         self.config = config
         self.log = log
-        self._runtime: Runtime | None = None
+        self._runtimes: dict[str, Runtime] = {}
 
     def runtime(self, name: str | None = None) -> Runtime:
         """Load a runtime; without a name the one of the context or the file. Raises CPIError."""
-        self._runtime = registry.load(name or self.config.text("runtime"))(self.config, self.log)
-        return self._runtime
+        name = name or self.config.text("runtime")
+        if name not in self._runtimes:
+            self._runtimes[name] = registry.load(name)(self.config, self.log)
+        return self._runtimes[name]
+
+    def runtime_names(self) -> list[str]:
+        """The runtimes that stemcells are for: the usual one, then others that are configured."""
+        return list(dict.fromkeys([self.config.text("runtime"), *self.config.strings("runtimes")]))
+
+    def runtime_using(self, disk: str) -> Runtime:
+        """The runtime of the VM that has a disk, else the disk's own. The disk is locked."""
+        runtime = self.runtime_of(disk, cid.DISK)
+        user = runtime.disk_user(disk)
+        return self.runtime_of(user, cid.VM) if user else runtime
 
     def runtime_of(self, any_cid: str, kind: str) -> Runtime:
         """Load the runtime that a CID names; the kind's NotFound error when there is no such."""
@@ -84,13 +96,12 @@ class Call:
         return locks.hold(self.config.text("run_dir"), *cids, log=self.log)
 
     def close(self) -> None:
-        """Let the runtime give back its connections; what was done stays done if that fails."""
-        if self._runtime is None:
-            return
-        try:
-            self._runtime.close()
-        except Exception as error:
-            self.log.warn(f"closing the runtime: {type(error).__name__}")
+        """Let runtimes give back their connections; what was done stays done if that fails."""
+        for name, runtime in self._runtimes.items():
+            try:
+                runtime.close()
+            except Exception as error:
+                self.log.warn(f"closing the runtime {name}: {type(error).__name__}")
 
 
 def find(name: str, api_version: int) -> Method:
@@ -137,13 +148,31 @@ def _create_stemcell(
     from pathlib import Path
 
     tags = check.metadata("create_stemcell: tags", (options or {}).get("tags"))
-    return call.runtime().create_stemcell(Path(image), properties, tags)
+    path = Path(image)
+    made = ""
+    refusals = []
+    for name in call.runtime_names():
+        runtime = call.runtime(name)
+        try:
+            if made:
+                runtime.share_stemcell(made, path, properties)
+            else:
+                made = runtime.create_stemcell(path, properties, tags)
+        except NotSupported as error:  # its format cannot serve this one
+            refusals.append(error)
+            call.log.info(f"not for {name}: {error.message}")
+    if not made:
+        raise refusals[0]
+    return made
 
 
 def _delete_stemcell(call: Call, stemcell: str) -> None:
-    runtime = call.runtime_of(stemcell, cid.STEMCELL)
+    own = call.runtime_of(stemcell, cid.STEMCELL)
     with call.hold(stemcell):
-        runtime.delete_stemcell(stemcell)
+        for name in call.runtime_names():
+            if name != own.name:
+                call.runtime(name).delete_stemcell(stemcell)
+        own.delete_stemcell(stemcell)
 
 
 # VMs
@@ -278,24 +307,21 @@ def _set_disk_metadata(call: Call, disk: str, metadata: Mapping[str, str]) -> No
 
 
 def _resize_disk(call: Call, disk: str, size: int) -> None:
-    runtime = call.runtime_of(disk, cid.DISK)
     with call.hold(disk):
-        runtime.resize_disk(disk, size)
+        call.runtime_using(disk).resize_disk(disk, size)
 
 
 def _update_disk(call: Call, disk: str, size: int, properties: Mapping[str, Any]) -> object:
     from cpi import disk_properties
 
     parsed = disk_properties.parse(properties)
-    runtime = call.runtime_of(disk, cid.DISK)
     with call.hold(disk):
-        return runtime.update_disk(disk, size, parsed)
+        return call.runtime_using(disk).update_disk(disk, size, parsed)
 
 
 def _snapshot_disk(call: Call, disk: str, metadata: Mapping[str, str]) -> object:
-    runtime = call.runtime_of(disk, cid.DISK)
     with call.hold(disk):
-        return runtime.snapshot_disk(disk, metadata)
+        return call.runtime_using(disk).snapshot_disk(disk, metadata)
 
 
 def _delete_snapshot(call: Call, snapshot: str) -> None:

@@ -17,6 +17,7 @@ class Network:
     """One entry of create_vm's networks; addresses are validated and canonical.
 
     `ip`, `gateway` and `prefix` are None for a dynamic network until the runtime fills them in.
+    preconfigured: whether the runtime configures the interface, so that the agent must not.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Network:
     default: tuple[str, ...] = ()
     cloud_properties: JsonObject = field(default_factory=dict)
     mac: str | None = None
+    preconfigured: bool = True
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class PortForward:
 class VMProperties:
     """VM cloud_properties. None means no limit.
 
-    cpu: CPUs (fractions allowed); memory, ephemeral_disk: MiB; pids: processes and threads.
+    cpu: CPUs (fractions allowed); memory, ephemeral_disk, root_disk: MiB; pids: processes and
+    threads. root_disk, firmware (bios or uefi), machine and cpu_model are for full VMs alone.
     """
 
     cpu: float | None = None
@@ -53,6 +56,10 @@ class VMProperties:
     pids: int | None = None
     privileged: bool = False
     ports: tuple[PortForward, ...] = ()
+    root_disk: int | None = None
+    firmware: str | None = None
+    machine: str | None = None
+    cpu_model: str | None = None
 
 
 @dataclass(frozen=True)

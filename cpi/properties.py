@@ -14,7 +14,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-KNOWN = ("cpu", "memory", "ephemeral_disk", "pids", "privileged", "ports", "runtime")
+KNOWN = (
+    *("cpu", "memory", "ephemeral_disk", "pids", "privileged", "ports", "runtime"),
+    *("root_disk", "firmware", "machine", "cpu_model"),
+)
+FIRMWARES = ("bios", "uefi")
+_WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 # The smallest CPU quota of cgroups is 1 ms in each period of 100 ms.
 _LEAST_CPU = 0.01
@@ -45,6 +50,10 @@ def parse(given: Mapping[str, object]) -> VMProperties:
         pids=_integer("pids", given.get("pids"), 16, _MOST_PIDS, "processes and threads"),
         privileged=_flag("privileged", given.get("privileged")),
         ports=_ports(given.get("ports")),
+        root_disk=_integer("root_disk", given.get("root_disk"), 16, LARGEST_MIB, "MiB"),
+        firmware=_firmware(given.get("firmware")),
+        machine=_word("machine", given.get("machine")),
+        cpu_model=_word("cpu_model", given.get("cpu_model")),
     )
 
 
@@ -83,6 +92,19 @@ def _integer(name: str, value: object, least: int, most: int, unit: str) -> int 
     if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
         raise _wrong(name, f"a whole number of {unit}, {least} to {most}", value)
     return value
+
+
+def _firmware(value: object) -> str | None:
+    if value is None or (isinstance(value, str) and value in FIRMWARES):
+        return value
+    raise _wrong("firmware", " or ".join(FIRMWARES), value)
+
+
+def _word(name: str, value: object) -> str | None:
+    """A hypervisor's own name for something, which ends up in XML."""
+    if value is None or (isinstance(value, str) and _WORD.fullmatch(value)):
+        return value
+    raise _wrong(name, "a word such as q35 or Skylake-Server", value)
 
 
 def _flag(name: str, value: object) -> bool:

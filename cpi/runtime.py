@@ -118,6 +118,26 @@ class Runtime(ABC):
 
     # Optional
 
+    def share_stemcell(
+        self, stemcell_cid: str, image: Path, cloud_properties: "JsonObject"
+    ) -> None:
+        """Import a stemcell that another runtime has named, so that this one knows it by that CID.
+
+        Raises NotSupported for a format that this runtime does not take, and like create_stemcell.
+        """
+        raise self._not_supported("stemcells of other runtimes")
+
+    def disk_user(self, disk_cid: str) -> str:
+        """Return the CID of the VM that has the disk, or "" for none or a disk that is not there.
+
+        It may be another runtime's, which then does what concerns a disk in use.
+        """
+        return ""
+
+    def console(self, vm_cid: str, offset: int) -> bytes:
+        """Return what a VM's console has printed, from `offset` bytes on. Raises VMNotFound."""
+        raise self._not_supported("a console log")
+
     def set_disk_metadata(self, disk_cid: str, metadata: "JsonObject") -> None:
         """Replace the disk's metadata. Raises DiskNotFound."""
         raise self._not_supported("set_disk_metadata")

@@ -17,12 +17,17 @@ _OWN_BLOBS = "/var/vcap/micro_bosh/data/cache"
 
 
 def render(
-    spec: VMSpec, networks: Sequence[Network], *, persistent: Mapping[str, Json] | None = None
+    spec: VMSpec,
+    networks: Sequence[Network],
+    *,
+    persistent: Mapping[str, Json] | None = None,
+    ephemeral: Json = "",
 ) -> dict[str, Json]:
     """Return the agent's settings, secrets included, for a VM with these real networks.
 
     persistent: hints of disks by CID. Only agents of API version 1 look for them here; an agent
-    that finds two when it starts never finishes starting.
+    that finds two when it starts never finishes starting. ephemeral: the hint of a disk for
+    /var/vcap/data; "" where there is none.
     """
     return {
         "agent_id": spec.agent_id,
@@ -32,7 +37,7 @@ def render(
         "blobstore": _blobstore(spec.agent.blobstore),
         "networks": {network.name: render_network(network) for network in networks},
         # A hash for `system` is what BOSH's documentation has, but the agent parses a string.
-        "disks": {"system": "", "ephemeral": "", "persistent": dict(persistent or {})},
+        "disks": {"system": "", "ephemeral": ephemeral, "persistent": dict(persistent or {})},
         "env": dict(spec.env),
     }
 
@@ -40,7 +45,7 @@ def render(
 def render_network(network: Network) -> dict[str, Json]:
     """Return one network as the agent reads it, and as create_vm returns it.
 
-    `preconfigured` on all networks keeps the agent from configuring interfaces. `prefix` is the
+    `preconfigured` keeps the agent from configuring the interface. `prefix` is the
     subnet's, as a string: were it empty, 32 or 128, the agent would give every dynamic network the
     address of the default one.
     """
@@ -55,7 +60,7 @@ def render_network(network: Network) -> dict[str, Json]:
         "prefix": "" if network.prefix is None else str(network.prefix),
         "dns": list(network.dns),
         "default": list(network.default),
-        "preconfigured": True,
+        "preconfigured": network.preconfigured,
         "use_dhcp": False,
     }
     if network.mac is not None:

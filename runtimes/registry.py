@@ -41,28 +41,36 @@ class Entry:
 
 DEFAULT = "containerd"
 
+# Stemcells with a disk in them.
+_DISKS = (
+    "openstack-qcow2",
+    "openstack-raw",
+    "aws-raw",
+    "alicloud-raw",
+    "google-rawdisk",
+    "vsphere-ova",
+    "vsphere-ovf",
+    "azure-vhd",
+    "cloudstack-vhdx",
+    "general-tar",
+    "general-ovf",
+)
+
 REGISTRY: dict[str, Entry] = {
     "containerd": Entry(
         "containerd",
         "runtimes.containerd.runtime:ContainerdRuntime",
-        (
-            "warden-tar",
-            "openstack-qcow2",
-            "openstack-raw",
-            "aws-raw",
-            "alicloud-raw",
-            "google-rawdisk",
-            "vsphere-ova",
-            "vsphere-ovf",
-            "azure-vhd",
-            "cloudstack-vhdx",
-            "general-tar",
-            "general-ovf",
-            "docker-light",
-            "warden-light",
-        ),
+        ("warden-tar", *_DISKS, "docker-light", "warden-light"),
         "runtimes.containerd.keys",
         "install this CPI's own dependencies, grpcio and protobuf, for the Python that runs it",
+    ),
+    "kvm": Entry(
+        "kvm",
+        "runtimes.libvirt.runtime:KvmRuntime",
+        _DISKS,
+        "runtimes.libvirt.keys",
+        "install the optional dependencies, pip install 'bosh-containerd-cpi[libvirt]', after "
+        "apt-get install libvirt-dev pkg-config gcc python3-dev",
     ),
 }
 

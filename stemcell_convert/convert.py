@@ -214,7 +214,7 @@ def rootfs_of_disk(
     folder: has room for the disk twice; the caller removes what is in it. Raises StemcellError.
     """
     try:
-        raw = _raw_disk(source, kind, folder, means)
+        raw = raw_disk(source, kind, folder, means)
         systems = file_systems(raw)
         for system in systems:
             found = means.mounted(raw, system, folder / "root", _packer(system, folder, means))
@@ -230,7 +230,11 @@ def rootfs_of_disk(
     )
 
 
-def _raw_disk(source: Source, kind: str, folder: Path, means: Means) -> Path:
+def raw_disk(source: Source, kind: str, folder: Path, means: Means) -> Path:
+    """The disk in a stemcell's `image` of this kind, as a raw file. Raises StemcellError.
+
+    It may be the `image` itself, which is not to be changed.
+    """
     means.report.say(f"taking the disk out of {source.name}")
     if kind == DISK and source.path:
         disk = source.path

@@ -79,10 +79,14 @@ def test_stemcell_convert_stands_alone() -> None:
         assert not {top(name) for name in imports(path)} & {"cpi", "runtimes", "grpc"}, path
 
 
-def test_one_file_imports_grpc() -> None:
+@pytest.mark.parametrize(
+    ("foreign", "file"),
+    [("grpc", "runtimes/containerd/client.py"), ("libvirt", "runtimes/libvirt/client.py")],
+)
+def test_one_file_imports(foreign: str, file: str) -> None:
     files = [path for folder in ("cpi", "runtimes", "stemcell_convert") for path in sources(folder)]
-    users = {path.relative_to(ROOT) for path in files if "grpc" in {top(n) for n in imports(path)}}
-    assert users <= {Path("runtimes/containerd/client.py")}
+    users = {path.relative_to(ROOT) for path in files if foreign in {top(n) for n in imports(path)}}
+    assert users == {Path(file)}
 
 
 def test_packages_are_empty() -> None:

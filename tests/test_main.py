@@ -278,6 +278,8 @@ def test_info_imports_next_to_nothing() -> None:
         "runtimes",
         "runtimes.containerd",
         "runtimes.containerd.keys",
+        "runtimes.libvirt",
+        "runtimes.libvirt.keys",
         "runtimes.registry",
     }
     heavy = (

@@ -31,7 +31,7 @@ def test_load() -> None:
 
 
 def test_unknown_runtime() -> None:
-    with pytest.raises(CPIError, match=r"there is no runtime 'x\\n'; known: containerd"):
+    with pytest.raises(CPIError, match=r"there is no runtime 'x\\n'; known: containerd, kvm"):
         registry.load("x\n")
 
 

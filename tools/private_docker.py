@@ -2,11 +2,8 @@
 
 import io
 import json
-import os
 import re
-import select
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
@@ -19,9 +16,8 @@ import docker
 
 from runtimes.containerd.host import capabilities_of_server
 from tools.daemon import Daemon
+from tools.notify import started
 from tools.private_host import PrivateHost, remove_cgroups
-
-_START_SECONDS = 60
 
 # Docker before 23 gives a privileged container all capabilities there are, also those that this
 # host lacks, and then it cannot start; later ones give what there is.
@@ -128,17 +124,9 @@ class Docker:
         self.host.run("mount", "-t", "tmpfs", "tmpfs", "/etc/docker")
         self._mounted = True
         _make_cgroups(self._cgroup)
-        notify = self.folder / "notify.sock"
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
-            ready.bind(str(notify))
-            ready.setblocking(False)
-            self._daemon = Daemon(
-                self.host,
-                *("dockerd", "--config-file", str(config)),
-                log=self.folder / "dockerd.log",
-                env={"NOTIFY_SOCKET": str(notify)},
-            )
-            _await_ready(ready, self._daemon)
+        self._daemon = started(
+            self.host, "dockerd", "--config-file", str(config), folder=self.folder
+        )
         self.client = docker.DockerClient(base_url=self.address)
         self.client.ping()
 
@@ -164,21 +152,6 @@ class Docker:
         capabilities = sorted(capabilities_of_server(str(self.host.address)))
         runc.write_text(_RUNC.format(python=sys.executable, capabilities=capabilities))
         runc.chmod(0o755)
-
-
-def _await_ready(ready: socket.socket, daemon: Daemon) -> None:
-    ended = os.pidfd_open(daemon.pid)
-    try:
-        while True:
-            found, _, _ = select.select([ready.fileno(), ended], [], [], _START_SECONDS)
-            if ended in found:
-                raise daemon.failure("has ended")
-            if ready.fileno() not in found:
-                raise daemon.failure(f"was not ready within {_START_SECONDS} s")
-            if b"READY=1" in ready.recv(4096):
-                return
-    finally:
-        os.close(ended)
 
 
 def _make_cgroups(name: str) -> None:

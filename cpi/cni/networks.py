@@ -21,13 +21,15 @@ from cpi.cni.plugins import (
     Plugins,
     addresses,
     bridge_plugins,
+    host_links,
     host_plugins,
     mac_of,
     port_mappings,
 )
 from cpi.cni.ports import Ports
-from cpi.errors import CloudError
+from cpi.errors import CloudError, NotSupported
 from cpi.model import Network, PortForward, VMSpec
+from cpi.process import run
 
 if TYPE_CHECKING:
     from cpi.config import Config
@@ -36,6 +38,7 @@ _PROPERTIES = ("bridge", "mtu", "name")
 _BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")  # IFNAMSIZ
 _CNI_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 STATE = "network.json"
+_IPROUTE = "apt-get install iproute2"
 
 
 class Networks:
@@ -61,7 +64,7 @@ class Networks:
         for network in spec.networks:
             if network.ip is None or "name" in network.cloud_properties:
                 continue
-            bridge = self._lan(_properties(network)).bridge
+            bridge = self._lan(properties_of(network)).bridge
             try:
                 holder = (self._addresses / bridge / network.ip).read_text().split()[0]
             except (OSError, IndexError):
@@ -100,6 +103,33 @@ class Networks:
             for attachment in _load(folder / STATE):
                 stack.callback(self._plugins.delete, attachment, vm_cid, namespace)
 
+    def hand_over(self, networks: Sequence[Network], folder: Path) -> list[tuple[str, int]]:
+        """Leave the VM's places on bridges to interfaces that its hypervisor makes.
+
+        Returns name and MTU (bytes) of each network's bridge. What `connect` made stays, for
+        `disconnect`, but is off the bridge, so that it answers to the VM's addresses no more.
+        Raises NotSupported for a network without a bridge.
+        """
+        # Not from /sys, which may show another network namespace than this process is in.
+        argv = ["ip", "-json", "-details", "link", "show"]
+        links = {link["ifname"]: link for link in json.loads(run(argv, install_hint=_IPROUTE))}
+        bridges = []
+        for network, attachment in zip(networks, _load(folder / STATE), strict=True):
+            mine = [links[name] for name in host_links(attachment.result or {}) if name in links]
+            kinds = [link.get("linkinfo", {}).get("info_kind") for link in mine]
+            if "bridge" not in kinds:
+                raise NotSupported(
+                    f"the network {network.name!r} ({attachment.network}) has no bridge on the "
+                    "host, which a full VM needs; use another network for it"
+                )
+            bridge = mine[kinds.index("bridge")]
+            for link in mine:
+                if link.get("master") == bridge["ifname"]:
+                    words = ["ip", "link", "set", link["ifname"], "nomaster", "down"]
+                    run(words, install_hint=_IPROUTE)
+            bridges.append((str(bridge["ifname"]), int(bridge["mtu"])))
+        return bridges
+
     def _add(
         self, at: int, network: Network, attachments: list[Attachment], vm_cid: str, folder: Path
     ) -> Network:
@@ -111,7 +141,7 @@ class Networks:
         return _connected(network, self._plugins.add(attachments[at], vm_cid, namespace, remember))
 
     def _plan(self, spec: VMSpec, network: Network, at: int) -> Attachment:
-        properties = _properties(network)
+        properties = properties_of(network)
         takes_default = _has_default_route(spec, network)
         name = properties.get("name")
         if name is not None:
@@ -160,7 +190,8 @@ def _has_default_route(spec: VMSpec, network: Network) -> bool:
     return "gateway" in network.default or len(spec.networks) == 1
 
 
-def _properties(network: Network) -> dict[str, Any]:
+def properties_of(network: Network) -> dict[str, Any]:
+    """A network's cloud_properties, checked. Raises CloudError naming what is wrong."""
     properties = dict(network.cloud_properties)
     where = f"the network {network.name!r}: cloud_properties"
     unknown = sorted(set(properties) - set(_PROPERTIES))

@@ -208,6 +208,15 @@ def mac_of(result: Config) -> str | None:
     return None
 
 
+def host_links(result: Config) -> list[str]:
+    """Return the names of the interfaces that a CNI result has on the host."""
+    return [
+        str(interface.get("name"))
+        for interface in result.get("interfaces", [])
+        if not interface.get("sandbox")
+    ]
+
+
 def port_mappings(ports: Sequence[PortForward]) -> list[Config]:
     """Return forwarded ports in the words of CNI's portMappings capability."""
     mappings = []

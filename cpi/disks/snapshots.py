@@ -7,7 +7,7 @@ that somebody asked it to keep (bosh-director, SnapshotManager.delete_snapshots)
 
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -45,8 +45,12 @@ class Snapshots:
         snapshot_cid: str,
         metadata: Mapping[str, str],
         still: AbstractContextManager[None] | None = None,
+        copy: Callable[[Path, Path], None] = images.copy,
     ) -> Snapshot:
-        """Take a snapshot of a disk, while `still` keeps writers away. Raises NoDiskSpace."""
+        """Take a snapshot of a disk, while `still` keeps writers away. Raises NoDiskSpace.
+
+        copy: makes the second file of the first, as it is at one moment.
+        """
         self._disks.check(disk)
         folder = self._disks.folders[disk.store] / _FOLDER
         folder.mkdir(exist_ok=True, mode=0o700)
@@ -57,7 +61,7 @@ class Snapshots:
         try:
             fresh.mkdir(mode=0o700)
             with still or nullcontext():
-                images.copy(self._disks.image(disk), fresh / _RAW)
+                copy(self._disks.image(disk), fresh / _RAW)
             write_facts(fresh / _FACTS, asdict(snapshot))
             images.flush(fresh / _RAW)
             images.replace(fresh, folder / snapshot_cid)

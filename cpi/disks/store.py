@@ -170,6 +170,10 @@ class DiskStore:
             self.save(changed)
         return changed
 
+    def save_size(self, disk_cid: str, size_mib: int) -> None:
+        """Record that a disk was grown, in MiB, by whoever has it. Raises DiskNotFound."""
+        self.save(replace(self.get(disk_cid), size=size_mib))
+
     def set_metadata(self, disk_cid: str, metadata: Mapping[str, str]) -> None:
         """Replace a disk's metadata. Raises DiskNotFound."""
         self.save(replace(self.get(disk_cid), metadata=dict(metadata)))

@@ -58,6 +58,11 @@ class ContainerdRuntime(Runtime):
     ) -> str:
         return self._stemcells.create(image, cloud_properties)
 
+    def share_stemcell(
+        self, stemcell_cid: str, image: Path, cloud_properties: "JsonObject"
+    ) -> None:
+        self._stemcells.share(stemcell_cid, image, cloud_properties)
+
     def delete_stemcell(self, stemcell_cid: str) -> None:
         self._stemcells.delete(stemcell_cid)
 
@@ -144,6 +149,10 @@ class ContainerdRuntime(Runtime):
     def has_disk(self, disk_cid: str) -> bool:
         disk = self._disk_store.find(disk_cid)
         return disk is not None and self._disk_store.image(disk).exists()
+
+    def disk_user(self, disk_cid: str) -> str:
+        disk = self._disk_store.find(disk_cid)
+        return "" if disk is None else disk.attached_to
 
     def attach_disk(self, vm_cid: str, disk_cid: str, api_version: int) -> "Json":
         disk = self._disks.get(disk_cid)

@@ -102,14 +102,32 @@ class Stemcells:
         """Delete a stemcell; VMs made of it live on. One that is gone is no error."""
         self._store.delete_image(self._image_name(stemcell_cid))
 
+    def share(self, stemcell_cid: str, image: Path, properties: JsonObject) -> None:
+        """Import a stemcell under the CID that another runtime gave it. Raises like `create`."""
+        name = self._image_name(stemcell_cid)
+        if self._store.get_image(name) is not None:
+            return
+        known = bool(self.known(oci.LABEL_SOURCE, _hash(image)))
+        own = self._image_name(self.create(image, properties))
+        record = self._store.get_image(own)
+        if record is None:
+            raise CloudError(f"{own} was deleted while it was imported", ok_to_retry=True)
+        with self._store.lease() as lease:
+            self._store.create_image(name, record.target, dict(record.labels), lease=lease)
+            if not known:
+                self._store.delete_image(own)
+
     def known(self, label: str, value: str) -> str | None:
         """The CID of a whole stemcell with this label, made by this version, if there is one."""
         for image in self._store.find_images(f'labels."{label}"=="{value}"'):
             if image.labels.get(oci.LABEL_ADAPTATION) != adapt.VERSION:
                 continue
+            own = self._cid(image.target.digest)
+            if image.name != self._image_name(own):  # it is here under another runtime's CID
+                continue
             if self._store.has_snapshot(image.labels.get(LABEL_SNAPSHOT, "")):
                 self._log.info(f"{value} is imported already, as {image.name}")
-                return self._cid(image.target.digest)
+                return own
         return None
 
     @contextmanager

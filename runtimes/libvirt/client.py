@@ -1,0 +1,288 @@
+"""libvirt's client: the only file that imports it, with the one table from its errors to BOSH's.
+
+Other modules get its objects (virDomain and the like) from here, and call them within `told`.
+"""
+
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import libvirt
+
+from cpi.errors import CloudError, CPIError, NetworkNotFound, NoDiskSpace, NotSupported, VMNotFound
+from cpi.log import Log
+
+BOTH = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
+CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
+LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
+INACTIVE_XML = libvirt.VIR_DOMAIN_XML_INACTIVE
+
+_TYPES: dict[int, type[CPIError]] = {
+    libvirt.VIR_ERR_NO_DOMAIN: VMNotFound,
+    libvirt.VIR_ERR_NO_NETWORK: NetworkNotFound,
+    libvirt.VIR_ERR_NO_SUPPORT: NotSupported,
+    libvirt.VIR_ERR_CONFIG_UNSUPPORTED: NotSupported,
+    libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED: NotSupported,
+    libvirt.VIR_ERR_OPERATION_UNSUPPORTED: NotSupported,
+}
+# What may pass by itself: the daemon restarts, or somebody else is at work on the same thing.
+_RETRYABLE = (
+    libvirt.VIR_ERR_NO_CONNECT,
+    libvirt.VIR_ERR_OPERATION_TIMEOUT,
+    libvirt.VIR_ERR_OPERATION_ABORTED,
+    libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
+)
+_LOST = (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE, libvirt.VIR_FROM_STREAMS)
+_MISSING = (
+    libvirt.VIR_ERR_NO_DOMAIN,
+    libvirt.VIR_ERR_NO_STORAGE_VOL,
+    libvirt.VIR_ERR_NO_STORAGE_POOL,
+    libvirt.VIR_ERR_NO_NETWORK,
+    libvirt.VIR_ERR_NO_DOMAIN_METADATA,
+)
+_EXISTS = (libvirt.VIR_ERR_STORAGE_VOL_EXIST, libvirt.VIR_ERR_DOM_EXIST)
+_PASSWORD = re.compile(r"(//[^/@\s:]*):[^/@\s]*@")
+
+
+@contextmanager
+def told(doing: str) -> Iterator[None]:
+    """Turn libvirt's errors into BOSH's; `doing` says what failed, as in "starting VM x"."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise translated(doing, error) from None
+
+
+def translated(doing: str, error: libvirt.libvirtError) -> CPIError:
+    """BOSH's error for one of libvirt's."""
+    code, domain = error.get_error_code(), error.get_error_domain()
+    said = _without_password(error.get_error_message() or str(error))
+    if "No space left" in said or "Disk quota exceeded" in said:
+        return NoDiskSpace(f"{doing}: {said}")
+    retry = code in _RETRYABLE or (domain in _LOST and code != libvirt.VIR_ERR_NO_SUPPORT)
+    kind = _TYPES.get(code, CloudError)
+    return kind(f"{doing}: libvirt says: {said}", ok_to_retry=retry and kind is CloudError)
+
+
+def _without_password(text: str) -> str:
+    return _PASSWORD.sub(r"\1:<redacted>@", text)
+
+
+def is_missing(error: libvirt.libvirtError) -> bool:
+    """Tell whether an error says that the thing is not there."""
+    return error.get_error_code() in _MISSING
+
+
+def found(lookup: Callable[..., Any], *arguments: Any) -> Any:
+    """What a lookup returns, or None when there is no such thing. Raises CPIError."""
+    try:
+        return lookup(*arguments)
+    except libvirt.libvirtError as error:
+        if is_missing(error):
+            return None
+        raise translated(f"looking for {arguments[0]}", error) from None
+
+
+class AlreadyThere(CloudError):
+    """Something else has the name that was to be given."""
+
+
+@contextmanager
+def told_existing(doing: str) -> Iterator[None]:
+    """Like `told`, and raises AlreadyThere when the name is taken."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        taken = error.get_error_code() in _EXISTS or "already exists" in str(error)
+        failure = translated(doing, error)
+        raise (AlreadyThere(failure.message) if taken else failure) from None
+
+
+class Connection:
+    """A connection that opens when it is first used, and again after libvirt's daemon restarted."""
+
+    def __init__(self, uri: str, log: Log) -> None:
+        self.uri = uri
+        self._log = log
+        self._connection: Any = None
+
+    @property
+    def raw(self) -> Any:
+        """libvirt's own connection. Raises CloudError, naming URI, cause and next step."""
+        if self._connection is None or not self._connection.isAlive():
+            self._connection = self._open()
+        return self._connection
+
+    def close(self) -> None:
+        """Give the connection back, if there is one."""
+        if self._connection is not None:
+            connection, self._connection = self._connection, None
+            with told("closing the connection"):
+                connection.close()
+
+    def _open(self) -> Any:
+        # It would write every error to stderr, also those that are expected.
+        libvirt.registerErrorHandler(lambda _context, _error: None, None)
+        libvirt.virEventRegisterDefaultImpl()
+        try:
+            return libvirt.open(self.uri)
+        except libvirt.libvirtError as error:
+            failure = translated(f"connecting to {_without_password(self.uri)}", error)
+            raise CloudError(
+                failure.message + _hint(failure.message), ok_to_retry=failure.ok_to_retry
+            ) from None
+
+    def can_run(self, domain_type: str) -> bool:
+        """Tell whether libvirt can run domains of a type; it remembers what it found out."""
+        try:
+            self.raw.getDomainCapabilities(None, None, None, domain_type)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() in (
+                libvirt.VIR_ERR_INVALID_ARG,
+                libvirt.VIR_ERR_CONFIG_UNSUPPORTED,
+            ):
+                return False
+            raise translated(f"asking libvirt about {domain_type}", error) from None
+        return True
+
+    # Lookups
+
+    def domain(self, name: str) -> Any:
+        """The domain of this name, or None."""
+        return found(self.raw.lookupByName, name)
+
+    def domains(self) -> list[Any]:
+        """All domains, running or not."""
+        with told("listing domains"):
+            domains: list[Any] = self.raw.listAllDomains()
+        return domains
+
+    def pool(self, name: str) -> Any:
+        """The storage pool of this name, or None."""
+        return found(self.raw.storagePoolLookupByName, name)
+
+    def network(self, name: str) -> Any:
+        """The network of this name, or None."""
+        return found(self.raw.networkLookupByName, name)
+
+    # Waiting
+
+    def wait(self, done: Callable[[], bool], seconds: float) -> bool:
+        """Handle events until `done` or for so many seconds; tell whether it is done."""
+        end = time.monotonic() + seconds
+        timer = libvirt.virEventAddTimeout(_TICK, lambda *_: None, None)
+        try:
+            while not done():
+                if time.monotonic() >= end or not self.raw.isAlive():
+                    return False
+                libvirt.virEventRunDefaultImpl()
+        finally:
+            libvirt.virEventRemoveTimeout(timer)
+        return True
+
+    @contextmanager
+    def watching(self, domain: Any, event: int) -> Iterator[list[Any]]:
+        """Collect a domain's events of one kind: what each says beside connection and domain."""
+        seen: list[Any] = []
+
+        def remember(_connection: Any, _domain: Any, *said: Any) -> None:
+            seen.append(said[:-1])
+
+        with told("watching for events"):
+            watch = self.raw.domainEventRegisterAny(domain, event, remember, None)
+        try:
+            yield seen
+        finally:
+            with told("watching for events"):
+                self.raw.domainEventDeregisterAny(watch)
+
+
+# A daemon that is gone sends no event; look again this often (milliseconds).
+_TICK = 500
+
+SPARSE_UPLOAD = libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
+REUSE_TARGET = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
+COMPLETED_JOB = libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED
+RESIZE_BYTES = libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES
+# Whatever else libvirt keeps of a domain goes with it.
+UNDEFINE_ALL = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
+METADATA = libvirt.VIR_DOMAIN_METADATA_ELEMENT
+REMOVED = libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED
+LIFECYCLE = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
+JOB_COMPLETED = libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED
+
+
+def destroy(domain: Any) -> None:
+    """Turn a domain off; one that is off is no error. Raises libvirt's error."""
+    try:
+        domain.destroy()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (
+            libvirt.VIR_ERR_OPERATION_INVALID,
+            libvirt.VIR_ERR_NO_DOMAIN,
+        ):
+            raise
+
+
+def ask_again(domain: Any, device: str) -> None:
+    """Ask a domain once more to let go of a device; that it has been asked is no error."""
+    with suppress(libvirt.libvirtError):
+        domain.detachDeviceFlags(device, LIVE)
+
+
+def undefine(domain: Any) -> None:
+    """Forget a domain, with what libvirt keeps for it. Raises libvirt's error."""
+    try:
+        domain.undefineFlags(UNDEFINE_ALL)
+    except libvirt.libvirtError as error:
+        if not is_missing(error):
+            raise
+
+
+def metadata(domain: Any, namespace: str) -> str:
+    """An element of a domain's metadata as XML, "" if there is none. Raises CPIError."""
+    return found(domain.metadata, METADATA, namespace, CONFIG) or ""
+
+
+def set_metadata(domain: Any, element: str, prefix: str, namespace: str) -> None:
+    """Replace an element of a domain's metadata, now and for good. Raises libvirt's error."""
+    flags = BOTH if domain.isActive() else CONFIG
+    domain.setMetadata(METADATA, element, prefix, namespace, flags)
+
+
+def abort(stream: Any) -> None:
+    """End a stream that failed; the failure is what counts."""
+    with suppress(libvirt.libvirtError):
+        stream.abort()
+
+
+def _hint(message: str) -> str:
+    """What to do about a connection that fails."""
+    if "No such file" in message or "Connection refused" in message:
+        return (
+            "; is libvirt's daemon running, and its socket there? apt-get install "
+            "libvirt-daemon-system, systemctl start libvirtd"
+        )
+    if "Permission denied" in message or "authentication" in message:
+        return "; the CPI needs root, or membership of the group libvirt"
+    return ""
+
+
+def is_local(uri: str) -> bool:
+    """Tell whether a URI is of this machine: no host in it, and no transport to another."""
+    scheme, _, rest = uri.partition("://")
+    transport = scheme.partition("+")[2]
+    return rest.startswith("/") and transport in ("", "unix")
+
+
+def is_unprivileged() -> bool:
+    """Tell whether this process can make networks and mounts."""
+    return os.geteuid() != 0

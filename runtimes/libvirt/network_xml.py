@@ -1,0 +1,57 @@
+"""libvirt's documents about networks. Pure (formatnetwork.html)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from xml.etree import ElementTree as Xml
+
+Interface = IPv4Interface | IPv6Interface
+
+
+@dataclass(frozen=True)
+class LibvirtNetwork:
+    """A network. forward: nat, open (a bridge and no rules); gateways: its own addresses."""
+
+    name: str
+    bridge: str
+    forward: str
+    gateways: Sequence[Interface]
+
+
+def network(wanted: LibvirtNetwork) -> str:
+    """A network without DHCP: the agent configures the addresses that the CPI gives."""
+    root = Xml.Element("network")
+    Xml.SubElement(root, "name").text = wanted.name
+    Xml.SubElement(root, "forward", mode=wanted.forward)
+    bridge = Xml.SubElement(root, "bridge", stp="off")
+    if wanted.bridge:
+        bridge.set("name", wanted.bridge)
+    Xml.SubElement(root, "dns", enable="no")
+    for gateway in wanted.gateways:
+        Xml.SubElement(
+            root,
+            "ip",
+            family=f"ipv{gateway.version}",
+            address=str(gateway.ip),
+            prefix=str(gateway.network.prefixlen),
+        )
+    Xml.indent(root)
+    return Xml.tostring(root, encoding="unicode")
+
+
+def read_network(document: str) -> LibvirtNetwork:
+    """Read what libvirt says of a network, ours or not."""
+    root = Xml.fromstring(document)  # noqa: S314 (libvirt's, which expands no entities)
+    bridge, forward = root.find("bridge"), root.find("forward")
+    gateways = []
+    for address in root.iter("ip"):
+        if address.get("address") and address.get("prefix"):
+            gateways.append(ip_interface(f"{address.get('address')}/{address.get('prefix')}"))
+        elif address.get("address") and address.get("netmask"):
+            gateways.append(ip_interface(f"{address.get('address')}/{address.get('netmask')}"))
+    return LibvirtNetwork(
+        name=root.findtext("name") or "",
+        bridge="" if bridge is None else bridge.get("name", ""),
+        forward="isolated" if forward is None else forward.get("mode", "nat"),
+        gateways=tuple(gateways),
+    )

@@ -1,0 +1,219 @@
+"""A VM's network interfaces: on the bridge that containers use, or on a network of libvirt's.
+
+On this machine's own libvirt a VM joins a bridge as a container does, through the same CNI plugins:
+they make the bridge, reserve the address, let it through the firewall and forward its ports. Only
+the interface itself is the hypervisor's.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from pathlib import Path
+from typing import Any
+
+from cpi.cid import shown
+from cpi.cni.networks import Networks, properties_of
+from cpi.cni.reservations import Reservations
+from cpi.config import Config
+from cpi.errors import CloudError, NetworkNotFound, NotSupported
+from cpi.log import Log
+from cpi.model import Network, VMSpec
+from runtimes.libvirt import network_xml
+from runtimes.libvirt.client import Connection, told
+from runtimes.libvirt.domain_xml import Interface
+from runtimes.libvirt.network_xml import LibvirtNetwork
+from runtimes.libvirt.profiles import Profile
+
+_REMOTE_NETWORK = "bosh"
+_OURS = "libvirt-"  # begins the names of folders of addresses, beside CNI's
+_TRIES = 65536  # addresses looked at in one subnet
+
+
+class Nics:
+    """Makes and removes the interfaces of VMs. The caller holds the VM's lock."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        profile: Profile,
+        config: Config,
+        host: Networks | None,
+        lock: Callable[[str], Any],
+        log: Log,
+    ) -> None:
+        """host: this machine's networks, None when libvirt is elsewhere."""
+        self._connection = connection
+        self._profile = profile
+        self._config = config
+        self._host = host
+        self._lock = lock
+        self._log = log
+        self._addresses = Path(config.text("state_dir")) / "addresses"
+
+    def require_free(self, spec: VMSpec) -> None:
+        """Refuse an address that another VM has. Raises CloudError naming that VM."""
+        if self._host and not self._on_libvirt(spec):
+            self._host.require_free(spec)
+
+    def connect(self, spec: VMSpec, folder: Path) -> list[tuple[Network, Interface]]:
+        """Make a VM's place on each of its networks; return them with addresses and interfaces.
+
+        Raises CloudError, NetworkNotFound, NotSupported; then `disconnect` takes away what there
+        is.
+        """
+        names = self._on_libvirt(spec)
+        if self._host and not names:
+            return self._on_bridges(self._host, spec, folder)
+        if spec.properties.ports:
+            raise NotSupported("ports need the host's own bridge; this VM is on a libvirt network")
+        if len(names) < len(spec.networks):
+            raise NotSupported(
+                "a VM's networks are all bridges of the host or all networks of libvirt"
+            )
+        return [
+            self._on_network(spec, network, at, names[network.name])
+            for at, network in enumerate(spec.networks)
+        ]
+
+    def disconnect(self, vm_cid: str, folder: Path) -> None:
+        """Give a VM's places back; what is gone is no error."""
+        for reserved in self._addresses.glob(f"{_OURS}*"):
+            Reservations(reserved).release(vm_cid)
+        if self._host:
+            self._host.disconnect(vm_cid, folder)
+
+    # Bridges of the host
+
+    def _on_bridges(
+        self, host: Networks, spec: VMSpec, folder: Path
+    ) -> list[tuple[Network, Interface]]:
+        networks = host.connect(spec, folder)
+        bridges = host.hand_over(networks, folder)
+        for name in dict.fromkeys(name for name, _ in bridges):
+            own = [networks[at] for at, (other, _) in enumerate(bridges) if other == name]
+            self._have_at_boot(name, own)
+        return [
+            (
+                replace(network, preconfigured=False),
+                Interface(
+                    mac=network.mac or mac_of(spec.cid, at),
+                    model=self._profile.nic,
+                    bridge=bridge,
+                    mtu=mtu,
+                ),
+            )
+            for at, (network, (bridge, mtu)) in enumerate(zip(networks, bridges, strict=True))
+        ]
+
+    def _have_at_boot(self, bridge: str, networks: Sequence[Network]) -> None:
+        """Have libvirt make the bridge when the host starts, before it starts the VMs on it."""
+        if not self._profile.autostart:
+            return
+        name = f"bosh-{bridge}"
+        with self._lock(f"network-{name}"), told(f"defining the network {name}"):
+            old = self._connection.network(name)
+            known = network_xml.read_network(old.XMLDesc()).gateways if old else ()
+            wanted = dict.fromkeys([*known, *_gateways(networks)])
+            if old is None or len(wanted) > len(known):
+                document = network_xml.network(LibvirtNetwork(name, bridge, "open", tuple(wanted)))
+                self._connection.raw.networkDefineXML(document).setAutostart(1)
+
+    # Networks of libvirt
+
+    def _on_libvirt(self, spec: VMSpec) -> dict[str, str]:
+        """Which of a VM's networks are libvirt's, and their names there."""
+        found = {}
+        for network in spec.networks:
+            properties = properties_of(network)
+            name = properties.get("name")
+            if name is not None and (not self._host or self._connection.network(name)):
+                found[network.name] = name
+            elif name is None and "bridge" not in properties:
+                usual = self._config.text(f"{self._profile.name}.network")
+                if usual or not self._host:
+                    found[network.name] = usual or _REMOTE_NETWORK
+        return found
+
+    def _on_network(
+        self, spec: VMSpec, network: Network, at: int, name: str
+    ) -> tuple[Network, Interface]:
+        unknown = sorted(set(network.cloud_properties) - {"name"})
+        if unknown:
+            raise CloudError(
+                f"the network {network.name!r}: cloud_properties {', '.join(map(shown, unknown))} "
+                "are of no use on a libvirt network"
+            )
+        with self._lock(f"network-{name}"):
+            gateways = self._active(name, network).gateways
+        reserved = Reservations(self._addresses / f"{_OURS}{name}")
+        if network.ip is None:
+            network = _addressed(network, gateways, reserved, spec.cid)
+        elif (owner := reserved.reserve(network.ip, spec.cid)) != spec.cid:
+            raise CloudError(f"the address {network.ip} on the network {name} is in use by {owner}")
+        mac = mac_of(spec.cid, at)
+        interface = Interface(mac=mac, model=self._profile.nic, network=name)
+        return replace(network, mac=mac, preconfigured=False), interface
+
+    def _active(self, name: str, network: Network) -> LibvirtNetwork:
+        """Libvirt's network of this name, running. The usual one is made when it is missing."""
+        found = self._connection.network(name)
+        with told(f"starting the network {name}"):
+            if found is None:
+                if network.cloud_properties.get("name") == name:
+                    there = [one.name() for one in self._connection.raw.listAllNetworks()]
+                    raise NetworkNotFound(
+                        f"libvirt has no network {name!r} (it has: {', '.join(there) or 'none'}); "
+                        "define it there, or leave `name` out"
+                    )
+                gateway = _gateways([network]) or [self._first_of(self._subnet())]
+                document = network_xml.network(LibvirtNetwork(name, "", "nat", tuple(gateway)))
+                self._log.info(f"making the libvirt network {name} ({gateway[0]})")
+                found = self._connection.raw.networkDefineXML(document)
+                found.setAutostart(1)
+            if not found.isActive():
+                found.create()
+            return network_xml.read_network(found.XMLDesc())
+
+    def _subnet(self) -> str:
+        return self._config.strings("network.dynamic_subnets")[0]
+
+    def _first_of(self, subnet: str) -> network_xml.Interface:
+        parsed: IPv4Network | IPv6Network = ip_network(subnet)
+        return ip_interface(f"{parsed[1]}/{parsed.prefixlen}")
+
+
+def _gateways(networks: Sequence[Network]) -> list[network_xml.Interface]:
+    return [
+        ip_interface(f"{network.gateway}/{network.prefix}")
+        for network in networks
+        if network.gateway and network.prefix
+    ]
+
+
+def _addressed(
+    network: Network,
+    gateways: Sequence[network_xml.Interface],
+    reserved: Reservations,
+    vm_cid: str,
+) -> Network:
+    """Reserve the first free address of its subnets for a dynamic network. Raises CloudError."""
+    for gateway in gateways:
+        subnet = gateway.network
+        for at in range(2, min(subnet.num_addresses - 1, _TRIES)):
+            address = str(subnet[at])
+            if address != str(gateway.ip) and reserved.reserve(address, vm_cid) == vm_cid:
+                return replace(
+                    network,
+                    ip=address,
+                    prefix=subnet.prefixlen,
+                    gateway=network.gateway or str(gateway.ip),
+                )
+    subnets = ", ".join(str(gateway.network) for gateway in gateways) or "a network without subnets"
+    raise CloudError(f"the network {network.name!r} has no free address in {subnets}")
+
+
+def mac_of(vm_cid: str, at: int) -> str:
+    """A locally administered MAC for a VM's interface, the same at every call."""
+    digest = hashlib.sha256(f"{vm_cid}/{at}".encode()).hexdigest()
+    return ":".join(["52", "54", "00", digest[:2], digest[2:4], digest[4:6]])

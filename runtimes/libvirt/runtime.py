@@ -1,0 +1,271 @@
+"""The runtimes through libvirt: the contract's verbs, handed to what does them."""
+
+import os
+import shutil
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from cpi import cid, locks
+from cpi.cni.networks import Networks
+from cpi.disks import filesystems
+from cpi.disks.snapshots import Snapshots
+from cpi.disks.store import Disk, DiskStore, folders_of
+from cpi.errors import NotSupported
+from cpi.runtime import Runtime
+from cpi.undo import Undo
+from runtimes.libvirt import sweep
+from runtimes.libvirt.client import Connection, is_local, is_unprivileged
+from runtimes.libvirt.disks import Disks
+from runtimes.libvirt.nics import Nics
+from runtimes.libvirt.profiles import KVM, Profile
+from runtimes.libvirt.stemcells import Stemcells
+from runtimes.libvirt.vms import VMs
+from runtimes.libvirt.volumes import Pool
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    from cpi.config import Config
+    from cpi.log import Log
+    from cpi.model import DiskProperties, Json, JsonObject, Network, VMResources, VMSpec
+
+_REMOTE_POOL = "/var/lib/libvirt/images/bosh"
+
+
+class LibvirtRuntime(Runtime):
+    """BOSH VMs as domains of a hypervisor that libvirt drives."""
+
+    profile: ClassVar[Profile]
+
+    def __init__(self, config: "Config", log: "Log") -> None:
+        super().__init__(config, log)
+        self._state_dir = Path(config.text("state_dir"))
+        self._uri = config.text(f"{self.name}.uri")
+        self._local = is_local(self._uri)
+        self._connection = Connection(self._uri, log)
+
+    def close(self) -> None:
+        self._connection.close()
+
+    # Stemcells
+
+    def create_stemcell(
+        self, image: Path, cloud_properties: "JsonObject", tags: "JsonObject"
+    ) -> str:
+        return self._stemcells.create(image)
+
+    def share_stemcell(
+        self, stemcell_cid: str, image: Path, cloud_properties: "JsonObject"
+    ) -> None:
+        self._stemcells.share(stemcell_cid, image)
+
+    def delete_stemcell(self, stemcell_cid: str) -> None:
+        self._stemcells.delete(stemcell_cid)
+
+    # VMs
+
+    def create_vm(self, spec: "VMSpec") -> "Sequence[Network]":
+        from concurrent.futures import ThreadPoolExecutor
+
+        if spec.properties.pids is not None:
+            self.log.info("pids is not limited in a full VM, which has a kernel of its own")
+        self._sweep()
+        self._nics.require_free(spec)
+        folder = self._folder(spec.cid)
+        with Undo(self.log) as undo, ThreadPoolExecutor(1) as threads:
+            undo.push(lambda: _remove(folder))
+            os.makedirs(folder.parent, mode=0o700, exist_ok=True)
+            folder.mkdir(mode=0o700)
+            undo.push(lambda: self._nics.disconnect(spec.cid, folder))
+            # CNI's plugins take as long as the volumes.
+            connecting = threads.submit(self._nics.connect, spec, folder)
+            networks = self._vms.create(spec, connecting, undo)
+            undo.keep()
+        return networks
+
+    def delete_vm(self, vm_cid: str) -> None:
+        # Whatever there is, so that this also cleans up after a create that was killed half-way.
+        self._vms.stop(vm_cid)
+        self._clear(vm_cid)
+
+    def _clear(self, vm_cid: str) -> None:
+        """Delete everything of a VM; its disks are released as it ends."""
+        self._vms.delete(vm_cid)
+        for disk_cid in self._disk_store.attached_to(vm_cid):
+            with self._lock(disk_cid):
+                self._disks.forget(vm_cid, disk_cid)
+        folder = self._folder(vm_cid)
+        self._nics.disconnect(vm_cid, folder)
+        _remove(folder)
+
+    def has_vm(self, vm_cid: str) -> bool:
+        return self._vms.find(vm_cid) is not None
+
+    def reboot_vm(self, vm_cid: str) -> None:
+        self._vms.reboot(vm_cid)
+
+    def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
+        self._vms.set_metadata(vm_cid, metadata)
+
+    def calculate_vm_cloud_properties(self, resources: "VMResources") -> "dict[str, Json]":
+        return {
+            "cpu": resources.cpu,
+            "memory": resources.ram,
+            "ephemeral_disk": resources.ephemeral_disk_size,
+        }
+
+    def console(self, vm_cid: str, offset: int) -> bytes:
+        if not self.profile.console:
+            raise NotSupported(f"{self.name} keeps no console log")
+        return self._vms.console(vm_cid, offset)
+
+    # Persistent disks
+
+    def create_disk(self, size_mib: int, properties: "DiskProperties", vm_cid: str | None) -> str:
+        wished = None
+        if vm_cid and (domain := self._vms.find(vm_cid)) is not None:
+            wished = self._vms.facts(domain).filesystem
+        disk = Disk(
+            cid.new(self.name, cid.DISK),
+            size_mib,
+            filesystem=properties.filesystem or wished or filesystems.DEFAULT,
+            preallocate=properties.preallocate,
+            cloud_properties=properties.given,
+            store=properties.store,
+        )
+        self._disk_store.create(disk)
+        return disk.cid
+
+    def delete_disk(self, disk_cid: str) -> None:
+        self._disks.get(disk_cid)
+        self._disk_store.delete(disk_cid)
+
+    def has_disk(self, disk_cid: str) -> bool:
+        disk = self._disk_store.find(disk_cid)
+        return disk is not None and self._disk_store.image(disk).exists()
+
+    def disk_user(self, disk_cid: str) -> str:
+        disk = self._disk_store.find(disk_cid)
+        return "" if disk is None else disk.attached_to
+
+    def attach_disk(self, vm_cid: str, disk_cid: str, api_version: int) -> "Json":
+        self._require_here()
+        domain = self._vms.get(vm_cid)
+        disk = self._disks.get(disk_cid)
+        with Undo(self.log) as undo:
+            resolution = self._vms.facts(domain).resolution
+            hint = self._disks.attach(vm_cid, domain, resolution, disk, undo)
+            if api_version < 2:
+                self._vms.add_disk_to_settings(vm_cid, disk_cid, hint)
+            undo.keep()
+        return hint
+
+    def detach_disk(self, vm_cid: str, disk_cid: str) -> None:
+        self._disk_store.get(disk_cid)
+        domain = self._vms.get(vm_cid)
+        self._disks.require_attached(vm_cid, disk_cid)
+        self._disks.release(vm_cid, domain, disk_cid)
+
+    def get_disks(self, vm_cid: str) -> list[str]:
+        self._vms.get(vm_cid)
+        return self._disk_store.attached_to(vm_cid)
+
+    def set_disk_metadata(self, disk_cid: str, metadata: "JsonObject") -> None:
+        self._disk_store.set_metadata(disk_cid, metadata)
+
+    def resize_disk(self, disk_cid: str, size_mib: int) -> None:
+        disk = self._disks.get(disk_cid)
+        domain = self._vms.find(disk.attached_to) if disk.attached_to else None
+        if domain is not None and domain.isActive():
+            self._disks.grow(domain, disk, size_mib)
+            return
+        self._disk_store.resize(disk_cid, size_mib)
+
+    def update_disk(self, disk_cid: str, size_mib: int, properties: "DiskProperties") -> str:
+        self._disks.get(disk_cid)
+        self._disk_store.update(disk_cid, size_mib, properties)
+        return disk_cid
+
+    def snapshot_disk(self, disk_cid: str, metadata: "JsonObject") -> str:
+        snapshot_cid = cid.new(self.name, cid.SNAPSHOT)
+        disk = self._disks.get(disk_cid)
+        domain = self._vms.find(disk.attached_to) if disk.attached_to else None
+        self._disks.snapshot(domain, self._pool, disk, snapshot_cid, metadata)
+        return snapshot_cid
+
+    def delete_snapshot(self, snapshot_cid: str) -> None:
+        Snapshots(self._disk_store).delete(snapshot_cid)
+
+    # Helpers
+
+    def _require_here(self) -> None:
+        if not self._local:
+            raise NotSupported(
+                f"persistent disks are files of this machine, and libvirt at {self._uri} is on "
+                "another"
+            )
+
+    def _sweep(self) -> None:
+        """Delete what killed calls left, where all calls are this machine's."""
+        if self._local:
+            run_dir = self.config.text("run_dir")
+            for vm_cid in sweep.orphans(self._vms, lambda name: locks.is_held(run_dir, name)):
+                self.log.warn(f"deleting what a killed call left of {vm_cid}")
+                self._clear(vm_cid)
+
+    def _lock(self, name: str) -> "AbstractContextManager[None]":
+        return locks.hold(self.config.text("run_dir"), name, log=self.log)
+
+    def _folder(self, vm_cid: str) -> Path:
+        """A VM's folder on this machine, which is there as long as the VM is."""
+        return self._state_dir / "vms" / vm_cid
+
+    # Made when first needed
+
+    @cached_property
+    def _disk_store(self) -> DiskStore:
+        return DiskStore(folders_of(self.config))
+
+    @cached_property
+    def _disks(self) -> Disks:
+        seconds = self.config.integer(f"{self.name}.detach_timeout")
+        return Disks(
+            self._connection, self._disk_store, self._state_dir, self.profile, seconds, self.log
+        )
+
+    @cached_property
+    def _pool(self) -> Pool:
+        path = self.config.text(f"{self.name}.pool_path")
+        usual = str(self._state_dir / self.name) if self._local else _REMOTE_POOL
+        name = self.config.text(f"{self.name}.pool")
+        return Pool(self._connection, name, path or usual, self._lock, self.log)
+
+    @cached_property
+    def _stemcells(self) -> Stemcells:
+        return Stemcells(self._pool, self.profile, self.config, self._lock, self.log)
+
+    @cached_property
+    def _vms(self) -> VMs:
+        return VMs(
+            self._connection, self._pool, self._stemcells, self.profile, self.config, self.log
+        )
+
+    @cached_property
+    def _nics(self) -> Nics:
+        host = None
+        if self._local and self.profile.bridges and not is_unprivileged():
+            host = Networks(self.config, self._state_dir, Path(self.config.text("run_dir")))
+        return Nics(self._connection, self.profile, self.config, host, self._lock, self.log)
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=not folder.exists())
+
+
+class KvmRuntime(LibvirtRuntime):
+    """VMs of QEMU, with KVM where there is one."""
+
+    name: ClassVar[str] = "kvm"
+    profile: ClassVar[Profile] = KVM

@@ -1,0 +1,271 @@
+"""VMs as domains: their volumes, the domain, its start and its end.
+
+`<vm cid>.root` is copied on write from the stemcell, `.data` is the ephemeral disk, `.iso` has the
+agent's settings, `.console` what the VM prints.
+"""
+
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cpi.config import Config
+from cpi.disks.image import MIB
+from cpi.errors import CloudError, VMNotFound
+from cpi.log import Log
+from cpi.model import Json, Network, VMSpec
+from cpi.settings import render as render_settings
+from cpi.undo import Undo
+from runtimes.libvirt import client, domain_xml, settings_iso
+from runtimes.libvirt.accelerators import domain_type
+from runtimes.libvirt.client import Connection, told, told_existing
+from runtimes.libvirt.disks import hint_of
+from runtimes.libvirt.domain_xml import Disk, Domain, Facts, Interface
+from runtimes.libvirt.profiles import Profile
+from runtimes.libvirt.stemcells import Base, Stemcells
+from runtimes.libvirt.storage_xml import Volume
+from runtimes.libvirt.volumes import Pool, capacity_of, path_of
+
+ROOT, DATA, ISO, CONSOLE = ".root", ".data", ".iso", ".console"
+PARTS = (ROOT, DATA, ISO, CONSOLE)
+
+Connected = list[tuple[Network, Interface]]
+
+_DATA_SERIAL = "ephemeral"
+_ISO_SIZE = 1 << 20  # bytes; room for hints that come later
+_VIRTIO_SERIAL = 20
+
+
+@dataclass(frozen=True)
+class VMs:
+    """VMs of one libvirt. The caller holds the lock of the VM it changes."""
+
+    connection: Connection
+    pool: Pool
+    stemcells: Stemcells
+    profile: Profile
+    config: Config
+    log: Log
+
+    def create(
+        self, spec: VMSpec, connecting: "Future[Connected]", undo: Undo
+    ) -> Sequence[Network]:
+        """Create and start a VM; return its networks, which are connected meanwhile."""
+        base = self.stemcells.find(spec.stemcell_cid)
+        undo.push(lambda: self.delete_volumes(spec.cid))
+        disks = [self._root(spec, base), self._data(spec, base)]
+        connected = connecting.result()
+        networks = [network for network, _ in connected]
+        disks.append(self._settings(spec, base, networks, disks))
+        document = domain_xml.domain(self._domain(spec, base, disks, connected))
+        undo.push(lambda: self._undo_domain(spec.cid))
+        with told_existing(f"defining the VM {spec.cid}"):
+            domain = self.connection.raw.defineXML(document)
+        with told(f"starting the VM {spec.cid}"):
+            domain.create()
+            if self.profile.autostart:
+                domain.setAutostart(1)
+        self._set_facts(domain, replace(self._new_facts(spec, base), complete=True))
+        self.log.info(f"{spec.cid} runs")
+        return networks
+
+    def find(self, vm_cid: str) -> Any:
+        """The VM's domain, or None."""
+        return self.connection.domain(vm_cid)
+
+    def get(self, vm_cid: str) -> Any:
+        """The VM's domain. Raises VMNotFound."""
+        domain = self.find(vm_cid)
+        if domain is None:
+            raise VMNotFound(f"libvirt ({self.connection.uri}) has no VM {vm_cid}")
+        return domain
+
+    def stop(self, vm_cid: str) -> None:
+        """Shut a VM down, or turn it off when it does not within its time; gone is no error."""
+        domain = self.find(vm_cid)
+        if domain is None:
+            return
+        with told(f"stopping the VM {vm_cid}"):
+            if not domain.isActive():
+                return
+        seconds = self.config.integer(f"{self.profile.name}.shutdown_timeout")
+        if seconds and self._shuts_down(vm_cid, domain, seconds):
+            return
+        turn_off(domain, vm_cid)
+
+    def _shuts_down(self, vm_cid: str, domain: Any, seconds: float) -> bool:
+        """Press the power button, and wait until that has worked."""
+        try:
+            with self.connection.watching(domain, client.LIFECYCLE), told("shutting down"):
+                domain.shutdown()
+                ended = self.connection.wait(lambda: not domain.isActive(), seconds)
+        except CloudError as error:
+            self.log.warn(f"{vm_cid}: {error.message}")
+            return False
+        if not ended:
+            self.log.info(f"{vm_cid} did not shut down within {seconds:g} s; turning it off")
+        return ended
+
+    def delete(self, vm_cid: str) -> None:
+        """Delete what libvirt has of a stopped VM."""
+        self._undo_domain(vm_cid)
+        self.delete_volumes(vm_cid)
+
+    def _undo_domain(self, vm_cid: str) -> None:
+        domain = self.find(vm_cid)
+        if domain is None:
+            return
+        with told(f"deleting the VM {vm_cid}"):
+            if domain.isActive():
+                turn_off(domain, vm_cid)
+            client.undefine(domain)
+
+    def delete_volumes(self, vm_cid: str) -> None:
+        """Delete a VM's own volumes; persistent disks are none of them."""
+        if self.profile.console and self.pool.find(vm_cid + CONSOLE) is None:
+            self.pool.refresh()  # the hypervisor makes that one behind libvirt's back
+        for part in PARTS:
+            self.pool.delete(vm_cid + part)
+
+    def reboot(self, vm_cid: str) -> None:
+        """Shut a VM down and start it again. Raises VMNotFound."""
+        domain = self.get(vm_cid)
+        self.stop(vm_cid)
+        with told(f"starting the VM {vm_cid}"):
+            domain.create()
+
+    def console(self, vm_cid: str, offset: int) -> bytes:
+        """What a VM has printed on its console, from an offset in bytes on. Raises VMNotFound."""
+        self.get(vm_cid)
+        self.pool.refresh()
+        volume = self.pool.find(vm_cid + CONSOLE)
+        if volume is None or capacity_of(volume) <= offset:
+            return b""
+        return self.pool.read(volume, offset)
+
+    # Facts
+
+    def facts(self, domain: Any) -> Facts:
+        """What the CPI knows of a domain."""
+        text = client.metadata(domain, domain_xml.NAMESPACE)
+        try:
+            return domain_xml.read_facts(text) if text else Facts()
+        except ValueError as error:
+            raise CloudError(f"the VM {domain.name()} has damaged metadata: {error}") from None
+
+    def set_metadata(self, vm_cid: str, metadata: Mapping[str, str]) -> None:
+        """Show BOSH's metadata in the domain, instead of what was there. Raises VMNotFound."""
+        domain = self.get(vm_cid)
+        self._set_facts(domain, replace(self.facts(domain), metadata=dict(metadata)))
+
+    def _set_facts(self, domain: Any, facts: Facts) -> None:
+        with told(f"recording what {domain.name()} is"):
+            client.set_metadata(
+                domain, domain_xml.facts(facts), domain_xml.PREFIX, domain_xml.NAMESPACE
+            )
+
+    def is_unfinished(self, vm_cid: str) -> bool:
+        """Tell whether a VM's creation came to its end."""
+        domain = self.find(vm_cid)
+        return domain is None or not self.facts(domain).complete
+
+    def add_disk_to_settings(self, vm_cid: str, disk_cid: str, hint: Json) -> None:
+        """Put a disk's hint where agents of API version 1 look for it: into the settings."""
+        domain = self.get(vm_cid)
+        kind = self.facts(domain).settings
+        volume = self.pool.find(vm_cid + ISO)
+        if volume is None:
+            raise CloudError(f"the VM {vm_cid} has lost its settings, {vm_cid}{ISO}")
+        settings = settings_iso.read(kind, self.pool.read(volume))
+        settings["disks"]["persistent"][disk_cid] = hint
+        image = settings_iso.render(kind, vm_cid, settings)
+        if len(image) > capacity_of(volume):
+            raise CloudError(f"the settings of {vm_cid} have outgrown their {_ISO_SIZE >> 20} MiB")
+        self.pool.write(volume, image)
+
+    # What a VM consists of
+
+    def _root(self, spec: VMSpec, base: Base) -> Disk:
+        size = max(base.size, (spec.properties.root_disk or 0) * MIB)
+        volume = self.pool.create(
+            Volume(
+                spec.cid + ROOT, size, self.profile.clone_format, backing=(base.path, base.format)
+            )
+        )
+        bus = self.profile.bus[base.resolution]
+        target = domain_xml.free_target(bus, [])
+        return Disk(path_of(volume), self.profile.clone_format, target, bus)
+
+    def _data(self, spec: VMSpec, base: Base) -> Disk:
+        size = spec.properties.ephemeral_disk or self._usual("ephemeral_disk")
+        kind = self.profile.clone_format
+        volume = self.pool.create(Volume(spec.cid + DATA, size * MIB, kind))
+        bus = self.profile.bus[base.resolution]
+        target = domain_xml.free_target(bus, [domain_xml.free_target(bus, [])])
+        return Disk(path_of(volume), kind, target, bus, _data_serial(spec.cid))
+
+    def _settings(
+        self, spec: VMSpec, base: Base, networks: Sequence[Network], others: Sequence[Disk]
+    ) -> Disk:
+        ephemeral = hint_of(_data_serial(spec.cid), base.resolution)
+        configured = [_static(network) for network in networks]
+        settings = render_settings(spec, configured, ephemeral=ephemeral)
+        image = settings_iso.render(base.settings, spec.cid, settings)
+        size = max(_ISO_SIZE, 2 * len(image))
+        volume = self.pool.create(Volume(spec.cid + ISO, size))
+        self.pool.write(volume, image)
+        device, bus = self.profile.settings_device[base.settings]
+        target = domain_xml.free_target(bus, [disk.target for disk in others])
+        return Disk(path_of(volume), "raw", target, bus, device=device, read_only=True)
+
+    def _domain(
+        self, spec: VMSpec, base: Base, disks: Sequence[Disk], connected: Connected
+    ) -> Domain:
+        wanted = spec.properties
+        kind = domain_type(self.connection, self.profile, self._text("accelerator"), self.log)
+        usual_model = "host" if kind == "kvm" else ""
+        console = f"{disks[0].path.removesuffix(ROOT)}{CONSOLE}" if self.profile.console else ""
+        return Domain(
+            name=spec.cid,
+            type=kind,
+            os_type=self.profile.os_type,
+            machine=wanted.machine or self._text("machine") or self.profile.machine,
+            firmware=wanted.firmware or self._text("firmware"),
+            cpu_model=wanted.cpu_model or self._text("cpu_model") or usual_model,
+            cpu=wanted.cpu or self._usual("cpu"),
+            memory=wanted.memory or self._usual("memory"),
+            disks=tuple(disks),
+            interfaces=tuple(interface for _, interface in connected),
+            console=console,
+            facts=self._new_facts(spec, base),
+        )
+
+    def _new_facts(self, spec: VMSpec, base: Base) -> Facts:
+        return Facts(
+            stemcell=spec.stemcell_cid,
+            settings=base.settings,
+            resolution=base.resolution,
+            filesystem=spec.disk_wishes.filesystem or "",
+        )
+
+    def _text(self, name: str) -> str:
+        return self.config.text(f"{self.profile.name}.{name}")
+
+    def _usual(self, name: str) -> int:
+        return self.config.integer(f"{self.profile.name}.{name}")
+
+
+def turn_off(domain: Any, vm_cid: str) -> None:
+    """End a domain at once; one that has ended meanwhile is no error."""
+    with told(f"turning off the VM {vm_cid}"):
+        client.destroy(domain)
+
+
+def _data_serial(vm_cid: str) -> str:
+    """Of the ephemeral disk; as long as a virtio serial may be, which agents insist on."""
+    return (_DATA_SERIAL + vm_cid.rsplit("-", 1)[1])[:_VIRTIO_SERIAL]
+
+
+def _static(network: Network) -> Network:
+    """A network as its VM's agent has to configure it: no DHCP server is asked."""
+    return replace(network, type="manual")
