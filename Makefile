@@ -14,7 +14,7 @@ TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring 
 	libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 ovmf libxml2-utils dnsmasq-base
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test-packages demo stemcell test test-fast lint fmt bench bench-calls bench-disks bench-stemcells proto clean
+.PHONY: help setup packages test-packages demo stemcell test test-fast lint fmt bench bench-calls bench-disks bench-stemcells bench-kvm proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,7 +68,7 @@ bench-disks: setup ## time persistent disks: calls, and fio in a VM beside the h
 	@tools/apt-install fio
 	@$(BIN)/python -m tools.bench_disks $(if $(RUNS),--runs $(RUNS))
 
-bench: bench-calls bench-disks bench-stemcells ## all benchmarks
+bench: bench-calls bench-disks bench-stemcells bench-kvm ## all benchmarks
 
 bench-calls: setup ## time every call of the contract as a process (STEMCELL=path, RUNS=7, VMS=50)
 	@$(BIN)/python -m tools.bench $(if $(STEMCELL),--stemcell $(STEMCELL)) \
@@ -78,6 +78,9 @@ bench-stemcells: setup ## time stemcells beside ctr, docker, skopeo, and by hand
 	@tools/apt-install --idle docker.io skopeo
 	@$(BIN)/python -m tools.bench_stemcells $(if $(STEMCELL),--stemcell $(STEMCELL)) \
 		$(if $(SIZES),--sizes "$(SIZES)") $(if $(RUNS),--runs $(RUNS))
+
+bench-kvm: setup test-packages ## time every call on full VMs (RUNS=5)
+	@$(BIN)/python -m tools.bench_kvm $(if $(RUNS),--runs $(RUNS))
 
 clean: ## remove what the targets above made here
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info $(API)/*_pb2.py $(API)/*_pb2.pyi

@@ -24,7 +24,7 @@ log_outputs = "3:stderr"
 
 
 class Libvirt:
-    """Start with `with`; then `qemu:///system` works on the host. `restart` is a daemon's restart.
+    """Start with `with`; then `qemu:///system` works on the host.
 
     VMs outlive the daemon, as they do on any machine, and end with the host.
     """
@@ -76,6 +76,19 @@ class Libvirt:
     def stop(self) -> None:
         """Stop libvirtd; the VMs run on."""
         self._daemons.pop().stop()
+
+    def restart(self) -> None:
+        """Restart libvirtd; the VMs run on."""
+        self.stop()
+        self.start()
+
+    def kill_guests(self) -> None:
+        """End all VMs as a host that loses its power does."""
+        self.host.run("sh", "-c", "kill -KILL $(cat /run/libvirt/qemu/*.pid)")
+
+    def forget_boot(self) -> None:
+        """Have the next start of libvirtd be the first since the host was booted."""
+        self.host.run("sh", "-c", "rm -f /run/libvirt/*/autostarted /run/libvirt/*/*.xml")
 
     def stop_all(self) -> None:
         """Stop the daemons, kindly."""

@@ -17,7 +17,8 @@ the way the real one does it:
 What it does otherwise: it speaks no NATS, so any address but http:// and https:// means plain HTTP
 on port 6868 of every interface; it partitions and formats nothing; apply, start, stop, drain and
 run_script change the state that get_state tells, and nothing else; it compiles no packages; it
-leaves host name, network, accounts, /var/log, /home and /tmp alone.
+leaves host name, network, accounts, /var/log, /home and /tmp alone. What the agent of a virtual
+machine does beyond this is in tools/stand_in_machine.py.
 
     python3 -m tools.stand_in_agent [-P PLATFORM] [-C /var/vcap/bosh/agent.json]
 """
@@ -28,18 +29,19 @@ import hmac
 import json
 import re
 import socket
-import ssl
+import socketserver
 import sys
-import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from tools.stand_in_disks import AgentError, Disks, Runner, Store, run_program
+
+if TYPE_CHECKING:  # these load where they are used: a machine's CPU can be a slow one
+    import ssl
 
 PORT = 6868
 REQUEST_LIMIT = 64 << 20  # bytes
@@ -49,24 +51,39 @@ TIMEOUT = 300  # seconds, for a client that stops sending
 class Agent:
     """What the agent knows and can be asked; `vcap` is /var/vcap but in tests."""
 
+    methods: dict[str, Callable[..., Any]]  # the messages it knows, but get_task
+
     def __init__(self, config: Path, vcap: Path, run: Runner = run_program) -> None:
         document = json.loads(config.read_text())
-        source = document["Infrastructure"]["Settings"]["Sources"][0]
-        self.settings_path = Path(source["SettingsPath"])
         self.store, self.blobs = Store(vcap / "bosh"), vcap / "data/blobs"
-        self.disks = Disks(self.store, vcap, document["Platform"]["Linux"], run)
+        self.methods = METHODS
+        self.disks = self.prepare(document, vcap, run)
         self.tasks: dict[str, tuple[bool, Any]] = {}
         self.lock = threading.Lock()  # one message at a time changes anything
         self.state = "running"
         self.load()
+        self.set_up()
         if len(self.disks.all()) > 1:
             raise AgentError("Unexpected disk attached")
+
+    def prepare(self, document: dict[str, Any], vcap: Path, run: Runner) -> Disks:
+        """Read agent.json; returns what handles disks."""
+        source = document["Infrastructure"]["Settings"]["Sources"][0]
+        self.settings_path = Path(source["SettingsPath"])
+        return Disks(self.store, vcap, document["Platform"]["Linux"], run)
+
+    def fetch(self) -> Any:
+        """Read the settings anew; raises AgentError, OSError and ValueError."""
+        return json.loads(self.settings_path.read_text())
+
+    def set_up(self) -> None:
+        """Make the machine what the settings say, before the first message: nothing here."""
 
     def load(self) -> None:
         """Read the settings and keep a copy; raises AgentError if there are none and no copy."""
         try:
-            settings = json.loads(self.settings_path.read_text())
-        except (OSError, ValueError) as error:
+            settings = self.fetch()
+        except (AgentError, OSError, ValueError) as error:
             settings = self.store.read("settings.json")
             if settings is None:
                 raise AgentError(f"Invoking settings fetcher: {error}") from None
@@ -87,7 +104,7 @@ class Agent:
     def handle(self, message: dict[str, Any]) -> dict[str, Any]:
         """Answer one message."""
         name, arguments = str(message.get("method")), message.get("arguments") or []
-        if name != "get_task" and name not in METHODS:
+        if name != "get_task" and name not in self.methods:
             return {"exception": {"message": f"unknown message {name}"}}
         slow = name in SLOW or (name == "list_disk" and (message.get("protocol") or 0) > 2)
         try:
@@ -104,12 +121,14 @@ class Agent:
             if name == "ping":  # answered while a slow method runs, too
                 return "pong"
             with self.lock:
-                return METHODS[name](self, *arguments)
+                return self.methods[name](self, *arguments)
         except (OSError, TypeError, ValueError, KeyError) as error:
             raise AgentError(f"{type(error).__name__}: {error}") from error
 
     def start_task(self, name: str, arguments: list[Any]) -> dict[str, str]:
         """Begin a slow method and tell the task to ask for."""
+        import uuid
+
         task = str(uuid.uuid4())
 
         def work() -> None:
@@ -195,9 +214,17 @@ class Server(ThreadingHTTPServer):
                 self.socket, server_side=True, do_handshake_on_connect=False
             )
 
+    def server_bind(self) -> None:
+        """Bind, without asking DNS for this machine's name as HTTPServer does."""
+        socketserver.TCPServer.server_bind(self)
+        self.server_name, self.server_port = str(self.server_address[0]), self.server_address[1]
 
-def tls_context(certificate: dict[str, str]) -> ssl.SSLContext:
+
+def tls_context(certificate: dict[str, str]) -> "ssl.SSLContext":
     """TLS with the certificate in the settings; raises AgentError when there is none."""
+    import ssl
+    import tempfile
+
     if not certificate.get("certificate") or not certificate.get("private_key"):
         raise AgentError("Loading configured tls certificate: env.bosh.mbus.cert has none")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -271,14 +298,14 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: do_POST logs what is worth it."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the agent until it is killed; returns 1 when it cannot start."""
+def main(argv: Sequence[str] | None = None, kind: type[Agent] = Agent) -> int:
+    """Run an agent until it is killed; returns 1 when it cannot start."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-P", dest="platform", help="taken for the real agent's sake")
     parser.add_argument("-C", dest="config", type=Path, default=Path("/var/vcap/bosh/agent.json"))
     args = parser.parse_args(argv)
     try:
-        server = Server(Agent(args.config, Path("/var/vcap")))
+        server = Server(kind(args.config, Path("/var/vcap")))
     except (AgentError, OSError, ValueError, KeyError, IndexError) as error:
         print(f"stand-in agent: {error}", file=sys.stderr)
         return 1

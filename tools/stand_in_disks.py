@@ -1,13 +1,14 @@
 """Persistent disks in the stand-in for BOSH's agent (see stand_in_agent).
 
 The checks, the mounts and their order are the real agent's, for disks of which the CPI sends a path
-as the hint: a folder that is mounted from outside the container ("bind mode"), or a device.
+as the hint: a folder that is mounted from outside the container ("bind mode"), or a device. What
+a machine does beyond that is in stand_in_machine_disks.
 """
 
 import json
 import os
 import subprocess
-import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -44,10 +45,10 @@ class Store:
 
     def write(self, name: str, text: str) -> None:
         """Write a file whole or not at all, 0600."""
-        handle, partial = tempfile.mkstemp(prefix=f".{name}.", dir=self.folder)  # 0600
-        with os.fdopen(handle, "w") as file:
+        partial = self.folder / f".{name}.{os.getpid()}.{threading.get_ident()}"
+        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(text)
-        os.replace(partial, self.folder / name)
+        partial.replace(self.folder / name)
 
 
 class Disks:
@@ -63,15 +64,19 @@ class Disks:
         self.settings: dict[str, Any] = {}
         self.retry_delay = 1.0  # seconds
 
-    def all(self) -> dict[str, str]:
-        """The path of every disk that is known, by its CID."""
+    def all(self) -> dict[str, Any]:
+        """What is remembered of the hint of every disk that is known, by its CID."""
         given = (self.settings.get("disks") or {}).get("persistent") or {}
-        known = {cid: hint_path(hint) for cid, hint in given.items()}
+        known = {cid: self.kept(hint) for cid, hint in given.items()}
         return {**known, **self.store.read(self.HINTS, {})}
+
+    def kept(self, hint: Any) -> Any:
+        """What to remember of a hint: the path in it."""
+        return hint_path(hint)
 
     def add(self, cid: str, hint: Any) -> dict[str, str]:
         """Remember where a disk is."""
-        hints = {**self.store.read(self.HINTS, {}), cid: hint_path(hint)}
+        hints = {**self.store.read(self.HINTS, {}), cid: self.kept(hint)}
         self.store.write(self.HINTS, json.dumps(hints))
         return {}
 
@@ -82,14 +87,28 @@ class Disks:
         self.store.write(self.HINTS, json.dumps(hints))
         return {}
 
-    def device(self, cid: str) -> str:
-        """What to mount for a disk: its path, or the first partition there."""
-        path = self.all().get(cid)
-        if path is None:
+    def hint(self, cid: str) -> Any:
+        """What is remembered of a disk's hint; raises AgentError for an unknown disk."""
+        known = self.all()
+        if cid not in known:
             raise AgentError(f"Persistent disk with volume id '{cid}' could not be found")
+        return known[cid]
+
+    def path(self, cid: str) -> str:
+        """Where a disk is; raises AgentError."""
+        path = str(self.hint(cid))
         if not path:
             raise AgentError("Getting real device path: path is missing")
-        return path if self.whole else f"{path}1"
+        return path
+
+    def device(self, cid: str) -> str:
+        """What to mount for a disk: its path, or the first partition there; raises AgentError."""
+        path = self.path(cid)
+        return path if self.whole else partition_path(path, 1)
+
+    def found(self, cid: str) -> str | None:
+        """What to mount for a disk, None if it is on this machine no more; raises AgentError."""
+        return self.device(cid)
 
     def mounts(self) -> list[tuple[str, str]]:
         """What is mounted where: (source, mount point)."""
@@ -103,14 +122,14 @@ class Disks:
     def list(self) -> list[str]:
         """The CIDs of the disks that are mounted or, in bind mode, are a mount point."""
         seen = {name for mount in self.mounts() for name in mount}
-        return [cid for cid in self.all() if self.device(cid) in seen]
+        return [cid for cid in self.all() if self.found(cid) in seen]
 
     def mount(self, cid: str) -> dict[str, str]:
         """Mount a disk as the store, or beside it when there is a store already."""
         device, target, current = self.device(cid), self.target, self.source(self.target)
         if current is not None:
             # The real agent compares with the first partition, whatever it is going to mount.
-            if current == f"{self.all()[cid]}1":
+            if current == partition_path(self.path(cid), 1):
                 return {}
             target = self.migration
         Path(target).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -118,7 +137,7 @@ class Disks:
         self.store.write("managed_disk_settings.json", cid)
         return {}
 
-    def _mount(self, source: str, target: str) -> None:
+    def _mount(self, source: str, target: str, *more: str) -> None:
         for known, point in self.mounts():
             if (known, point) == (source, target):
                 return
@@ -126,15 +145,16 @@ class Disks:
                 problem = f"Device {known} is already mounted to {point}"
                 raise AgentError(f"{problem}, can't mount {source} to {target}")
         options = (self.settings.get("env") or {}).get("persistent_disk_mount_options") or []
-        flags = [word for option in options for word in ("-o", option)]
-        self.run(["mount", source, target, *flags, *(["-o", "bind"] if self.bind else [])])
+        bind = ["bind"] if self.bind else []
+        flags = [word for option in (*options, *bind, *more) for word in ("-o", option)]
+        self.run(["mount", source, target, *flags])
 
     def unmount(self, cid: str) -> dict[str, str]:
         """Unmount a disk by its path."""
-        device = self.device(cid)
-        if self._unmount(device):
+        device = self.found(cid)
+        if device is not None and self._unmount(device):
             return {"message": f"Unmounted partition of {device}"}
-        return {"message": f"Partition of {device} is not mounted"}
+        return {"message": f"Partition of {device or cid} is not mounted"}
 
     def _unmount(self, name: str) -> bool:
         """Unmount a source or mount point, trying again while it is busy; False: it is neither."""
@@ -153,15 +173,24 @@ class Disks:
     def migrate(self) -> dict[str, str]:
         """Copy the store to the disk beside it and put that in its place."""
         if not self.bind:
-            self.run(["mount", "", self.target, "-o", "remount", "-o", "ro"])
+            self._move(self.target, self.target, "ro")
         self.run(["cp", "-a", f"{self.target}/.", self.migration])
         self._unmount(self.target)
-        source = self.source(self.migration)
-        if source is None:
-            raise AgentError(f"Error finding device for mount point {self.migration}")
-        self._unmount(self.migration)
-        self._mount(source, self.target)
+        self._move(self.migration, self.target)
         return {}
+
+    def _move(self, point: str, target: str, *options: str) -> None:
+        """Unmount what is mounted at one place and mount it at another, or there with options."""
+        source = self.source(point)
+        if source is None:
+            raise AgentError(f"Error finding device for mount point {point}")
+        self._unmount(point)
+        self._mount(source, target, *options)
+
+
+def partition_path(device: str, number: int) -> str:
+    """The device node of a disk's partition."""
+    return f"{device}{'p' if device.startswith('/dev/nvme') else ''}{number}"
 
 
 def hint_path(hint: Any) -> str:

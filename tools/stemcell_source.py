@@ -5,7 +5,7 @@ import re
 import shutil
 import tarfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,13 +45,26 @@ def stand_in(init: str) -> Path:
     sources = [tools / "make_stemcell.py"]
     sources += [*tools.glob("stemcell_rootfs*.py"), *tools.glob("stand_in*.py")]
     sources += [path for path in (tools / "stemcell_files").rglob("*") if path.is_file()]
-    wanted = CACHE / f"stand-in-{init}-{key_of(sources, REPOSITORY)}.tgz"
+
+    def make(output: Path) -> None:
+        if make_stemcell.main(["--init", init, "--output", str(output)]):
+            raise StemcellUnusable("no stemcell could be made; give one with --stemcell")
+
+    return kept(f"stand-in-{init}", sources, make)
+
+
+def kept(name: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Path:
+    """Return the stemcell that `make` writes to a path, made now unless it is kept already.
+
+    It is named after `name` and what it is made from, the sources; older ones are removed. Raises
+    what `make` does.
+    """
+    wanted = CACHE / f"{name}-{key_of(sources, REPOSITORY)}.tgz"
     if wanted.exists():
         return wanted
     CACHE.mkdir(parents=True, exist_ok=True)
-    if make_stemcell.main(["--init", init, "--output", str(wanted)]):
-        raise StemcellUnusable("no stemcell could be made; give one with --stemcell")
-    for old in CACHE.glob(f"stand-in-{init}-*.tgz"):
+    make(wanted)
+    for old in CACHE.glob(f"{name}-*.tgz"):
         if old != wanted:
             old.unlink()
     return wanted

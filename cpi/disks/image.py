@@ -23,7 +23,8 @@ from cpi.progress import Progress
 MIB = 1 << 20
 SECTOR = 512
 PARTITION_OFFSET = MIB  # bytes
-PARTITION_TAIL = MIB  # bytes after the partition: the second copy of the GPT
+PARTITION_TAIL = MIB  # bytes after the partition: the second copy of the GPT, and room
+_SECOND_TABLE = 33 * SECTOR  # bytes of the copy itself (UEFI, "GPT Partition Entry Array")
 
 _FICLONE = 0x40049409  # linux/fs.h: the same blocks under another name, where they can be shared
 _PIECE = 64 * MIB  # copied at a time
@@ -35,8 +36,24 @@ def quiet(done: int, total: int) -> None:
 
 
 def part_of(image: Path) -> Part:
-    """Where a disk's file system is. The file's size counts: an interrupted growth is in it."""
-    return Part(image, PARTITION_OFFSET, image.stat().st_size - PARTITION_OFFSET - PARTITION_TAIL)
+    """Where a disk's file system is. The file's size counts: an interrupted growth is in it.
+
+    The agent of a full VM grows a partition further than we do, up to the GPT's second copy.
+    """
+    size = image.stat().st_size
+    usual = size - PARTITION_OFFSET - PARTITION_TAIL
+    most = size - PARTITION_OFFSET - _SECOND_TABLE
+    return Part(image, PARTITION_OFFSET, max(usual, min(_partition_size(image), most)))
+
+
+def _partition_size(image: Path) -> int:
+    """The bytes of the first partition in the table; 0 without a table, or for another layout."""
+    with image.open("rb") as file:
+        head = file.read(3 * SECTOR)
+    if head[SECTOR : SECTOR + 8] != b"EFI PART":
+        return 0
+    first, last = struct.unpack_from("<QQ", head, 2 * SECTOR + 32)
+    return (last - first + 1) * SECTOR if first * SECTOR == PARTITION_OFFSET else 0
 
 
 def create(image: Path, cid: str, size_mib: int, filesystem: str, *, preallocate: bool) -> None:

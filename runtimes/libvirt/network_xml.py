@@ -10,19 +10,26 @@ Interface = IPv4Interface | IPv6Interface
 
 @dataclass(frozen=True)
 class LibvirtNetwork:
-    """A network. forward: nat, open (a bridge and no rules); gateways: its own addresses."""
+    """A network. gateways: its own addresses; uuid: of one that is there and is to be changed.
+
+    forward: nat, open (no rules of libvirt's), or "" for none, as without gateways there can be.
+    """
 
     name: str
     bridge: str
     forward: str
     gateways: Sequence[Interface]
+    uuid: str = ""
 
 
 def network(wanted: LibvirtNetwork) -> str:
     """A network without DHCP: the agent configures the addresses that the CPI gives."""
     root = Xml.Element("network")
     Xml.SubElement(root, "name").text = wanted.name
-    Xml.SubElement(root, "forward", mode=wanted.forward)
+    if wanted.uuid:
+        Xml.SubElement(root, "uuid").text = wanted.uuid
+    if wanted.forward:
+        Xml.SubElement(root, "forward", mode=wanted.forward)
     bridge = Xml.SubElement(root, "bridge", stp="off")
     if wanted.bridge:
         bridge.set("name", wanted.bridge)
@@ -52,6 +59,7 @@ def read_network(document: str) -> LibvirtNetwork:
     return LibvirtNetwork(
         name=root.findtext("name") or "",
         bridge="" if bridge is None else bridge.get("name", ""),
-        forward="isolated" if forward is None else forward.get("mode", "nat"),
+        forward="" if forward is None else forward.get("mode", "nat"),
         gateways=tuple(gateways),
+        uuid=root.findtext("uuid") or "",
     )

@@ -112,11 +112,13 @@ class Nics:
             return
         name = f"bosh-{bridge}"
         with self._lock(f"network-{name}"), told(f"defining the network {name}"):
-            old = self._connection.network(name)
-            known = network_xml.read_network(old.XMLDesc()).gateways if old else ()
-            wanted = dict.fromkeys([*known, *_gateways(networks)])
+            found = self._connection.network(name)
+            old = network_xml.read_network(found.XMLDesc()) if found else None
+            known = old.gateways if old else ()
+            wanted = tuple(dict.fromkeys([*known, *_gateways(networks)]))
             if old is None or len(wanted) > len(known):
-                document = network_xml.network(LibvirtNetwork(name, bridge, "open", tuple(wanted)))
+                mode, uuid = "open" if wanted else "", old.uuid if old else ""
+                document = network_xml.network(LibvirtNetwork(name, bridge, mode, wanted, uuid))
                 self._connection.raw.networkDefineXML(document).setAutostart(1)
 
     # Networks of libvirt

@@ -213,7 +213,8 @@ class LibvirtRuntime(Runtime):
             run_dir = self.config.text("run_dir")
             for vm_cid in sweep.orphans(self._vms, lambda name: locks.is_held(run_dir, name)):
                 self.log.warn(f"deleting what a killed call left of {vm_cid}")
-                self._clear(vm_cid)
+                with self._lock(vm_cid):
+                    self._clear(vm_cid)
 
     def _lock(self, name: str) -> "AbstractContextManager[None]":
         return locks.hold(self.config.text("run_dir"), name, log=self.log)

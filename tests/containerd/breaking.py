@@ -20,6 +20,9 @@ for parent in parents:
 real = getattr(owner, name)
 def broken(*arguments, **options):
     result = None
+    if when.startswith("wait:"):
+        open(when[5:]).read()
+        return real(*arguments, **options)
     if when != "before":
         result = real(*arguments, **options)
     if when == "kill":
@@ -41,7 +44,7 @@ def broken(
 ) -> str:
     """Make a call whose function `target` fails `before` or `after` its work, or does kill.
 
-    Returns what the call printed.
+    "wait:FIFO" has it wait until somebody has written there. Returns what the call printed.
     """
     script = machine.host.folder / "breaker.py"
     script.write_text(_SCRIPT)

@@ -60,7 +60,7 @@ def image(_can_run: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return opened(Path(named) if named else stand_in_machine("openstack"), tmp_path_factory)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def stemcell(machine: KvmMachine, image: Path) -> str:
     machine.configure()
     return str(machine.call("create_stemcell", str(image), {"name": "test", "version": "1"}))

@@ -1,0 +1,73 @@
+"""`bosh-cpi console VM`: what a full VM printed on its console."""
+
+import argparse
+import sys
+import time
+from typing import Any
+
+from cpi import cid
+from cpi.config import Config
+from cpi.errors import VMNotFound
+from cpi.log import Log
+from cpi.runtime import Runtime
+from runtimes import registry
+
+_EXAMPLES = """\
+examples:
+  bosh-cpi console …-vm-1f0c…              all that is kept
+  bosh-cpi console …-vm-1f0c… --lines 50   the end of it
+  bosh-cpi console …-vm-1f0c… --follow     and what comes, until Ctrl-C
+
+Kernel, boot loader and init write there; so it tells why a VM's agent does not answer. Containers
+have no console.
+"""
+_EVERY = 0.5  # seconds; nothing tells when a console file grows
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "console",
+        help="show what a full VM printed on its console",
+        description="Show what a full VM printed on its console.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("vm", metavar="VM", help="CID of the VM")
+    parser.add_argument("--lines", type=int, metavar="N", help="the last N lines alone")
+    parser.add_argument("--follow", action="store_true", help="go on as the VM prints more")
+    parser.set_defaults(run=_show)
+
+
+def _show(options: argparse.Namespace, config: Config) -> int:
+    name = cid.runtime_of(options.vm, cid.VM)
+    if name not in registry.REGISTRY:
+        raise VMNotFound(f"{options.vm} is of a runtime that this CPI does not have: {name}")
+    runtime = registry.load(name)(config, Log("error"))
+    try:
+        told = runtime.console(options.vm, 0)
+        shown = told if options.lines is None else _last(told, options.lines)
+        _write(shown)
+        if options.follow:
+            _follow(runtime, options.vm, len(told))
+    finally:
+        runtime.close()
+    return 0
+
+
+def _last(told: bytes, lines: int) -> bytes:
+    return b"".join(told.splitlines(keepends=True)[-lines:]) if lines > 0 else b""
+
+
+def _follow(runtime: Runtime, vm_cid: str, offset: int) -> None:
+    """Print what comes, until the reader goes or the VM does. Raises VMNotFound."""
+    while True:
+        more = runtime.console(vm_cid, offset)
+        _write(more)
+        offset += len(more)
+        time.sleep(_EVERY)
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.flush()
