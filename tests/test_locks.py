@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from cpi.errors import CPIError
-from cpi.locks import hold
+from cpi.locks import hold, is_held
 from cpi.log import Log
 from tests.support import ROOT
 
@@ -168,3 +168,14 @@ def test_unusable_folder_is_an_error(tmp_path: Path) -> None:
         hold(str(tmp_path / "run"), VM, log=Log("error")),
     ):
         pass
+
+
+def test_whether_a_call_is_at_work(tmp_path: Path) -> None:
+    run_dir = str(tmp_path)
+    assert not is_held(run_dir, "kvm-vm-1")
+    with hold(run_dir, "kvm-vm-1", log=Log("error")):
+        assert is_held(run_dir, "kvm-vm-1")
+        assert not is_held(run_dir, "kvm-vm-2")
+    assert not is_held(run_dir, "kvm-vm-1")
+    (tmp_path / "locks" / "kvm-vm-1").touch()  # of a process that was killed
+    assert not is_held(run_dir, "kvm-vm-1")

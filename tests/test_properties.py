@@ -22,6 +22,10 @@ def test_everything_given() -> None:
         "privileged": True,
         "ports": ["8080:80"],
         "runtime": "fake",
+        "root_disk": 4096,
+        "firmware": "uefi",
+        "machine": "pc-q35-7.2",
+        "cpu_model": "Skylake-Server",
     }
     assert properties.parse(given) == VMProperties(
         cpu=0.5,
@@ -30,6 +34,10 @@ def test_everything_given() -> None:
         pids=100,
         privileged=True,
         ports=(PortForward(8080, 80),),
+        root_disk=4096,
+        firmware="uefi",
+        machine="pc-q35-7.2",
+        cpu_model="Skylake-Server",
     )
     assert properties.runtime(given) == "fake"
     assert properties.runtime({}) is None
@@ -38,6 +46,10 @@ def test_everything_given() -> None:
 @pytest.mark.parametrize(
     ("given", "told"),
     [
+        ({"firmware": "efi"}, "cloud_properties.firmware must be bios or uefi, got a string"),
+        ({"machine": "<pc>"}, "cloud_properties.machine must be a word such as q35"),
+        ({"cpu_model": 1}, "cloud_properties.cpu_model must be a word such as q35"),
+        ({"root_disk": "4096"}, "cloud_properties.root_disk must be a whole number of MiB"),
         ({"ram": 1, "ca\npu": 2}, "unknown keys: 'ram', 'ca\\npu'; known: cpu, memory, ephemeral_"),
         ({"cpu": 0}, "cpu must be a number of CPUs, 0.01 to 4096, got 0"),
         ({"cpu": -1.5}, "got -1.5"),

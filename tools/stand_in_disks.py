@@ -44,11 +44,18 @@ class Store:
             return default
 
     def write(self, name: str, text: str) -> None:
-        """Write a file whole or not at all, 0600."""
+        """Write a file whole or not at all, 0600, so that it is there after a loss of power."""
         partial = self.folder / f".{name}.{os.getpid()}.{threading.get_ident()}"
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
         partial.replace(self.folder / name)
+        folder = os.open(self.folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 class Disks:

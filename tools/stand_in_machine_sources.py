@@ -5,6 +5,7 @@ metadata service. The first that answers is asked from then on, like by the real
 """
 
 import base64
+import contextlib
 import fcntl
 import json
 import os
@@ -136,9 +137,10 @@ class Sources:
 
 def user_data(body: bytes) -> dict[str, Any]:
     """The settings in user data; raises ValueError."""
-    try:
+    settings = None
+    with contextlib.suppress(ValueError):
         settings = json.loads(body)
-    except ValueError:
+    if not isinstance(settings, dict):
         text = body.replace(b'"', b"").strip()
         settings = json.loads(base64.urlsafe_b64decode(text + b"=" * (-len(text) % 4)))
     if not isinstance(settings, dict):

@@ -7,6 +7,7 @@ GUID is the disk's CID, so that another file in its place is noticed.
 
 import errno
 import fcntl
+import hashlib
 import os
 import stat
 import struct
@@ -26,6 +27,7 @@ PARTITION_OFFSET = MIB  # bytes
 PARTITION_TAIL = MIB  # bytes after the partition: the second copy of the GPT, and room
 _SECOND_TABLE = 33 * SECTOR  # bytes of the copy itself (UEFI, "GPT Partition Entry Array")
 
+_GUID_DIGITS = 32
 _FICLONE = 0x40049409  # linux/fs.h: the same blocks under another name, where they can be shared
 _PIECE = 64 * MIB  # copied at a time
 _TABLE_SECONDS = 60.0
@@ -111,8 +113,10 @@ def write_table(image: Path, cid: str) -> None:
 
 
 def guid_of(cid: str) -> str:
-    """The GPT's GUID for a CID: its random part."""
+    """The GPT's GUID for a CID: its random part, or made of all of it where that is short."""
     digits = cid.rsplit("-", 1)[1]
+    if len(digits) < _GUID_DIGITS:
+        digits = hashlib.sha256(cid.encode()).hexdigest()[:_GUID_DIGITS]
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])).upper()
 
 

@@ -99,7 +99,11 @@ class Disks:
         self, vm_cid: str, domain: Any, resolution: str, disk: Disk, lacking: list[int]
     ) -> None:
         bus = self._profile.bus[resolution]
-        taken = [one.target for flag in _layers(_is_running(domain)) for one in _all(domain, flag)]
+        taken = [
+            name
+            for layer in _layers(_is_running(domain))
+            for name in domain_xml.targets(_document_of(domain, layer))
+        ]
         document = domain_xml.disk(
             domain_xml.Disk(
                 path=str(self._store.image(disk)),
@@ -176,7 +180,6 @@ class Disks:
         attached = _has(domain, client.LIVE, serial_of(disk.cid))
         if attached is None:
             raise CloudError(f"the VM {disk.attached_to} runs without its disk {disk.cid}")
-        images.require_room(self._store.image(disk).parent, 0, f"growing {disk.cid}")
         with told(f"growing the disk {disk.cid} to {size_mib} MiB"):
             domain.blockResize(attached.target, size_mib * images.MIB, client.RESIZE_BYTES)
         self._store.save_size(disk.cid, size_mib)
@@ -213,7 +216,7 @@ class Disks:
         try:
             volume = pool.create(Volume(name, disk.size * images.MIB, "qcow2"))
             path = path_of(volume)
-            everything = [one.target for one in _every_disk(domain)]
+            everything = domain_xml.targets(_document_of(domain, client.LIVE))
             document = storage_xml.backup(everything, attached.target, path, "qcow2")
             with self._connection.watching(domain, client.JOB_COMPLETED) as ended, told(doing):
                 domain.backupBegin(document, None, client.REUSE_TARGET)
@@ -269,19 +272,15 @@ def _layers(running: bool) -> list[int]:
     return [client.CONFIG, client.LIVE] if running else [client.CONFIG]
 
 
-def _all(domain: Any, layer: int) -> list[domain_xml.Attached]:
-    """The disks of a domain as it runs, or as it will start."""
+def _document_of(domain: Any, layer: int) -> str:
+    """A domain as it runs, or as it will start."""
     with told("looking at a VM's disks"):
-        document = domain.XMLDesc(client.INACTIVE_XML if layer == client.CONFIG else 0)
-    return domain_xml.attached(document)
-
-
-def _every_disk(domain: Any) -> list[domain_xml.Attached]:
-    return _all(domain, client.LIVE)
+        return str(domain.XMLDesc(client.INACTIVE_XML if layer == client.CONFIG else 0))
 
 
 def _has(domain: Any, layer: int, serial: str) -> domain_xml.Attached | None:
-    return next((one for one in _all(domain, layer) if one.serial == serial), None)
+    disks = domain_xml.attached(_document_of(domain, layer))
+    return next((one for one in disks if one.serial == serial), None)
 
 
 def _document(attached: domain_xml.Attached) -> str:

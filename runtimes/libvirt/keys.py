@@ -71,9 +71,10 @@ KEYS = (
     Key(
         "kvm.shutdown_timeout",
         "integer",
-        15,
+        60,
         "seconds",
-        "How long a VM may take to shut down by itself before it is turned off; 0 turns it off.",
+        "How long a VM may take to shut down by itself, before a reboot and before one that has a "
+        "persistent disk is deleted; then it is turned off. 0 turns it off at once.",
         least=0,
     ),
     Key(

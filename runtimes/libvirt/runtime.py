@@ -1,5 +1,6 @@
 """The runtimes through libvirt: the contract's verbs, handed to what does them."""
 
+import base64
 import os
 import shutil
 from collections.abc import Sequence
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from cpi.log import Log
     from cpi.model import DiskProperties, Json, JsonObject, Network, VMResources, VMSpec
 
+_SHORT = 10  # characters, of 5 bits
 _REMOTE_POOL = "/var/lib/libvirt/images/bosh"
 
 
@@ -54,12 +56,12 @@ class LibvirtRuntime(Runtime):
     def create_stemcell(
         self, image: Path, cloud_properties: "JsonObject", tags: "JsonObject"
     ) -> str:
-        return self._stemcells.create(image)
+        return self._stemcells.create(image, cloud_properties)
 
     def share_stemcell(
         self, stemcell_cid: str, image: Path, cloud_properties: "JsonObject"
     ) -> None:
-        self._stemcells.share(stemcell_cid, image)
+        self._stemcells.share(stemcell_cid, image, cloud_properties)
 
     def delete_stemcell(self, stemcell_cid: str) -> None:
         self._stemcells.delete(stemcell_cid)
@@ -87,7 +89,8 @@ class LibvirtRuntime(Runtime):
 
     def delete_vm(self, vm_cid: str) -> None:
         # Whatever there is, so that this also cleans up after a create that was killed half-way.
-        self._vms.stop(vm_cid)
+        if self._disk_store.attached_to(vm_cid):  # what its system has not written yet counts
+            self._vms.stop(vm_cid)
         self._clear(vm_cid)
 
     def _clear(self, vm_cid: str) -> None:
@@ -128,7 +131,7 @@ class LibvirtRuntime(Runtime):
         if vm_cid and (domain := self._vms.find(vm_cid)) is not None:
             wished = self._vms.facts(domain).filesystem
         disk = Disk(
-            cid.new(self.name, cid.DISK),
+            cid.new(self.name, cid.DISK, _short()),
             size_mib,
             filesystem=properties.filesystem or wished or filesystems.DEFAULT,
             preallocate=properties.preallocate,
@@ -259,6 +262,15 @@ class LibvirtRuntime(Runtime):
         if self._local and self.profile.bridges and not is_unprivileged():
             host = Networks(self.config, self._state_dir, Path(self.config.text("run_dir")))
         return Nics(self._connection, self.profile, self.config, host, self._lock, self.log)
+
+
+def _short() -> str:
+    """A random identifier that makes a disk's CID shorter than 20 characters.
+
+    By a CID that long bosh-agent looks for a disk itself before it looks at the hint: it has udev
+    go through all devices, and waits (id_device_path_resolver.go).
+    """
+    return base64.b32encode(os.urandom(8)).decode().lower()[:_SHORT]
 
 
 def _remove(folder: Path) -> None:

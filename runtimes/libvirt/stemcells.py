@@ -18,6 +18,7 @@ from cpi import cid
 from cpi.config import Config
 from cpi.errors import CloudError, NotSupported, StemcellNotFound
 from cpi.log import Log
+from cpi.model import JsonObject
 from cpi.progress import LogReport
 from cpi.undo import Undo
 from runtimes.libvirt.profiles import Profile
@@ -27,9 +28,10 @@ from stemcell_convert.errors import StemcellError, UnsupportedStemcell
 
 if TYPE_CHECKING:
     from stemcell_convert.convert import Means
+    from stemcell_convert.manifest import Manifest
     from stemcell_convert.streams import Source
 
-_DIGITS = 40  # of the image's sha256
+_DIGITS = 40  # hexadecimal, of a sha256
 _DISK, _FACTS = ".stemcell", ".json"
 _ROOT = ".root"
 _CHUNK = 1 << 20
@@ -59,13 +61,13 @@ class Stemcells:
         self._lock = lock
         self._log = log
 
-    def create(self, image: Path) -> str:
+    def create(self, image: Path, properties: JsonObject) -> str:
         """Import a stemcell's `image` and return its CID. Raises CloudError, NotSupported."""
-        return self._import(image, None)
+        return self._import(image, properties, None)
 
-    def share(self, stemcell_cid: str, image: Path) -> None:
+    def share(self, stemcell_cid: str, image: Path, properties: JsonObject) -> None:
         """Import the `image` of a stemcell that another runtime has named."""
-        self._import(image, stemcell_cid)
+        self._import(image, properties, stemcell_cid)
 
     def find(self, stemcell_cid: str) -> Base:
         """Return an imported stemcell. Raises StemcellNotFound."""
@@ -97,7 +99,9 @@ class Stemcells:
         volume = self._pool.find(name)
         return volume is not None and self._pool.backing(volume) == path
 
-    def _import(self, image: Path, known_as: str | None) -> str:
+    def _import(self, image: Path, properties: JsonObject, known_as: str | None) -> str:
+        from stemcell_convert.convert import beside
+        from stemcell_convert.manifest import of_properties
         from stemcell_convert.recognise import LIGHT, ROOTFS, TARBALL, recognise
 
         try:
@@ -113,9 +117,14 @@ class Stemcells:
                         f"{image} is {what} without a kernel, which runs in containers alone; a "
                         f"{self._profile.name} VM needs a stemcell with a disk (openstack-qcow2)"
                     )
-                digits = _sha256(image)[:_DIGITS]
-                own = cid.new(self._profile.name, cid.STEMCELL, digits)
-                self._import_disk(source, kind, _id(known_as or own), means, image)
+                manifest = beside(image) or of_properties(properties)
+                own = cid.new(self._profile.name, cid.STEMCELL, _digits(image, manifest))
+                name = _id(known_as or own)
+                with self._lock(f"import-{self._profile.name}-{name}"[:60]):
+                    if self._facts(name) is None:
+                        self._import_disk(source, kind, name, means, manifest)
+                    else:
+                        self._log.info(f"{image} is imported already, as {name}{_DISK}")
                 return known_as or own
         except UnsupportedStemcell as error:
             raise NotSupported(str(error)) from None
@@ -133,28 +142,22 @@ class Stemcells:
             yield source, Means(mounted, limit, report)
 
     def _import_disk(
-        self, source: "Source", kind: str, name: str, means: "Means", image: Path
+        self, source: "Source", kind: str, name: str, means: "Means", manifest: "Manifest"
     ) -> None:
-        from stemcell_convert import convert, machine, manifest
+        from stemcell_convert import convert, machine
 
         folder = Path(self._config.text("state_dir")) / "imports" / f"{self._profile.name}-{name}"
-        with self._lock(f"import-{self._profile.name}-{name}"[:60]):
-            if self._facts(name) is not None:
-                self._log.info(f"{image} is imported already, as {name}{_DISK}")
-                return
-            with _emptied(folder):
-                raw = convert.raw_disk(source, kind, folder, means)
-                if raw == image:  # it may have to be changed, and is not ours
-                    raw = _copy(image, folder / "raw")
-                systems = convert.file_systems(raw)
-                found = machine.prepare(
-                    raw, systems, convert.beside(image) or manifest.Manifest(), folder
-                )
-                self._log.info(
-                    f"settings reach its agent by {found.settings}, disks are found as "
-                    f"{found.resolution}{'; agent.json adapted' * found.adapted}"
-                )
-                self._store(name, raw, found.settings, found.resolution)
+        with _emptied(folder):
+            raw = convert.raw_disk(source, kind, folder, means)
+            if raw == source.path:  # it may have to be changed, and is not ours
+                raw = _copy(raw, folder / "raw")
+            systems = convert.file_systems(raw)
+            found = machine.prepare(raw, systems, manifest, folder)
+            self._log.info(
+                f"settings reach its agent by {found.settings}, disks are found as "
+                f"{found.resolution}{'; its agent.json was changed for that' * found.adapted}"
+            )
+            self._store(name, raw, found.settings, found.resolution)
 
     def _store(self, name: str, raw: Path, settings: str, resolution: str) -> None:
         report = LogReport(self._log)
@@ -188,12 +191,16 @@ def _id(stemcell_cid: str) -> str:
     return stemcell_cid.rsplit("-", 1)[1]
 
 
-def _sha256(image: Path) -> str:
-    sha = hashlib.sha256()
+def _digits(image: Path, manifest: "Manifest") -> str:
+    """What tells a stemcell from others: its content, and its name and version.
+
+    BOSH deletes one version of a stemcell without a thought of another with the same content.
+    """
+    sha = hashlib.sha256(f"{manifest.name}\n{manifest.version}\n".encode())
     with image.open("rb") as file:
         while data := file.read(_CHUNK):
             sha.update(data)
-    return sha.hexdigest()
+    return sha.hexdigest()[:_DIGITS]
 
 
 def _copy(image: Path, target: Path) -> Path:

@@ -232,7 +232,7 @@ _POST = (
 # What CNI's portmap and firewall plugins set up once for the host, and leave.
 _LASTING_RULE = re.compile(
     "--dst-type LOCAL -j CNI-HOSTPORT-DNAT|requiring masquerade|-A CNI-HOSTPORT-"
-    "|CNI firewall plugin rules|admin overrides"
+    "|CNI firewall plugin rules|admin overrides|LIBVIRT_"
 )
 
 

@@ -1,0 +1,105 @@
+"""Persistent disks in VMs that run: by their agents' hints, several, growing, snapshot."""
+
+import json
+from collections.abc import Callable
+
+import pytest
+
+from tests.libvirt.machine import Guest, KvmMachine
+from tests.libvirt.test_mixed import mounted, unmounted
+
+Make = Callable[..., Guest]
+
+
+@pytest.fixture
+def guest(make_guest: Make) -> Guest:
+    vm = make_guest()
+    vm.wait_for_agent()
+    return vm
+
+
+def test_the_agents_own_flow_from_disk_to_disk(machine: KvmMachine, guest: Guest) -> None:
+    """Attach, mount, a second disk, migrate, detach the first; as the director changes a size."""
+    first = machine.create_disk(128, vm=guest.cid)
+    mounted(guest, first)
+    guest.sh("echo data > /var/vcap/store/file; sync")
+    second = machine.create_disk(256, vm=guest.cid)
+    mounted(guest, second)
+    assert sorted(machine.call("get_disks", guest.cid)) == sorted([first, second])
+    guest.agent("migrate_disk", first, second)
+    unmounted(guest, first)
+    assert guest.sh("cat /var/vcap/store/file") == "data"
+    assert guest.agent("list_disk") == [second]
+    assert machine.call("get_disks", guest.cid) == [second]
+    machine.call("reboot_vm", guest.cid)
+    guest.wait_for_agent()
+    assert guest.sh("cat /var/vcap/store/file") == "data"
+    unmounted(guest, second)
+
+
+def test_a_snapshot_of_a_disk_in_use_has_that_moments_data(
+    machine: KvmMachine, guest: Guest
+) -> None:
+    disk = machine.create_disk(256, vm=guest.cid)
+    mounted(guest, disk)
+    guest.sh("echo before > /var/vcap/store/file; sync")
+    guest.sh("(while :; do date >> /var/vcap/store/log; sync; done) >/dev/null 2>&1 & ")
+    snapshot = machine.call("snapshot_disk", disk, {"why": "test"})
+    guest.sh("pkill -f 'while :' ; echo after > /var/vcap/store/file; sync", check=False)
+    image = machine.host.state / "disks" / "snapshots" / snapshot / "disk.raw"
+    assert image.stat().st_blocks * 512 < 64 << 20  # its holes are holes
+    assert image.stat().st_mode & 0o777 == 0o600
+    unmounted(guest, disk)
+    machine.bosh_cpi("disk", "restore", snapshot, "--yes")
+    machine.bosh_cpi("disk", "fsck", disk, "--repair")
+    mounted(guest, disk)
+    assert guest.sh("cat /var/vcap/store/file") == "before"
+    unmounted(guest, disk)
+    machine.call("delete_snapshot", snapshot)
+
+
+def test_a_disk_grows_in_a_running_vm(machine: KvmMachine, guest: Guest) -> None:
+    disk = machine.create_disk(128, vm=guest.cid)
+    mounted(guest, disk)
+    guest.sh("echo data > /var/vcap/store/file; sync")
+    machine.call("resize_disk", disk, 512)
+    device = guest.sh("readlink -f /dev/disk/by-id/virtio-" + disk.rsplit("-", 1)[1][:20])
+    assert guest.sh(f"blockdev --getsize64 {device}") == str(512 << 20)
+    assert machine.facts(disk)["size"] == 512
+    unmounted(guest, disk)
+    mounted(guest, disk)
+    assert int(guest.sh("df -m /var/vcap/store | tail -1").split()[1]) > 400
+    assert guest.sh("cat /var/vcap/store/file") == "data"
+    unmounted(guest, disk)
+    machine.call("resize_disk", disk, 640)  # now as a file, by the CPI
+    mounted(guest, disk)
+    assert int(guest.sh("df -m /var/vcap/store | tail -1").split()[1]) > 500
+    unmounted(guest, disk)
+
+
+def test_agents_of_version_1_find_hints_in_their_settings(
+    machine: KvmMachine, guest: Guest
+) -> None:
+    disk = machine.create_disk(128, vm=guest.cid)
+    machine.call("attach_disk", guest.cid, disk, api_version=1)
+    machine.call("reboot_vm", guest.cid)
+    guest.wait_for_agent()
+    settings = json.loads(guest.sh("cat /var/vcap/bosh/settings.json"))
+    serial = disk.rsplit("-", 1)[1][:20]
+    assert settings["disks"]["persistent"] == {disk: {"path": f"/dev/disk/by-id/virtio-{serial}"}}
+
+
+def test_a_deleted_vms_disk_goes_to_another(
+    machine: KvmMachine, guest: Guest, make_guest: Make
+) -> None:
+    disk = machine.create_disk(128, vm=guest.cid)
+    mounted(guest, disk)
+    guest.sh("echo data > /var/vcap/store/file; sync")
+    image = machine.image(disk)
+    machine.call("delete_vm", guest.cid)
+    owner = image.stat()
+    assert (owner.st_uid, owner.st_gid, owner.st_mode & 0o777) == (0, 0, 0o600)
+    other = make_guest()
+    other.wait_for_agent()
+    mounted(other, disk)
+    assert other.sh("cat /var/vcap/store/file") == "data"
