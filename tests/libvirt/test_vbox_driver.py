@@ -160,6 +160,18 @@ def test_flags_disks_and_running_domains(world: World, wanted: Domain) -> None:
     assert not world.machines
 
 
+def test_a_vm_has_no_more_disks_than_ports(wanted: Domain) -> None:
+    document = virtualbox_xml.domain(wanted)
+    for number in range(1, 30):
+        document = virtualbox_xml.with_disk(document, f"/disk{number}", "vmdk", "sata")
+    assert 'unit="29"' in document
+    with pytest.raises(NotSupported, match="at most 30"):
+        virtualbox_xml.with_disk(document, "/disk30", "vmdk", "sata")
+    fewer = virtualbox_xml.without_disk(document, "/disk7")
+    assert 'unit="7"' not in fewer
+    assert 'unit="7"' in virtualbox_xml.with_disk(fewer, "/disk30", "vmdk", "sata")
+
+
 # Which VirtualBox is installed, and which libvirt takes
 
 
