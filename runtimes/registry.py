@@ -56,6 +56,12 @@ _DISKS = (
     "general-ovf",
 )
 
+_LIBVIRT = (
+    "runtimes.libvirt.keys",
+    "install the optional dependencies, pip install 'bosh-containerd-cpi[libvirt]', after "
+    "apt-get install libvirt-dev pkg-config gcc python3-dev",
+)
+
 REGISTRY: dict[str, Entry] = {
     "containerd": Entry(
         "containerd",
@@ -64,13 +70,9 @@ REGISTRY: dict[str, Entry] = {
         "runtimes.containerd.keys",
         "install this CPI's own dependencies, grpcio and protobuf, for the Python that runs it",
     ),
-    "kvm": Entry(
-        "kvm",
-        "runtimes.libvirt.runtime:KvmRuntime",
-        _DISKS,
-        "runtimes.libvirt.keys",
-        "install the optional dependencies, pip install 'bosh-containerd-cpi[libvirt]', after "
-        "apt-get install libvirt-dev pkg-config gcc python3-dev",
+    "kvm": Entry("kvm", "runtimes.libvirt.runtime:KvmRuntime", _DISKS, *_LIBVIRT),
+    "virtualbox": Entry(
+        "virtualbox", "runtimes.libvirt.runtime:VirtualBoxRuntime", _DISKS, *_LIBVIRT
     ),
 }
 
@@ -96,5 +98,6 @@ def load(name: str) -> type[Runtime]:
 
 def keys() -> list[Key]:
     """Return the configuration keys of all runtimes."""
-    modules = (found.keys_module for found in REGISTRY.values() if found.keys_module)
+    # Runtimes of one folder have one module.
+    modules = dict.fromkeys(found.keys_module for found in REGISTRY.values() if found.keys_module)
     return [key for module in modules for key in importlib.import_module(module).KEYS]

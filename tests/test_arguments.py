@@ -195,7 +195,10 @@ def test_cloud_properties_choose_the_runtime(tmp_path: Path, config: Config) -> 
         result = call(config, "create_vm", *given, context=context)["result"]
         assert result[0].startswith("fake-vm-")
     response = call(config, "create_vm", "a", stemcell, {"runtime": "xen"}, {}, [], {})
-    assert error_of(response)[1] == "there is no runtime 'xen'; known: containerd, kvm, fake"
+    assert (
+        error_of(response)[1]
+        == "there is no runtime 'xen'; known: containerd, kvm, virtualbox, fake"
+    )
 
 
 def test_disks_go_where_their_vm_is(tmp_path: Path, config: Config) -> None:

@@ -80,7 +80,7 @@ def test_context_chooses_the_runtime(config: Config) -> None:
     assert "warden-tar" in response["result"]["stemcell_formats"]
     kind, message = error_of(call(config, "info", context={"runtime": "<xen>"}))
     assert kind == "Bosh::Clouds::CpiError"
-    assert message == "there is no runtime '<xen>'; known: containerd, kvm, fake"
+    assert message == "there is no runtime '<xen>'; known: containerd, kvm, virtualbox, fake"
 
 
 def test_log_names_method_cids_and_request(config: Config) -> None:

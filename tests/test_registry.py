@@ -31,7 +31,9 @@ def test_load() -> None:
 
 
 def test_unknown_runtime() -> None:
-    with pytest.raises(CPIError, match=r"there is no runtime 'x\\n'; known: containerd, kvm"):
+    with pytest.raises(
+        CPIError, match=r"there is no runtime 'x\\n'; known: containerd, kvm, virtualbox"
+    ):
         registry.load("x\n")
 
 

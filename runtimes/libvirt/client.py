@@ -14,6 +14,8 @@ import libvirt
 
 from cpi.errors import CloudError, CPIError, NetworkNotFound, NoDiskSpace, NotSupported, VMNotFound
 from cpi.log import Log
+from runtimes.libvirt import vboxmanage
+from runtimes.libvirt.one_at_a_time import OneAtATime, Turn
 
 BOTH = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
@@ -104,9 +106,21 @@ def told_existing(doing: str) -> Iterator[None]:
 class Connection:
     """A connection that opens when it is first used, and again after libvirt's daemon restarted."""
 
-    def __init__(self, uri: str, log: Log) -> None:
+    def __init__(
+        self,
+        uri: str,
+        log: Log,
+        *,
+        events: bool = True,
+        lookups: bool = True,
+        turn: Turn | None = None,
+    ) -> None:
+        """events, lookups: as a Profile has them; turn: for a driver that takes one call a time."""
         self.uri = uri
         self._log = log
+        self._events = events
+        self._lookups = lookups
+        self._turn = turn
         self._connection: Any = None
 
     @property
@@ -128,8 +142,11 @@ class Connection:
         libvirt.registerErrorHandler(lambda _context, _error: None, None)
         libvirt.virEventRegisterDefaultImpl()
         try:
-            return libvirt.open(self.uri)
+            opened = libvirt.open(self.uri)
+            return OneAtATime(opened, self._turn) if self._turn else opened
         except libvirt.libvirtError as error:
+            if vboxmanage.NOT_READY in str(error):
+                raise vboxmanage.refusal(libvirt.getVersion()) from None
             failure = translated(f"connecting to {_without_password(self.uri)}", error)
             raise CloudError(
                 failure.message + _hint(failure.message), ok_to_retry=failure.ok_to_retry
@@ -152,7 +169,10 @@ class Connection:
 
     def domain(self, name: str) -> Any:
         """The domain of this name, or None."""
-        return found(self.raw.lookupByName, name)
+        if self._lookups:
+            return found(self.raw.lookupByName, name)
+        with told("listing domains"):
+            return next((one for one in self.raw.listAllDomains() if one.name() == name), None)
 
     def domains(self) -> list[Any]:
         """All domains, running or not."""
@@ -185,8 +205,14 @@ class Connection:
 
     @contextmanager
     def watching(self, domain: Any, event: int) -> Iterator[list[Any]]:
-        """Collect a domain's events of one kind: what each says beside connection and domain."""
+        """Collect a domain's events of one kind: what each says beside connection and domain.
+
+        Where the driver has none, this collects nothing, and `wait` looks again at each tick.
+        """
         seen: list[Any] = []
+        if not self._events:
+            yield seen
+            return
 
         def remember(_connection: Any, _domain: Any, *said: Any) -> None:
             seen.append(said[:-1])
@@ -228,7 +254,7 @@ def destroy(domain: Any) -> None:
         if error.get_error_code() not in (
             libvirt.VIR_ERR_OPERATION_INVALID,
             libvirt.VIR_ERR_NO_DOMAIN,
-        ):
+        ) and "already powered down" not in str(error):
             raise
 
 
@@ -245,6 +271,26 @@ def undefine(domain: Any) -> None:
     except libvirt.libvirtError as error:
         if not is_missing(error):
             raise
+
+
+def undefine_plain(domain: Any) -> None:
+    """Forget a domain for which libvirt keeps nothing more. Raises libvirt's error.
+
+    VirtualBox holds a VM a moment longer than it runs.
+    """
+    for left in reversed(range(_TRIES)):
+        try:
+            domain.undefine()
+            return
+        except libvirt.libvirtError as error:
+            if not left or not any(word in str(error) for word in _HELD):
+                raise
+        time.sleep(_PAUSE)
+
+
+# VBOX_E_INVALID_OBJECT_STATE, which newer libvirts tell in VirtualBox' words.
+_HELD = ("rc=80bb0007", "while it is locked")
+_TRIES, _PAUSE = 20, 0.5  # seconds
 
 
 def metadata(domain: Any, namespace: str) -> str:

@@ -76,10 +76,7 @@ class Disks:
 
     def attach(self, vm_cid: str, domain: Any, resolution: str, disk: Disk, undo: Undo) -> Json:
         """Give a disk to a VM and return the hint; twice is once. Raises CloudError."""
-        if disk.attached_to not in ("", vm_cid):
-            raise CloudError(
-                f"the disk {disk.cid} is attached to the VM {disk.attached_to}; detach it first"
-            )
+        require_free_for(vm_cid, disk)
         serial = serial_of(disk.cid)
         running = _is_running(domain)
         lacking = [flag for flag in _layers(running) if not _has(domain, flag, serial)]
@@ -261,6 +258,14 @@ class Disks:
 
 
 _HOURS = 24 * 3600.0  # seconds; a disk takes as long as it takes
+
+
+def require_free_for(vm_cid: str, disk: Disk) -> None:
+    """Raise CloudError when another VM has the disk."""
+    if disk.attached_to not in ("", vm_cid):
+        raise CloudError(
+            f"the disk {disk.cid} is attached to the VM {disk.attached_to}; detach it first"
+        )
 
 
 def _is_running(domain: Any) -> bool:

@@ -4,15 +4,70 @@ from cpi.config import Key
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,75}"
 
+
+def _keys(runtime: str, scheme: str, path: str, uris: str, pool_path: str) -> tuple[Key, ...]:
+    """The keys that every hypervisor has.
+
+    scheme, path: of its usual URI; uris: what else it can be; pool_path: what the folder of its
+    volumes is.
+    """
+    return (
+        Key(
+            f"{runtime}.uri",
+            "string",
+            f"{scheme}:///{path}",
+            "",
+            f"libvirt's connection URI: {uris}",
+            pattern=rf"{scheme}(\+[a-z0-9]+)?://\S*",
+        ),
+        Key(f"{runtime}.pool_path", "path", "", "", pool_path),
+        Key(
+            f"{runtime}.cpu",
+            "integer",
+            1,
+            "CPUs",
+            "CPUs of a VM that does not say how many.",
+            least=1,
+        ),
+        Key(
+            f"{runtime}.memory",
+            "integer",
+            1024,
+            "MiB",
+            "Memory of a VM that does not say.",
+            least=32,
+        ),
+        Key(
+            f"{runtime}.ephemeral_disk",
+            "integer",
+            10240,
+            "MiB",
+            "Ephemeral disk of a VM that does not say; it takes the room that is used.",
+            least=16,
+        ),
+        Key(
+            f"{runtime}.shutdown_timeout",
+            "integer",
+            60,
+            "seconds",
+            "How long a VM may take to shut down by itself, before a reboot and before one that "
+            "has a persistent disk is deleted; then it is turned off. 0 turns it off at once.",
+            least=0,
+        ),
+    )
+
+
+_WORD = r"([A-Za-z0-9][A-Za-z0-9._+-]{0,63})?"
+
 KEYS = (
-    Key(
-        "kvm.uri",
-        "string",
-        "qemu:///system",
-        "",
-        "libvirt's connection URI: `qemu:///system`, `qemu:///session`, or of another machine, "
-        "`qemu+ssh://root@host/system` or `qemu+tls://host/system`.",
-        pattern=r"qemu(\+[a-z0-9]+)?://\S*",
+    *_keys(
+        "kvm",
+        "qemu",
+        "system",
+        "`qemu:///system`, `qemu:///session`, or of another machine, `qemu+ssh://root@host/system` "
+        "or `qemu+tls://host/system`.",
+        "Folder of the pool, on libvirt's machine, when the pool is made because it is missing. "
+        "Empty means `<state_dir>/kvm`, and `/var/lib/libvirt/images/bosh` on another machine.",
     ),
     Key(
         "kvm.accelerator",
@@ -25,31 +80,13 @@ KEYS = (
     ),
     Key("kvm.pool", "string", "bosh", "", "Storage pool for VMs and stemcells.", pattern=_NAME),
     Key(
-        "kvm.pool_path",
-        "path",
-        "",
-        "",
-        "Folder of the pool, on libvirt's machine, when the pool is made because it is missing. "
-        "Empty means `<state_dir>/kvm`, and `/var/lib/libvirt/images/bosh` on another machine.",
-    ),
-    Key(
         "kvm.network",
         "string",
         "",
         "",
         "libvirt network for VMs whose networks name neither a bridge nor a network. Empty means "
         "the bridge that containers use; on another machine, where there is none, `bosh`.",
-        pattern=r"([A-Za-z0-9][A-Za-z0-9._-]{0,75})?",
-    ),
-    Key("kvm.cpu", "integer", 1, "CPUs", "CPUs of a VM that does not say how many.", least=1),
-    Key("kvm.memory", "integer", 1024, "MiB", "Memory of a VM that does not say.", least=32),
-    Key(
-        "kvm.ephemeral_disk",
-        "integer",
-        10240,
-        "MiB",
-        "Ephemeral disk of a VM that does not say; it takes the room that is used.",
-        least=16,
+        pattern=rf"({_NAME})?",
     ),
     Key("kvm.firmware", "string", "bios", "", "Firmware of VMs.", choices=("bios", "uefi")),
     Key(
@@ -58,7 +95,7 @@ KEYS = (
         "",
         "",
         "Machine type, such as `q35`. Empty means `pc`, whose disks come and go with every kernel.",
-        pattern=r"([A-Za-z0-9][A-Za-z0-9._+-]{0,63})?",
+        pattern=_WORD,
     ),
     Key(
         "kvm.cpu_model",
@@ -66,16 +103,7 @@ KEYS = (
         "",
         "",
         "CPU model in libvirt's words, or `host`. Empty means `host` with KVM, else QEMU's own.",
-        pattern=r"([A-Za-z0-9][A-Za-z0-9._+-]{0,63})?",
-    ),
-    Key(
-        "kvm.shutdown_timeout",
-        "integer",
-        60,
-        "seconds",
-        "How long a VM may take to shut down by itself, before a reboot and before one that has a "
-        "persistent disk is deleted; then it is turned off. 0 turns it off at once.",
-        least=0,
+        pattern=_WORD,
     ),
     Key(
         "kvm.detach_timeout",
@@ -84,5 +112,13 @@ KEYS = (
         "seconds",
         "How long a VM may take to let go of a disk.",
         least=1,
+    ),
+    *_keys(
+        "virtualbox",
+        "vbox",
+        "session",
+        "`vbox:///session`, for root also `vbox:///system`; both are the VirtualBox of the user "
+        "that the CPI runs as. It must be this machine's: see docs/virtualbox.md.",
+        "Folder of the VMs' and stemcells' disks. Empty means `<state_dir>/virtualbox`.",
     ),
 )

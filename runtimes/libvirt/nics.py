@@ -63,6 +63,10 @@ class Nics:
         is.
         """
         names = self._on_libvirt(spec)
+        if not self._host and not self._profile.networks:
+            raise NotSupported(
+                f"the {self._profile.name} runtime joins bridges of the host, which takes root"
+            )
         if self._host and not names:
             return self._on_bridges(self._host, spec, folder)
         if spec.properties.ports:
@@ -125,7 +129,9 @@ class Nics:
 
     def _on_libvirt(self, spec: VMSpec) -> dict[str, str]:
         """Which of a VM's networks are libvirt's, and their names there."""
-        found = {}
+        found: dict[str, str] = {}
+        if not self._profile.networks:
+            return found
         for network in spec.networks:
             properties = properties_of(network)
             name = properties.get("name")

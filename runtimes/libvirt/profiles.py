@@ -1,11 +1,14 @@
 """Hypervisors as data: what libvirt's driver for each can do, and how it is asked.
 
-Policy reads these; nothing else in this folder names a hypervisor. A new one is a Profile here, a
-class of three lines in runtime.py, its configuration keys, an entry in the registry, and a test
-class. See docs/adding-a-runtime.md.
+Policy reads these and names no hypervisor; what is VirtualBox' alone is in the modules with its
+name. A new one is a Profile here, a class of three lines in runtime.py, its configuration keys, an
+entry in the registry, and a test class. See docs/adding-a-runtime.md.
 """
 
 from dataclasses import dataclass
+
+from cpi.errors import NotSupported
+from cpi.model import VMProperties
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,15 @@ class Profile:
     "scsi" paths. settings_device: kind and bus of the device that the settings come on. nic: the
     model of network interfaces.
 
-    What its driver can do: uploads (volumes are streamed), hotplug (disks come and go while it
-    runs), metadata (facts in the domain's own document), serials (of disks), block_resize, backup
-    (copies of a disk in use), events, autostart, console (into a file), bridges (of the host).
+    What its driver can do: uploads (volumes are streamed, so libvirt may be elsewhere), hotplug
+    (disks come and go while it runs), metadata (facts in the domain's own document), serials (of
+    disks), block_resize, backup (copies of a disk in use), events, autostart, console (into a
+    file), bridges (of the host), networks (of libvirt), lookups (tell "not there" from a failure),
+    concurrent (several calls at once), starts (without a display), cpu_shares
+    (parts of a CPU).
+
+    document: the dialect of its domains' documents, of vms.DOCUMENTS. without: settings and
+    cloud_properties that its driver has no way for. interfaces: the most that a VM has, or None.
     """
 
     name: str
@@ -44,6 +53,14 @@ class Profile:
     autostart: bool = True
     console: bool = True
     bridges: bool = True
+    networks: bool = True
+    lookups: bool = True
+    concurrent: bool = True
+    starts: bool = True
+    cpu_shares: bool = True
+    document: str = "qemu"
+    without: tuple[str, ...] = ()
+    interfaces: int | None = None
 
 
 KVM = Profile(
@@ -60,3 +77,58 @@ KVM = Profile(
     settings_device={"config-drive": ("disk", "virtio"), "cdrom": ("cdrom", "scsi")},
     nic="virtio",
 )
+
+# Read from the driver's source (libvirt 9.0 and 11.3); docs/virtualbox.md has the table.
+VIRTUALBOX = Profile(
+    name="virtualbox",
+    domain_types=("vbox",),
+    os_type="hvm",
+    machine="",
+    base_format="raw",
+    clone_format="vdi",
+    # A few lines that say where the raw disk is: the driver opens no raw file as a disk.
+    disk_format="vmdk",
+    bus={"virtio": "sata", "scsi": "sata"},
+    settings_device={"config-drive": ("cdrom", "sata"), "cdrom": ("cdrom", "sata")},
+    nic="virtio",
+    uploads=False,
+    hotplug=False,
+    metadata=False,
+    serials=False,
+    block_resize=False,
+    backup=False,
+    events=False,
+    autostart=False,
+    networks=False,
+    lookups=False,
+    concurrent=False,
+    starts=False,
+    cpu_shares=False,
+    document="virtualbox",
+    without=("accelerator", "firmware", "machine", "cpu_model"),
+    interfaces=8,
+)
+
+
+def require_possible(profile: Profile, wanted: VMProperties, networks: int) -> None:
+    """Raise NotSupported, naming the property, for a VM that the driver has no way to make.
+
+    networks: how many interfaces it is to have.
+    """
+    for name in profile.without:
+        value = getattr(wanted, name, None)
+        if value is not None and (name, value) != ("firmware", "bios"):
+            raise NotSupported(
+                f"cloud_properties.{name}: {value} cannot be had from {profile.name}, whose driver "
+                "has no way to set it; leave it out"
+            )
+    if not profile.cpu_shares and wanted.cpu is not None and wanted.cpu % 1:
+        raise NotSupported(
+            f"cloud_properties.cpu: {wanted.cpu:g} is no whole number, and {profile.name} gives "
+            "whole CPUs alone"
+        )
+    if profile.interfaces is not None and networks > profile.interfaces:
+        raise NotSupported(
+            f"{networks} networks are more than the {profile.interfaces} interfaces that a VM of "
+            f"{profile.name} has"
+        )

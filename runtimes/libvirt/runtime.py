@@ -18,9 +18,11 @@ from cpi.runtime import Runtime
 from cpi.undo import Undo
 from runtimes.libvirt import sweep
 from runtimes.libvirt.client import Connection, is_local, is_unprivileged
+from runtimes.libvirt.cold_disks import ColdDisks
 from runtimes.libvirt.disks import Disks
+from runtimes.libvirt.folder import Folder
 from runtimes.libvirt.nics import Nics
-from runtimes.libvirt.profiles import KVM, Profile
+from runtimes.libvirt.profiles import KVM, VIRTUALBOX, Profile, require_possible
 from runtimes.libvirt.stemcells import Stemcells
 from runtimes.libvirt.vms import VMs
 from runtimes.libvirt.volumes import Pool
@@ -46,7 +48,19 @@ class LibvirtRuntime(Runtime):
         self._state_dir = Path(config.text("state_dir"))
         self._uri = config.text(f"{self.name}.uri")
         self._local = is_local(self._uri)
-        self._connection = Connection(self._uri, log)
+        profile = self.profile
+        if not self._local and not profile.uploads:
+            raise NotSupported(
+                f"{self._uri} is of another machine, and the {self.name} runtime must be on "
+                "VirtualBox' own: libvirt's driver for it takes no disks from elsewhere"
+            )
+        self._connection = Connection(
+            self._uri,
+            log,
+            events=profile.events,
+            lookups=profile.lookups,
+            turn=None if profile.concurrent else lambda: self._lock(f"libvirt-{self.name}"),
+        )
 
     def close(self) -> None:
         self._connection.close()
@@ -73,6 +87,7 @@ class LibvirtRuntime(Runtime):
 
         if spec.properties.pids is not None:
             self.log.info("pids is not limited in a full VM, which has a kernel of its own")
+        require_possible(self.profile, spec.properties, len(spec.networks))
         self._sweep()
         self._nics.require_free(spec)
         folder = self._folder(spec.cid)
@@ -104,7 +119,7 @@ class LibvirtRuntime(Runtime):
         _remove(folder)
 
     def has_vm(self, vm_cid: str) -> bool:
-        return self._vms.find(vm_cid) is not None
+        return self._vms.exists(vm_cid)
 
     def reboot_vm(self, vm_cid: str) -> None:
         self._vms.reboot(vm_cid)
@@ -172,7 +187,7 @@ class LibvirtRuntime(Runtime):
         self._disks.release(vm_cid, domain, disk_cid)
 
     def get_disks(self, vm_cid: str) -> list[str]:
-        self._vms.get(vm_cid)
+        self._vms.require(vm_cid)
         return self._disk_store.attached_to(vm_cid)
 
     def set_disk_metadata(self, disk_cid: str, metadata: "JsonObject") -> None:
@@ -234,6 +249,15 @@ class LibvirtRuntime(Runtime):
 
     @cached_property
     def _disks(self) -> Disks:
+        if not self.profile.hotplug:
+            return ColdDisks(
+                self._connection,
+                self._disk_store,
+                self._state_dir,
+                self._vms,
+                Path(self._pool_path),
+                self.log,
+            )
         seconds = self.config.integer(f"{self.name}.detach_timeout")
         return Disks(
             self._connection, self._disk_store, self._state_dir, self.profile, seconds, self.log
@@ -241,10 +265,15 @@ class LibvirtRuntime(Runtime):
 
     @cached_property
     def _pool(self) -> Pool:
-        path = self.config.text(f"{self.name}.pool_path")
-        usual = str(self._state_dir / self.name) if self._local else _REMOTE_POOL
+        if not self.profile.uploads:
+            return Folder(Path(self._pool_path))
         name = self.config.text(f"{self.name}.pool")
-        return Pool(self._connection, name, path or usual, self._lock, self.log)
+        return Pool(self._connection, name, self._pool_path, self._lock, self.log)
+
+    @property
+    def _pool_path(self) -> str:
+        usual = str(self._state_dir / self.name) if self._local else _REMOTE_POOL
+        return self.config.text(f"{self.name}.pool_path") or usual
 
     @cached_property
     def _stemcells(self) -> Stemcells:
@@ -282,3 +311,10 @@ class KvmRuntime(LibvirtRuntime):
 
     name: ClassVar[str] = "kvm"
     profile: ClassVar[Profile] = KVM
+
+
+class VirtualBoxRuntime(LibvirtRuntime):
+    """VMs of VirtualBox."""
+
+    name: ClassVar[str] = "virtualbox"
+    profile: ClassVar[Profile] = VIRTUALBOX

@@ -7,6 +7,7 @@ agent's settings, `.console` what the VM prints.
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from cpi.config import Config
@@ -16,11 +17,12 @@ from cpi.log import Log
 from cpi.model import Json, Network, VMSpec
 from cpi.settings import render as render_settings
 from cpi.undo import Undo
-from runtimes.libvirt import client, domain_xml, settings_iso
+from runtimes.libvirt import client, domain_xml, media, settings_iso, vboxmanage, virtualbox_xml
 from runtimes.libvirt.accelerators import domain_type
 from runtimes.libvirt.client import Connection, told, told_existing
 from runtimes.libvirt.disks import hint_of
 from runtimes.libvirt.domain_xml import Disk, Domain, Facts, Interface
+from runtimes.libvirt.notes import Notes
 from runtimes.libvirt.profiles import Profile
 from runtimes.libvirt.stemcells import Base, Stemcells
 from runtimes.libvirt.storage_xml import Volume
@@ -34,6 +36,8 @@ Connected = list[tuple[Network, Interface]]
 _DATA_SERIAL = "ephemeral"
 _ISO_SIZE = 1 << 20  # bytes; room for hints that come later
 _VIRTIO_SERIAL = 20
+
+DOCUMENTS = {"qemu": domain_xml.domain, "virtualbox": virtualbox_xml.domain}
 
 
 @dataclass(frozen=True)
@@ -57,28 +61,93 @@ class VMs:
         connected = connecting.result()
         networks = [network for network, _ in connected]
         disks.append(self._settings(spec, base, networks, disks))
-        document = domain_xml.domain(self._domain(spec, base, disks, connected))
+        document = DOCUMENTS[self.profile.document](self._domain(spec, base, disks, connected))
         undo.push(lambda: self._undo_domain(spec.cid))
-        with told_existing(f"defining the VM {spec.cid}"):
-            domain = self.connection.raw.defineXML(document)
-        with told(f"starting the VM {spec.cid}"):
-            domain.create()
-            if self.profile.autostart:
+        if not self.profile.metadata:
+            self.notes.write(spec.cid, self._new_facts(spec, base), document)
+        domain = self._define(spec.cid, document)
+        self._start(domain, spec.cid)
+        if self.profile.autostart:
+            with told(f"starting the VM {spec.cid}"):
                 domain.setAutostart(1)
         self._set_facts(domain, replace(self._new_facts(spec, base), complete=True))
         self.log.info(f"{spec.cid} runs")
         return networks
 
+    def _define(self, vm_cid: str, document: str) -> Any:
+        with told_existing(f"defining the VM {vm_cid}"):
+            domain = self.connection.raw.defineXML(document)
+            if not self.profile.metadata:
+                lost = virtualbox_xml.lost(document, domain.XMLDesc(0))
+                if lost:
+                    raise CloudError(f"libvirt's driver did not define the VM {vm_cid} with {lost}")
+        return domain
+
+    def _start(self, domain: Any, vm_cid: str) -> None:
+        with told(f"starting the VM {vm_cid}"):
+            if self.profile.starts:
+                domain.create()
+            else:
+                vboxmanage.start(vm_cid, domain.UUIDString())
+
     def find(self, vm_cid: str) -> Any:
         """The VM's domain, or None."""
         return self.connection.domain(vm_cid)
 
+    def exists(self, vm_cid: str) -> bool:
+        """Tell whether there is a VM, also while it is being defined anew."""
+        return self.find(vm_cid) is not None or self._is_noted(vm_cid)
+
+    def _is_noted(self, vm_cid: str) -> bool:
+        return not self.profile.metadata and self.notes.facts(vm_cid).complete
+
+    def require(self, vm_cid: str) -> None:
+        """Raise VMNotFound when there is no such VM."""
+        if not self.exists(vm_cid):
+            raise VMNotFound(f"libvirt ({self.connection.uri}) has no VM {vm_cid}")
+
     def get(self, vm_cid: str) -> Any:
-        """The VM's domain. Raises VMNotFound."""
+        """The VM's domain, for who has its lock. Raises VMNotFound."""
         domain = self.find(vm_cid)
         if domain is None:
-            raise VMNotFound(f"libvirt ({self.connection.uri}) has no VM {vm_cid}")
+            if not self._is_noted(vm_cid):
+                raise VMNotFound(f"libvirt ({self.connection.uri}) has no VM {vm_cid}")
+            self.log.warn(f"a killed call has left {vm_cid} undefined; defining and starting it")
+            domain = self._define(vm_cid, self.notes.document(vm_cid))
+            self._start(domain, vm_cid)
         return domain
+
+    def redefine(self, vm_cid: str, document: str) -> None:
+        """Stop a VM, define it by another document, and start it if it ran.
+
+        When that fails the VM is what it was. Raises VMNotFound, CloudError.
+        """
+        domain = self.get(vm_cid)
+        with told(f"looking at the VM {vm_cid}"):
+            running = bool(domain.isActive())
+        old = self.notes.document(vm_cid)
+        with Undo(self.log) as undo:
+            undo.push(lambda: self._put_back(vm_cid, old, start=running))
+            self.stop(vm_cid)
+            self._replace(vm_cid, document, start=running)
+            undo.keep()
+
+    def _put_back(self, vm_cid: str, document: str, *, start: bool) -> None:
+        domain = self.find(vm_cid)
+        if domain is None or not domain.isActive():  # else it did not even stop
+            self._replace(vm_cid, document, start=start)
+
+    def _replace(self, vm_cid: str, document: str, *, start: bool) -> None:
+        """Define a VM that does not run anew. Killed here, `get` goes on by what is noted."""
+        facts = self.notes.facts(vm_cid)
+        self.notes.write(vm_cid, facts, document)
+        domain = self.find(vm_cid)
+        if domain is not None:
+            with told(f"defining the VM {vm_cid} anew"):
+                client.undefine_plain(domain)
+        domain = self._define(vm_cid, document)
+        if start:
+            self._start(domain, vm_cid)
 
     def stop(self, vm_cid: str) -> None:
         """Shut a VM down, or turn it off when it does not within its time; gone is no error."""
@@ -113,12 +182,14 @@ class VMs:
 
     def _undo_domain(self, vm_cid: str) -> None:
         domain = self.find(vm_cid)
+        if not self.profile.metadata:
+            self.notes.forget(vm_cid)  # before it is gone: what is noted is defined again
         if domain is None:
             return
         with told(f"deleting the VM {vm_cid}"):
             if domain.isActive():
                 turn_off(domain, vm_cid)
-            client.undefine(domain)
+            (client.undefine if self.profile.metadata else client.undefine_plain)(domain)
 
     def delete_volumes(self, vm_cid: str) -> None:
         """Delete a VM's own volumes; persistent disks are none of them."""
@@ -131,12 +202,11 @@ class VMs:
         """Shut a VM down and start it again. Raises VMNotFound."""
         domain = self.get(vm_cid)
         self.stop(vm_cid)
-        with told(f"starting the VM {vm_cid}"):
-            domain.create()
+        self._start(domain, vm_cid)
 
     def console(self, vm_cid: str, offset: int) -> bytes:
         """What a VM has printed on its console, from an offset in bytes on. Raises VMNotFound."""
-        self.get(vm_cid)
+        self.require(vm_cid)
         self.pool.refresh()
         volume = self.pool.find(vm_cid + CONSOLE)
         if volume is None or capacity_of(volume) <= offset:
@@ -145,8 +215,15 @@ class VMs:
 
     # Facts
 
+    @property
+    def notes(self) -> Notes:
+        """Of VMs whose hypervisor keeps no metadata."""
+        return Notes(Path(self.config.text("state_dir")) / "vms")
+
     def facts(self, domain: Any) -> Facts:
         """What the CPI knows of a domain."""
+        if not self.profile.metadata:
+            return self.notes.facts(domain.name())
         text = client.metadata(domain, domain_xml.NAMESPACE)
         try:
             return domain_xml.read_facts(text) if text else Facts()
@@ -159,6 +236,9 @@ class VMs:
         self._set_facts(domain, replace(self.facts(domain), metadata=dict(metadata)))
 
     def _set_facts(self, domain: Any, facts: Facts) -> None:
+        if not self.profile.metadata:
+            self.notes.write(domain.name(), facts, self.notes.document(domain.name()))
+            return
         with told(f"recording what {domain.name()} is"):
             client.set_metadata(
                 domain, domain_xml.facts(facts), domain_xml.PREFIX, domain_xml.NAMESPACE
@@ -166,6 +246,8 @@ class VMs:
 
     def is_unfinished(self, vm_cid: str) -> bool:
         """Tell whether a VM's creation came to its end."""
+        if not self.profile.metadata:
+            return not self.notes.facts(vm_cid).complete
         domain = self.find(vm_cid)
         return domain is None or not self.facts(domain).complete
 
@@ -207,7 +289,10 @@ class VMs:
     def _settings(
         self, spec: VMSpec, base: Base, networks: Sequence[Network], others: Sequence[Disk]
     ) -> Disk:
-        ephemeral = hint_of(_data_serial(spec.cid), base.resolution)
+        if self.profile.serials:
+            ephemeral = hint_of(_data_serial(spec.cid), base.resolution)
+        else:
+            ephemeral = media.hint_of(spec.cid + DATA, base.resolution)
         configured = [_static(network) for network in networks]
         settings = render_settings(spec, configured, ephemeral=ephemeral)
         image = settings_iso.render(base.settings, spec.cid, settings)
@@ -249,6 +334,8 @@ class VMs:
         )
 
     def _text(self, name: str) -> str:
+        if name in self.profile.without:
+            return ""
         return self.config.text(f"{self.profile.name}.{name}")
 
     def _usual(self, name: str) -> int:

@@ -14,7 +14,7 @@ from runtimes.libvirt import client, storage_xml, streams
 from runtimes.libvirt.client import AlreadyThere, Connection, found, told, told_existing
 from runtimes.libvirt.storage_xml import Volume
 
-_SMALL = 16 << 20  # bytes: as much as is ever read into memory
+SMALL = 16 << 20  # bytes: as much as is ever read into memory
 
 
 class Pool:
@@ -99,7 +99,7 @@ class Pool:
             volume.upload(stream, 0, len(data), 0)
             streams.send_bytes(stream, data)
 
-    def read(self, volume: Any, offset: int = 0, limit: int = _SMALL) -> bytes:
+    def read(self, volume: Any, offset: int = 0, limit: int = SMALL) -> bytes:
         """Read a volume from an offset to its end, `limit` bytes at most. Raises CloudError."""
         with self._stream(f"reading {volume.name()}") as stream:
             volume.download(stream, offset, 0, 0)
