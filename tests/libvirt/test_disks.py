@@ -31,6 +31,8 @@ def test_the_agents_own_flow_from_disk_to_disk(machine: KvmMachine, guest: Guest
     assert guest.sh("cat /var/vcap/store/file") == "data"
     assert guest.agent("list_disk") == [second]
     assert machine.call("get_disks", guest.cid) == [second]
+    # Turned off at once, it might not have written yet what its agent knows of disks.
+    machine.configure({"shutdown_timeout": 60})
     machine.call("reboot_vm", guest.cid)
     guest.wait_for_agent()
     assert guest.sh("cat /var/vcap/store/file") == "data"
