@@ -5,9 +5,11 @@ Other modules get its objects (virDomain and the like) from here, and call them 
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import libvirt
@@ -108,13 +110,16 @@ class Connection:
         self.uri = uri
         self._log = log
         self._connection: Any = None
+        self._opening = threading.Lock()  # two threads make a VM: volumes and networks at once
+        self._happened = threading.Event()  # something that was watched for
 
     @property
     def raw(self) -> Any:
         """libvirt's own connection. Raises CloudError, naming URI, cause and next step."""
-        if self._connection is None or not self._connection.isAlive():
-            self._connection = self._open()
-        return self._connection
+        with self._opening:
+            if self._connection is None or not self._connection.isAlive():
+                self._connection = self._open()
+            return self._connection
 
     def close(self) -> None:
         """Give the connection back, if there is one."""
@@ -124,11 +129,13 @@ class Connection:
                 connection.close()
 
     def _open(self) -> Any:
-        # It would write every error to stderr, also those that are expected.
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        libvirt.virEventRegisterDefaultImpl()
+        with _STARTING:
+            _start_events()
         try:
-            return libvirt.open(self.uri)
+            connection = libvirt.open(self.uri)
+            if not is_local(self.uri):  # whose end is not noticed when the network just goes
+                connection.setKeepAlive(_PING_SECONDS, _PINGS)
+            return connection
         except libvirt.libvirtError as error:
             failure = translated(f"connecting to {_without_password(self.uri)}", error)
             raise CloudError(
@@ -171,16 +178,18 @@ class Connection:
     # Waiting
 
     def wait(self, done: Callable[[], bool], seconds: float) -> bool:
-        """Handle events until `done` or for so many seconds; tell whether it is done."""
+        """Wait until `done`, for so many seconds at most; tell whether it is done.
+
+        A connection that was lost ends it: what was watched for will not be told any more.
+        """
         end = time.monotonic() + seconds
-        timer = libvirt.virEventAddTimeout(_TICK, lambda *_: None, None)
-        try:
-            while not done():
-                if time.monotonic() >= end or not self.raw.isAlive():
-                    return False
-                libvirt.virEventRunDefaultImpl()
-        finally:
-            libvirt.virEventRemoveTimeout(timer)
+        while not done():
+            left = end - time.monotonic()
+            if left <= 0 or self._connection is None or not self._connection.isAlive():
+                return False
+            # A daemon that is gone sends no event, and not everything has one.
+            self._happened.wait(min(_LOOK_AGAIN, left))
+            self._happened.clear()
         return True
 
     @contextmanager
@@ -190,6 +199,7 @@ class Connection:
 
         def remember(_connection: Any, _domain: Any, *said: Any) -> None:
             seen.append(said[:-1])
+            self._happened.set()
 
         with told("watching for events"):
             watch = self.raw.domainEventRegisterAny(domain, event, remember, None)
@@ -200,8 +210,32 @@ class Connection:
                 self.raw.domainEventDeregisterAny(watch)
 
 
-# A daemon that is gone sends no event; look again this often (milliseconds).
-_TICK = 500
+_LOOK_AGAIN = 0.5  # seconds
+_PING_SECONDS, _PINGS = 10, 6  # how often another machine is asked for a sign of life
+
+_STARTING = threading.Lock()
+
+
+@cache
+def _start_events() -> None:
+    """Have a thread answer libvirt's daemons for as long as this process lives.
+
+    One that gets no answer to its pings for half a minute ends the connection, and converting a
+    stemcell takes longer than that.
+    """
+    # It would write every error to stderr, also those that are expected.
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_handle_events, name="libvirt", daemon=True).start()
+
+
+def _handle_events() -> None:
+    while True:
+        try:
+            libvirt.virEventRunDefaultImpl()
+        except libvirt.libvirtError:
+            time.sleep(_LOOK_AGAIN)
+
 
 SPARSE_UPLOAD = libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
 REUSE_TARGET = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
