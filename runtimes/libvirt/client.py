@@ -37,6 +37,7 @@ _RETRYABLE = (
     libvirt.VIR_ERR_OPERATION_ABORTED,
     libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
 )
+_FULL = ("No space left", "Not enough space left", "Disk quota exceeded")
 _LOST = (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE, libvirt.VIR_FROM_STREAMS)
 _MISSING = (
     libvirt.VIR_ERR_NO_DOMAIN,
@@ -62,7 +63,7 @@ def translated(doing: str, error: libvirt.libvirtError) -> CPIError:
     """BOSH's error for one of libvirt's."""
     code, domain = error.get_error_code(), error.get_error_domain()
     said = _without_password(error.get_error_message() or str(error))
-    if "No space left" in said or "Disk quota exceeded" in said:
+    if any(words in said for words in _FULL):
         return NoDiskSpace(f"{doing}: {said}")
     retry = code in _RETRYABLE or (domain in _LOST and code != libvirt.VIR_ERR_NO_SUPPORT)
     kind = _TYPES.get(code, CloudError)

@@ -18,6 +18,7 @@ from runtimes.libvirt import sweep
 from runtimes.libvirt.client import Connection, is_local, is_unprivileged
 from runtimes.libvirt.disk_files import Files
 from runtimes.libvirt.disk_place import DiskPlace
+from runtimes.libvirt.disk_volumes import Scratch, Volumes
 from runtimes.libvirt.disks import Disks, is_running
 from runtimes.libvirt.nics import Nics
 from runtimes.libvirt.profiles import KVM, Profile
@@ -78,8 +79,9 @@ class LibvirtRuntime(Runtime):
         folder = self._folder(spec.cid)
         with Undo(self.log) as undo, ThreadPoolExecutor(1) as threads:
             undo.push(lambda: _remove(folder))
-            os.makedirs(folder.parent, mode=0o700, exist_ok=True)
-            folder.mkdir(mode=0o700)
+            if self._local:
+                os.makedirs(folder.parent, mode=0o700, exist_ok=True)
+                folder.mkdir(mode=0o700)
             undo.push(lambda: self._nics.disconnect(spec.cid, folder))
             # CNI's plugins take as long as the volumes.
             connecting = threads.submit(self._nics.connect, spec, folder)
@@ -153,7 +155,6 @@ class LibvirtRuntime(Runtime):
         return "" if disk is None else disk.attached_to
 
     def attach_disk(self, vm_cid: str, disk_cid: str, api_version: int) -> "Json":
-        self._require_here()
         domain = self._vms.get(vm_cid)
         disk = self._disks.get(disk_cid)
         with Undo(self.log) as undo:
@@ -206,13 +207,6 @@ class LibvirtRuntime(Runtime):
         domain = self._vms.find(disk.attached_to) if disk.attached_to else None
         return domain if domain is not None and is_running(domain) else None
 
-    def _require_here(self) -> None:
-        if not self._local:
-            raise NotSupported(
-                f"persistent disks are files of this machine, and libvirt at {self._uri} is on "
-                "another"
-            )
-
     def _sweep(self) -> None:
         """Delete what killed calls left, where all calls are this machine's."""
         if self._local:
@@ -228,7 +222,7 @@ class LibvirtRuntime(Runtime):
         return locks.is_held(self.config.text("run_dir"), name)
 
     def _folder(self, vm_cid: str) -> Path:
-        """A VM's folder on this machine, which is there as long as the VM is."""
+        """A VM's folder, which is there as long as the VM is, when it is on this machine."""
         return self._state_dir / "vms" / vm_cid
 
     # Made when first needed
@@ -236,7 +230,10 @@ class LibvirtRuntime(Runtime):
     @cached_property
     def _place(self) -> DiskPlace:
         here = DiskStore(folders_of(self.config))
-        return Files(here, self._state_dir, self._pool)
+        if self._local:
+            return Files(here, self._state_dir, self._pool)
+        scratch = Scratch(self._state_dir / "uploads", self._lock, self._is_held)
+        return Volumes(self._connection, self._pool, here, scratch, self.log)
 
     @cached_property
     def _disks(self) -> Disks:
