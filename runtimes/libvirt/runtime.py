@@ -15,6 +15,7 @@ from cpi.errors import NotSupported
 from cpi.runtime import Runtime
 from cpi.undo import Undo
 from runtimes.libvirt import sweep
+from runtimes.libvirt.addresses import Addresses, FileAddresses, PoolAddresses
 from runtimes.libvirt.client import Connection, is_local, is_unprivileged
 from runtimes.libvirt.disk_files import Files
 from runtimes.libvirt.disk_place import DiskPlace
@@ -262,7 +263,12 @@ class LibvirtRuntime(Runtime):
         host = None
         if self._local and self.profile.bridges and not is_unprivileged():
             host = Networks(self.config, self._state_dir, Path(self.config.text("run_dir")))
-        return Nics(self._connection, self.profile, self.config, host, self._lock, self.log)
+        addresses: Addresses = PoolAddresses(self._pool)
+        if self._local:
+            addresses = FileAddresses(self._state_dir / "addresses")
+        return Nics(
+            self._connection, self.profile, self.config, host, addresses, self._lock, self.log
+        )
 
 
 def _remove(folder: Path) -> None:
