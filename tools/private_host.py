@@ -54,6 +54,7 @@ class PrivateHost:
         self.state = self.folder / "state"
         self._programs = programs
         self._plugins = plugins
+        self.around: tuple[str, ...] = ()  # words before those that call the CPI
         self._process: subprocess.Popen[bytes] | None = None
         self._init = 0
 
@@ -122,7 +123,7 @@ class PrivateHost:
         path = config or self.folder / "cpi.json"
         if not path.exists():
             self.write_config()
-        done = self.run(str(CPI), "-c", str(path), input=json.dumps(request))
+        done = self.run(*self.around, str(CPI), "-c", str(path), input=json.dumps(request))
         response: dict[str, Any] = json.loads(done.stdout)
         return response
 

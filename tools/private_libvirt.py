@@ -45,7 +45,7 @@ class Libvirt:
         try:
             for folder in _FOLDERS:
                 self._mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", folder)
-            self.host.run("mkdir", "/var/lib/libvirt/dnsmasq")  # of Debian's package
+            self.host.run("mkdir", "/var/lib/libvirt/dnsmasq")  # libvirt's networks insist on it
             # Where KVM is there and does not work, libvirt would ask QEMU again at each call.
             if Path("/dev/kvm").exists() and not os.environ.get(_KVM):
                 nothing = self.folder / "no-kvm"

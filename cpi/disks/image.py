@@ -28,6 +28,8 @@ PARTITION_TAIL = MIB  # bytes after the partition: the second copy of the GPT, a
 _SECOND_TABLE = 33 * SECTOR  # bytes of the copy itself (UEFI, "GPT Partition Entry Array")
 
 _GUID_DIGITS = 32
+TABLE_HEAD = 3 * SECTOR  # bytes that have the GPT's header and its first entries
+
 _FICLONE = 0x40049409  # linux/fs.h: the same blocks under another name, where they can be shared
 _PIECE = 64 * MIB  # copied at a time
 _TABLE_SECONDS = 60.0
@@ -142,21 +144,28 @@ def _problem(image: Path, cid: str, size_mib: int, filesystem: str) -> str:
         return f"cannot be read: {error.strerror}"
     size = status.st_size
     try:
-        header = os.pread(fd, SECTOR, SECTOR)  # UEFI, "GPT Header": in the second sector
-        entry = os.pread(fd, 128, 2 * SECTOR)
+        head = os.pread(fd, TABLE_HEAD, 0)
     finally:
         os.close(fd)
     if size < size_mib * MIB:
         return f"is truncated: it has {size} bytes of {size_mib * MIB}"
+    if problem := table_problem(head, cid):
+        return problem
+    found = kind_of(part_of(image))
+    if found != filesystem:
+        return f"should have a file system {filesystem}, and has {found or 'none that is known'}"
+    return ""
+
+
+def table_problem(head: bytes, cid: str) -> str:
+    """What is wrong with the GPT in a disk's first TABLE_HEAD bytes, "" for nothing."""
+    header = head[SECTOR : 2 * SECTOR]  # UEFI, "GPT Header": in the second sector
     if header[:8] != b"EFI PART":
         return "is no disk of this CPI: it has no GPT"
     if _guid(header[56:72]) != guid_of(cid):
         return f"is another disk: the GPT's GUID is {_guid(header[56:72])}, not {guid_of(cid)}"
-    if struct.unpack_from("<Q", entry, 32)[0] * SECTOR != PARTITION_OFFSET:
+    if struct.unpack_from("<Q", head, 2 * SECTOR + 32)[0] * SECTOR != PARTITION_OFFSET:
         return "is no disk of this CPI: its partition does not begin at 1 MiB"
-    found = kind_of(part_of(image))
-    if found != filesystem:
-        return f"should have a file system {filesystem}, and has {found or 'none that is known'}"
     return ""
 
 

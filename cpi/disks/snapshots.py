@@ -33,6 +33,12 @@ class Snapshot:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+def describe(disk: Disk, snapshot_cid: str, metadata: Mapping[str, str]) -> Snapshot:
+    """The facts of a snapshot that is taken now."""
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    return Snapshot(snapshot_cid, disk.cid, disk.size, disk.filesystem, now, dict(metadata))
+
+
 class Snapshots:
     """The snapshots beside the disks. The caller holds the lock of the disk, or snapshot."""
 
@@ -56,8 +62,7 @@ class Snapshots:
         folder.mkdir(exist_ok=True, mode=0o700)
         fresh = self._disks.partial_snapshot(disk)
         shutil.rmtree(fresh, ignore_errors=True)
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        snapshot = Snapshot(snapshot_cid, disk.cid, disk.size, disk.filesystem, now, dict(metadata))
+        snapshot = describe(disk, snapshot_cid, metadata)
         try:
             fresh.mkdir(mode=0o700)
             with still or nullcontext():

@@ -138,12 +138,7 @@ class DiskStore:
         Raises CloudError for a size out of range or a store that there is not, NoDiskSpace.
         """
         folder = self._require_store(disk.store)
-        kind = FILE_SYSTEMS[disk.filesystem]
-        if disk.size < kind.least_mib:
-            raise CloudError(
-                f"a disk of {disk.size} MiB is too small for {kind.name}, which takes "
-                f"{kind.least_mib} MiB at least"
-            )
+        require_size(disk)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         needed = min(disk.size * images.MIB, _LEAST_FREE)
         images.require_room(folder, needed, f"a disk of {disk.size} MiB")
@@ -195,7 +190,7 @@ class DiskStore:
     def resize(self, disk_cid: str, size_mib: int) -> None:
         """Grow a free disk to `size_mib` MiB. Raises NoDiskSpace, NotSupported for less."""
         disk = self.get_free(disk_cid, "resize")
-        _require_growth(disk, size_mib)
+        require_growth(disk, size_mib)
         if size_mib > disk.size:
             self._grow(disk, size_mib)
 
@@ -206,7 +201,7 @@ class DiskStore:
         step can be repeated, and the facts of each are written when it is done.
         """
         disk = self.get_free(disk_cid, "update")
-        _require_growth(disk, size_mib)
+        require_growth(disk, size_mib)
         if properties.filesystem not in (None, disk.filesystem):
             raise NotSupported(
                 f"the disk {disk_cid} has {disk.filesystem}; {properties.filesystem} takes a new "
@@ -269,7 +264,18 @@ class DiskStore:
         return self.folders[disk.store] / f"{disk.cid}.json"
 
 
-def _require_growth(disk: Disk, size_mib: int) -> None:
+def require_size(disk: Disk) -> None:
+    """Raise CloudError for a disk that is too small for its file system."""
+    kind = FILE_SYSTEMS[disk.filesystem]
+    if disk.size < kind.least_mib:
+        raise CloudError(
+            f"a disk of {disk.size} MiB is too small for {kind.name}, which takes "
+            f"{kind.least_mib} MiB at least"
+        )
+
+
+def require_growth(disk: Disk, size_mib: int) -> None:
+    """Raise NotSupported for a size (MiB) that is less than a disk has."""
     if size_mib < disk.size:
         raise NotSupported(
             f"the disk {disk.cid} has {disk.size} MiB and cannot shrink to {size_mib} MiB; the "

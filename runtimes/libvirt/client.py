@@ -5,9 +5,11 @@ Other modules get its objects (virDomain and the like) from here, and call them 
 
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import libvirt
@@ -37,6 +39,7 @@ _RETRYABLE = (
     libvirt.VIR_ERR_OPERATION_ABORTED,
     libvirt.VIR_ERR_AGENT_UNRESPONSIVE,
 )
+_FULL = ("No space left", "Not enough space left", "Disk quota exceeded")
 _LOST = (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE, libvirt.VIR_FROM_STREAMS)
 _MISSING = (
     libvirt.VIR_ERR_NO_DOMAIN,
@@ -62,7 +65,7 @@ def translated(doing: str, error: libvirt.libvirtError) -> CPIError:
     """BOSH's error for one of libvirt's."""
     code, domain = error.get_error_code(), error.get_error_domain()
     said = _without_password(error.get_error_message() or str(error))
-    if "No space left" in said or "Disk quota exceeded" in said:
+    if any(words in said for words in _FULL):
         return NoDiskSpace(f"{doing}: {said}")
     retry = code in _RETRYABLE or (domain in _LOST and code != libvirt.VIR_ERR_NO_SUPPORT)
     kind = _TYPES.get(code, CloudError)
@@ -122,13 +125,16 @@ class Connection:
         self._lookups = lookups
         self._turn = turn
         self._connection: Any = None
+        self._opening = threading.Lock()  # two threads make a VM: volumes and networks at once
+        self._happened = threading.Event()  # something that was watched for
 
     @property
     def raw(self) -> Any:
         """libvirt's own connection. Raises CloudError, naming URI, cause and next step."""
-        if self._connection is None or not self._connection.isAlive():
-            self._connection = self._open()
-        return self._connection
+        with self._opening:
+            if self._connection is None or not self._connection.isAlive():
+                self._connection = self._open()
+            return self._connection
 
     def close(self) -> None:
         """Give the connection back, if there is one."""
@@ -138,18 +144,20 @@ class Connection:
                 connection.close()
 
     def _open(self) -> Any:
-        # It would write every error to stderr, also those that are expected.
-        libvirt.registerErrorHandler(lambda _context, _error: None, None)
-        libvirt.virEventRegisterDefaultImpl()
+        with _STARTING:
+            _start_events()
         try:
             opened = libvirt.open(self.uri)
+            if not is_local(self.uri):  # whose end is not noticed when the network just goes
+                opened.setKeepAlive(_PING_SECONDS, _PINGS)
             return OneAtATime(opened, self._turn) if self._turn else opened
         except libvirt.libvirtError as error:
             if vboxmanage.NOT_READY in str(error):
                 raise vboxmanage.refusal(libvirt.getVersion()) from None
             failure = translated(f"connecting to {_without_password(self.uri)}", error)
+            hint, passes = _hint(self.uri, failure.message)
             raise CloudError(
-                failure.message + _hint(failure.message), ok_to_retry=failure.ok_to_retry
+                failure.message + hint, ok_to_retry=failure.ok_to_retry and passes
             ) from None
 
     def can_run(self, domain_type: str) -> bool:
@@ -191,16 +199,18 @@ class Connection:
     # Waiting
 
     def wait(self, done: Callable[[], bool], seconds: float) -> bool:
-        """Handle events until `done` or for so many seconds; tell whether it is done."""
+        """Wait until `done`, for so many seconds at most; tell whether it is done.
+
+        A connection that was lost ends it: what was watched for will not be told any more.
+        """
         end = time.monotonic() + seconds
-        timer = libvirt.virEventAddTimeout(_TICK, lambda *_: None, None)
-        try:
-            while not done():
-                if time.monotonic() >= end or not self.raw.isAlive():
-                    return False
-                libvirt.virEventRunDefaultImpl()
-        finally:
-            libvirt.virEventRemoveTimeout(timer)
+        while not done():
+            left = end - time.monotonic()
+            if left <= 0 or self._connection is None or not self._connection.isAlive():
+                return False
+            # A daemon that is gone sends no event, and not everything has one.
+            self._happened.wait(min(_LOOK_AGAIN, left))
+            self._happened.clear()
         return True
 
     @contextmanager
@@ -216,6 +226,7 @@ class Connection:
 
         def remember(_connection: Any, _domain: Any, *said: Any) -> None:
             seen.append(said[:-1])
+            self._happened.set()
 
         with told("watching for events"):
             watch = self.raw.domainEventRegisterAny(domain, event, remember, None)
@@ -226,8 +237,32 @@ class Connection:
                 self.raw.domainEventDeregisterAny(watch)
 
 
-# A daemon that is gone sends no event; look again this often (milliseconds).
-_TICK = 500
+_LOOK_AGAIN = 0.5  # seconds
+_PING_SECONDS, _PINGS = 10, 6  # how often another machine is asked for a sign of life
+
+_STARTING = threading.Lock()
+
+
+@cache
+def _start_events() -> None:
+    """Have a thread answer libvirt's daemons for as long as this process lives.
+
+    One that gets no answer to its pings for half a minute ends the connection, and converting a
+    stemcell takes longer than that.
+    """
+    # It would write every error to stderr, also those that are expected.
+    libvirt.registerErrorHandler(lambda _context, _error: None, None)
+    libvirt.virEventRegisterDefaultImpl()
+    threading.Thread(target=_handle_events, name="libvirt", daemon=True).start()
+
+
+def _handle_events() -> None:
+    while True:
+        try:
+            libvirt.virEventRunDefaultImpl()
+        except libvirt.libvirtError:
+            time.sleep(_LOOK_AGAIN)
+
 
 SPARSE_UPLOAD = libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
 REUSE_TARGET = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
@@ -310,16 +345,31 @@ def abort(stream: Any) -> None:
         stream.abort()
 
 
-def _hint(message: str) -> str:
-    """What to do about a connection that fails."""
+def _hint(uri: str, message: str) -> tuple[str, bool]:
+    """What to do about a connection that fails, and whether it may pass by itself."""
+    if not is_local(uri):
+        return _remote_hint(uri, message)
     if "No such file" in message or "Connection refused" in message:
         return (
             "; is libvirt's daemon running, and its socket there? apt-get install "
             "libvirt-daemon-system, systemctl start libvirtd"
-        )
+        ), True
     if "Permission denied" in message or "authentication" in message:
-        return "; the CPI needs root, or membership of the group libvirt"
-    return ""
+        return "; the CPI needs root, or membership of the group libvirt", False
+    return "", True
+
+
+def _remote_hint(uri: str, message: str) -> tuple[str, bool]:
+    if "ssh" in uri.partition("://")[0]:
+        refused = "Permission denied" in message or "Host key verification" in message
+        return "; ssh to that machine has to work for this user without a question", not refused
+    if any(word in message for word in ("certificate", "private key", "TLS confirmation")):
+        return (
+            "; this machine needs a client certificate of the CA that libvirt there trusts, and "
+            "that CA's own, in /etc/pki or the URI's `pkipath`, and the server one for the name "
+            "in the URI; virt-pki-validate and https://libvirt.org/kbase/tlscerts.html help"
+        ), False
+    return "; does libvirt listen there (libvirtd-tls.socket, port 16514), and let this in?", True
 
 
 def is_local(uri: str) -> bool:

@@ -5,18 +5,19 @@ disk as `<disk cid>.vmdk`, which says where the raw file is.
 """
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from cpi.disks import image as images
-from cpi.disks.snapshots import Snapshots
-from cpi.disks.store import Disk, DiskStore
+from cpi.disks.store import Disk
 from cpi.errors import CloudError, NotSupported
 from cpi.log import Log
 from cpi.model import Json
 from cpi.undo import Undo
 from runtimes.libvirt import media, virtualbox_xml
 from runtimes.libvirt.client import Connection, told
+from runtimes.libvirt.disk_place import DiskPlace
 from runtimes.libvirt.disks import Disks, require_free_for
 from runtimes.libvirt.vms import VMs
 from runtimes.libvirt.volumes import Pool
@@ -28,14 +29,14 @@ class ColdDisks(Disks):
     def __init__(
         self,
         connection: Connection,
-        store: DiskStore,
-        state_dir: Path,
+        place: DiskPlace,
+        pool: Pool,
         vms: VMs,
         folder: Path,
         log: Log,
     ) -> None:
         """folder: where VirtualBox finds the disks."""
-        super().__init__(connection, store, state_dir, vms.profile, 0.0, log)
+        super().__init__(connection, place, pool, vms.profile, 0.0, log)
         self._vms = vms
         self._folder = folder
 
@@ -54,16 +55,14 @@ class ColdDisks(Disks):
         hint = media.hint_of(descriptor.name, resolution)
         noted = virtualbox_xml.has_disk(document, str(descriptor))
         if noted and self._has(domain, vm_cid, descriptor):
-            self._store.set_owner(disk.cid, vm_cid)
+            self._place.change(disk.cid, attached_to=vm_cid)
             return hint
-        image = self._store.image(disk)
-        self._store.check(disk)
-        images.require_unused(image, disk.cid)
+        image = Path(self._place.path(disk, unused=True))
         if not noted:
             bus, kind = self._profile.bus[resolution], self._profile.disk_format
             document = virtualbox_xml.with_disk(document, str(descriptor), kind, bus)
         undo.push(lambda: self.forget(vm_cid, disk.cid))
-        self._store.set_owner(disk.cid, vm_cid)
+        self._place.change(disk.cid, attached_to=vm_cid)
         self._write(descriptor, image)
         self._cycle(vm_cid, f"giving it the disk {disk.cid}", document)
         return hint
@@ -80,17 +79,17 @@ class ColdDisks(Disks):
 
     def forget(self, vm_cid: str, disk_cid: str) -> None:
         """Record that a VM, which has it no more, has a disk no more."""
-        disk = self._store.find(disk_cid)
+        disk = self._place.find(disk_cid)
         if disk is not None and disk.attached_to == vm_cid:
             self._descriptor(disk_cid).unlink(missing_ok=True)
         super().forget(vm_cid, disk_cid)
 
     def grow(self, domain: Any, disk: Disk, size_mib: int) -> None:
         """Refuse to grow a disk that a VM has. Raises CloudError, naming the VM."""
-        self._store.resize(disk.cid, size_mib)
+        self._place.resize(disk.cid, size_mib)
 
     def snapshot(
-        self, domain: Any, pool: Pool, disk: Disk, snapshot_cid: str, metadata: Any
+        self, domain: Any, disk: Disk, snapshot_cid: str, metadata: Mapping[str, str]
     ) -> None:
         """Take a snapshot of a disk that no VM has. Raises NotSupported, NoDiskSpace."""
         if disk.attached_to:
@@ -98,8 +97,7 @@ class ColdDisks(Disks):
                 f"{self._profile.name} cannot copy the disk {disk.cid} while the VM "
                 f"{disk.attached_to} has it; detach it first"
             )
-        images.require_unused(self._store.image(disk), disk.cid)
-        Snapshots(self._store).take(disk, snapshot_cid, metadata)
+        self._place.snapshot(disk, snapshot_cid, metadata, None)
 
     def _cycle(self, vm_cid: str, purpose: str, document: str) -> None:
         self._log.warn(

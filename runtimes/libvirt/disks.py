@@ -1,32 +1,29 @@
-"""Persistent disks in domains: the same files that containers mount, as disks of a machine.
+"""Persistent disks in domains, wherever the disks are (disk_place); a domain has one as a file.
 
-The disks are this host's (cpi.disks.store); a domain has one as a file. Which VM has a disk is in
-the disk's facts, so that a disk goes from a container to a VM and back.
+Which VM has a disk is in the disk's facts, so that a disk goes from a container to a VM and back.
 """
 
 import math
-import os
 import time
-from pathlib import Path
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
-from cpi.disks import image as images
-from cpi.disks.snapshots import Snapshots
-from cpi.disks.store import Disk, DiskStore
+from cpi.disks.image import MIB
+from cpi.disks.store import Disk
 from cpi.errors import CloudError, DiskNotAttached, NotSupported
 from cpi.log import Log
 from cpi.model import Json
-from cpi.process import run
 from cpi.undo import Undo
 from runtimes.libvirt import client, domain_xml, storage_xml
 from runtimes.libvirt.client import Connection, told
+from runtimes.libvirt.disk_place import DiskPlace
 from runtimes.libvirt.profiles import Profile
 from runtimes.libvirt.storage_xml import Volume
 from runtimes.libvirt.volumes import Pool, path_of
 from stemcell_convert.machine import SCSI
 
 _SERIAL = 20  # characters that virtio has for it (linux/virtio_blk.h, VIRTIO_BLK_ID_BYTES)
-BACKUP = ".backup"
 _ASK_AGAIN = 2.0  # seconds
 
 
@@ -52,58 +49,53 @@ class Disks:
     def __init__(
         self,
         connection: Connection,
-        store: DiskStore,
-        state_dir: Path,
+        place: DiskPlace,
+        pool: Pool,
         profile: Profile,
         detach_seconds: float,
         log: Log,
     ) -> None:
         self._connection = connection
-        self._store = store
-        self._state_dir = state_dir
+        self._place = place
+        self._pool = pool
         self._profile = profile
         self._detach_seconds = detach_seconds
         self._log = log
 
     def get(self, disk_cid: str) -> Disk:
         """Return a disk's facts, taken from a VM that is gone. Raises DiskNotFound."""
-        disk = self._store.get(disk_cid)
-        # Every runtime has a folder there for each of its VMs, as long as it lives.
-        if not disk.attached_to or (self._state_dir / "vms" / disk.attached_to).is_dir():
+        disk = self._place.get(disk_cid)
+        if not disk.attached_to or self._place.has_vm(disk.attached_to):
             return disk
         self._log.warn(f"{disk.cid} was attached to {disk.attached_to}, which is gone")
-        return self._store.set_owner(disk_cid, "")
+        return self._place.change(disk_cid, attached_to="")
 
     def attach(self, vm_cid: str, domain: Any, resolution: str, disk: Disk, undo: Undo) -> Json:
         """Give a disk to a VM and return the hint; twice is once. Raises CloudError."""
         require_free_for(vm_cid, disk)
         serial = serial_of(disk.cid)
-        running = _is_running(domain)
-        lacking = [flag for flag in _layers(running) if not _has(domain, flag, serial)]
+        layers = _layers(is_running(domain))
+        lacking = [flag for flag in layers if not _has(domain, flag, serial)]
         if lacking:
-            image = self._store.image(disk)
-            self._store.check(disk)
-            if len(lacking) == len(_layers(running)):
-                images.require_unused(image, disk.cid)
-            self._let_through(image)
+            path = self._place.path(disk, unused=lacking == layers)
             undo.push(lambda: self.release(vm_cid, domain, disk.cid))
-        self._store.set_owner(disk.cid, vm_cid)
+        self._place.change(disk.cid, attached_to=vm_cid)
         if lacking:
-            self._attach(vm_cid, domain, resolution, disk, lacking)
+            self._attach(vm_cid, domain, resolution, disk, path, lacking)
         return hint_of(serial, resolution)
 
     def _attach(
-        self, vm_cid: str, domain: Any, resolution: str, disk: Disk, lacking: list[int]
+        self, vm_cid: str, domain: Any, resolution: str, disk: Disk, path: str, lacking: list[int]
     ) -> None:
         bus = self._profile.bus[resolution]
         taken = [
             name
-            for layer in _layers(_is_running(domain))
+            for layer in _layers(is_running(domain))
             for name in domain_xml.targets(_document_of(domain, layer))
         ]
         document = domain_xml.disk(
             domain_xml.Disk(
-                path=str(self._store.image(disk)),
+                path=path,
                 format=self._profile.disk_format,
                 target=domain_xml.free_target(bus, taken),
                 bus=bus,
@@ -122,7 +114,7 @@ class Disks:
         Raises CloudError when the VM does not let go of it; then it still has the disk.
         """
         serial = serial_of(disk_cid)
-        running = _is_running(domain)
+        running = is_running(domain)
         if running and (attached := _has(domain, client.LIVE, serial)):
             self._unplug(vm_cid, domain, disk_cid, attached)
         if kept := _has(domain, client.CONFIG, serial):
@@ -132,9 +124,9 @@ class Disks:
 
     def forget(self, vm_cid: str, disk_cid: str) -> None:
         """Record that a VM has a disk no more."""
-        disk = self._store.find(disk_cid)
+        disk = self._place.find(disk_cid)
         if disk is not None and disk.attached_to == vm_cid:
-            self._store.set_owner(disk_cid, "")
+            self._place.change(disk_cid, attached_to="")
 
     def _unplug(
         self, vm_cid: str, domain: Any, disk_cid: str, attached: domain_xml.Attached
@@ -162,7 +154,7 @@ class Disks:
 
     def require_attached(self, vm_cid: str, disk_cid: str) -> Disk:
         """Return a disk's facts. Raises DiskNotFound, DiskNotAttached."""
-        disk = self._store.get(disk_cid)
+        disk = self._place.get(disk_cid)
         if disk.attached_to != vm_cid:
             where = f"attached to {disk.attached_to}" if disk.attached_to else "not attached"
             raise DiskNotAttached(f"the disk {disk_cid} is {where}, so not to the VM {vm_cid}")
@@ -174,73 +166,46 @@ class Disks:
             raise NotSupported(f"the disk {disk.cid} has {disk.size} MiB and cannot shrink")
         if not self._profile.block_resize:
             raise NotSupported(f"{self._profile.name} cannot grow a disk that a VM has")
+        attached = self._in_use(domain, disk)
+        with told(f"growing the disk {disk.cid} to {size_mib} MiB"):
+            domain.blockResize(attached.target, size_mib * MIB, client.RESIZE_BYTES)
+        self._place.change(disk.cid, size=size_mib)
+
+    def _in_use(self, domain: Any, disk: Disk) -> domain_xml.Attached:
         attached = _has(domain, client.LIVE, serial_of(disk.cid))
         if attached is None:
             raise CloudError(f"the VM {disk.attached_to} runs without its disk {disk.cid}")
-        with told(f"growing the disk {disk.cid} to {size_mib} MiB"):
-            domain.blockResize(attached.target, size_mib * images.MIB, client.RESIZE_BYTES)
-        self._store.save_size(disk.cid, size_mib)
+        return attached
 
     def snapshot(
-        self, domain: Any, pool: Pool, disk: Disk, snapshot_cid: str, metadata: Any
+        self, domain: Any, disk: Disk, snapshot_cid: str, metadata: Mapping[str, str]
     ) -> None:
-        """Take a snapshot of a disk, also while a VM runs with it. Raises NoDiskSpace."""
-        snapshots = Snapshots(self._store)
-        if domain is None or not _is_running(domain):
-            images.require_unused(self._store.image(disk), disk.cid)
-            snapshots.take(disk, snapshot_cid, metadata)
-            return
-        if not self._profile.backup:
-            raise NotSupported(f"{self._profile.name} cannot copy a disk while a VM runs with it")
+        """Take a snapshot of a disk. domain: the VM that runs with it, or None.
 
-        def copy(_image: Path, target: Path) -> None:
-            self._back_up(domain, pool, disk, target)
-
-        snapshots.take(disk, snapshot_cid, metadata, copy=copy)
-
-    def _back_up(self, domain: Any, pool: Pool, disk: Disk, target: Path) -> None:
-        """Copy a disk in use as it is at this moment, through a volume that leaves out its holes.
-
-        A raw target would get all of its room reserved.
+        Raises NoDiskSpace.
         """
-        attached = _has(domain, client.LIVE, serial_of(disk.cid))
-        if attached is None:
-            raise CloudError(f"the VM {disk.attached_to} runs without its disk {disk.cid}")
+        if domain is not None and not self._profile.backup:
+            raise NotSupported(f"{self._profile.name} cannot copy a disk while a VM runs with it")
+        copy_in_use = partial(self._back_up, domain, disk) if domain is not None else None
+        self._place.snapshot(disk, snapshot_cid, metadata, copy_in_use)
+
+    def _back_up(self, domain: Any, disk: Disk, name: str) -> Any:
+        """Copy a disk in use, as it is at this moment, into a new volume; it may be left there."""
+        attached = self._in_use(domain, disk)
         doing = f"copying the disk {disk.cid}"
-        name = disk.cid + BACKUP
         self._end_job(domain, doing)
-        pool.delete(name)
-        try:
-            volume = pool.create(Volume(name, disk.size * images.MIB, "qcow2"))
-            path = path_of(volume)
-            everything = domain_xml.targets(_document_of(domain, client.LIVE))
-            document = storage_xml.backup(everything, attached.target, path, "qcow2")
-            with self._connection.watching(domain, client.JOB_COMPLETED) as ended, told(doing):
-                domain.backupBegin(document, None, client.REUSE_TARGET)
-                if not self._connection.wait(
-                    lambda: bool(ended) and not domain.jobInfo()[0], math.inf
-                ):
-                    raise CloudError(f"{doing}: libvirt went away", ok_to_retry=True)
-            said = ended[0][0]
-            if not said.get("success", True):
-                raise CloudError(f"{doing}: {said.get('errmsg', 'it failed')}")
-            hint = "apt-get install qemu-utils"
-            argv = [
-                "qemu-img",
-                "convert",
-                "-f",
-                "qcow2",
-                "-O",
-                "raw",
-                "-S",
-                "4k",
-                path,
-                str(target),
-            ]
-            run(argv, timeout=_HOURS, install_hint=hint)
-            os.chmod(target, 0o600)
-        finally:
-            pool.delete(name)
+        self._pool.delete(name)
+        volume = self._pool.create(Volume(name, disk.size * MIB, "qcow2"))
+        everything = domain_xml.targets(_document_of(domain, client.LIVE))
+        document = storage_xml.backup(everything, attached.target, path_of(volume), "qcow2")
+        with self._connection.watching(domain, client.JOB_COMPLETED) as ended, told(doing):
+            domain.backupBegin(document, None, client.REUSE_TARGET)
+            if not self._connection.wait(lambda: bool(ended) and not domain.jobInfo()[0], math.inf):
+                raise CloudError(f"{doing}: libvirt went away", ok_to_retry=True)
+        said = ended[0][0]
+        if not said.get("success", True):
+            raise CloudError(f"{doing}: {said.get('errmsg', 'it failed')}")
+        return volume
 
     def _end_job(self, domain: Any, doing: str) -> None:
         """End what a killed call left at work in the domain."""
@@ -248,16 +213,6 @@ class Disks:
             if domain.jobInfo()[0]:
                 self._log.warn(f"{doing}: ending a job that another call left")
                 domain.abortJob()
-
-    def _let_through(self, image: Path) -> None:
-        """Let the hypervisor's user pass through the folders above a disk, and list nothing."""
-        for folder in (image.parent, self._state_dir):
-            mode = folder.stat().st_mode
-            if not mode & 0o001:
-                folder.chmod((mode & 0o7777) | 0o011)
-
-
-_HOURS = 24 * 3600.0  # seconds; a disk takes as long as it takes
 
 
 def require_free_for(vm_cid: str, disk: Disk) -> None:
@@ -268,7 +223,8 @@ def require_free_for(vm_cid: str, disk: Disk) -> None:
         )
 
 
-def _is_running(domain: Any) -> bool:
+def is_running(domain: Any) -> bool:
+    """Tell whether a VM runs. Raises CloudError."""
     with told("looking at a VM"):
         return bool(domain.isActive())
 

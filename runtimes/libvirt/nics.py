@@ -14,19 +14,18 @@ from typing import Any
 
 from cpi.cid import shown
 from cpi.cni.networks import Networks, properties_of
-from cpi.cni.reservations import Reservations
 from cpi.config import Config
 from cpi.errors import CloudError, NetworkNotFound, NotSupported
 from cpi.log import Log
 from cpi.model import Network, VMSpec
 from runtimes.libvirt import network_xml
+from runtimes.libvirt.addresses import Addresses
 from runtimes.libvirt.client import Connection, told
 from runtimes.libvirt.domain_xml import Interface
 from runtimes.libvirt.network_xml import LibvirtNetwork
 from runtimes.libvirt.profiles import Profile
 
 _REMOTE_NETWORK = "bosh"
-_OURS = "libvirt-"  # begins the names of folders of addresses, beside CNI's
 _TRIES = 65536  # addresses looked at in one subnet
 
 
@@ -39,17 +38,20 @@ class Nics:
         profile: Profile,
         config: Config,
         host: Networks | None,
+        addresses: Addresses,
         lock: Callable[[str], Any],
         log: Log,
     ) -> None:
-        """host: this machine's networks, None when libvirt is elsewhere."""
+        """host: this machine's networks, None when libvirt is elsewhere; addresses: on libvirt's
+        own networks.
+        """
         self._connection = connection
         self._profile = profile
         self._config = config
         self._host = host
         self._lock = lock
         self._log = log
-        self._addresses = Path(config.text("state_dir")) / "addresses"
+        self._addresses = addresses
 
     def require_free(self, spec: VMSpec) -> None:
         """Refuse an address that another VM has. Raises CloudError naming that VM."""
@@ -82,8 +84,7 @@ class Nics:
 
     def disconnect(self, vm_cid: str, folder: Path) -> None:
         """Give a VM's places back; what is gone is no error."""
-        for reserved in self._addresses.glob(f"{_OURS}*"):
-            Reservations(reserved).release(vm_cid)
+        self._addresses.release(vm_cid)
         if self._host:
             self._host.disconnect(vm_cid, folder)
 
@@ -154,11 +155,20 @@ class Nics:
             )
         with self._lock(f"network-{name}"):
             gateways = self._active(name, network).gateways
-        reserved = Reservations(self._addresses / f"{_OURS}{name}")
+
+        def owner_of(address: str) -> str:
+            return self._addresses.reserve(name, address, spec.cid)
+
         if network.ip is None:
-            network = _addressed(network, gateways, reserved, spec.cid)
-        elif (owner := reserved.reserve(network.ip, spec.cid)) != spec.cid:
+            network = _addressed(network, gateways, owner_of, spec.cid)
+        elif (owner := owner_of(network.ip)) != spec.cid:
             raise CloudError(f"the address {network.ip} on the network {name} is in use by {owner}")
+        known = {str(gateway.ip) for gateway in gateways}
+        if network.gateway and known and network.gateway not in known:
+            self._log.warn(
+                f"the gateway {network.gateway} of {network.name!r} is none of the addresses of "
+                f"the libvirt network {name} ({', '.join(sorted(known))})"
+            )
         mac = mac_of(spec.cid, at)
         interface = Interface(mac=mac, model=self._profile.nic, network=name)
         return replace(network, mac=mac, preconfigured=False), interface
@@ -202,15 +212,18 @@ def _gateways(networks: Sequence[Network]) -> list[network_xml.Interface]:
 def _addressed(
     network: Network,
     gateways: Sequence[network_xml.Interface],
-    reserved: Reservations,
+    reserve: Callable[[str], str],
     vm_cid: str,
 ) -> Network:
-    """Reserve the first free address of its subnets for a dynamic network. Raises CloudError."""
+    """Reserve the first free address of its subnets for a dynamic network. Raises CloudError.
+
+    reserve: tells which VM has an address then.
+    """
     for gateway in gateways:
         subnet = gateway.network
         for at in range(2, min(subnet.num_addresses - 1, _TRIES)):
             address = str(subnet[at])
-            if address != str(gateway.ip) and reserved.reserve(address, vm_cid) == vm_cid:
+            if address != str(gateway.ip) and reserve(address) == vm_cid:
                 return replace(
                     network,
                     ip=address,

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, ClassVar
 from cpi import cid, locks
 from cpi.cni.networks import Networks
 from cpi.disks import filesystems
-from cpi.disks.snapshots import Snapshots
 from cpi.disks.store import Disk, DiskStore, folders_of
 from cpi.errors import NotSupported
 from cpi.runtime import Runtime
 from cpi.undo import Undo
 from runtimes.libvirt import sweep
+from runtimes.libvirt.addresses import Addresses, FileAddresses, PoolAddresses
 from runtimes.libvirt.client import Connection, is_local, is_unprivileged
 from runtimes.libvirt.cold_disks import ColdDisks
-from runtimes.libvirt.disks import Disks
+from runtimes.libvirt.disk_files import Files
+from runtimes.libvirt.disk_place import DiskPlace
+from runtimes.libvirt.disk_volumes import Scratch, Volumes
+from runtimes.libvirt.disks import Disks, is_running
 from runtimes.libvirt.folder import Folder
 from runtimes.libvirt.nics import Nics
 from runtimes.libvirt.profiles import KVM, VIRTUALBOX, Profile, require_possible
@@ -29,6 +32,7 @@ from runtimes.libvirt.volumes import Pool
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
+    from typing import Any
 
     from cpi.config import Config
     from cpi.log import Log
@@ -93,8 +97,9 @@ class LibvirtRuntime(Runtime):
         folder = self._folder(spec.cid)
         with Undo(self.log) as undo, ThreadPoolExecutor(1) as threads:
             undo.push(lambda: _remove(folder))
-            os.makedirs(folder.parent, mode=0o700, exist_ok=True)
-            folder.mkdir(mode=0o700)
+            if self._local:
+                os.makedirs(folder.parent, mode=0o700, exist_ok=True)
+                folder.mkdir(mode=0o700)
             undo.push(lambda: self._nics.disconnect(spec.cid, folder))
             # CNI's plugins take as long as the volumes.
             connecting = threads.submit(self._nics.connect, spec, folder)
@@ -104,14 +109,15 @@ class LibvirtRuntime(Runtime):
 
     def delete_vm(self, vm_cid: str) -> None:
         # Whatever there is, so that this also cleans up after a create that was killed half-way.
-        if self._disk_store.attached_to(vm_cid):  # what its system has not written yet counts
+        if self._place.attached_to(vm_cid):  # what its system has not written yet counts
             self._vms.stop(vm_cid)
         self._clear(vm_cid)
 
     def _clear(self, vm_cid: str) -> None:
         """Delete everything of a VM; its disks are released as it ends."""
+        disk_cids = self._place.attached_to(vm_cid)
         self._vms.delete(vm_cid)
-        for disk_cid in self._disk_store.attached_to(vm_cid):
+        for disk_cid in disk_cids:
             with self._lock(disk_cid):
                 self._disks.forget(vm_cid, disk_cid)
         folder = self._folder(vm_cid)
@@ -153,23 +159,21 @@ class LibvirtRuntime(Runtime):
             cloud_properties=properties.given,
             store=properties.store,
         )
-        self._disk_store.create(disk)
+        self._place.create(disk)
         return disk.cid
 
     def delete_disk(self, disk_cid: str) -> None:
         self._disks.get(disk_cid)
-        self._disk_store.delete(disk_cid)
+        self._place.delete(disk_cid)
 
     def has_disk(self, disk_cid: str) -> bool:
-        disk = self._disk_store.find(disk_cid)
-        return disk is not None and self._disk_store.image(disk).exists()
+        return self._place.has(disk_cid)
 
     def disk_user(self, disk_cid: str) -> str:
-        disk = self._disk_store.find(disk_cid)
+        disk = self._place.find(disk_cid)
         return "" if disk is None else disk.attached_to
 
     def attach_disk(self, vm_cid: str, disk_cid: str, api_version: int) -> "Json":
-        self._require_here()
         domain = self._vms.get(vm_cid)
         disk = self._disks.get(disk_cid)
         with Undo(self.log) as undo:
@@ -181,55 +185,51 @@ class LibvirtRuntime(Runtime):
         return hint
 
     def detach_disk(self, vm_cid: str, disk_cid: str) -> None:
-        self._disk_store.get(disk_cid)
+        self._place.get(disk_cid)
         domain = self._vms.get(vm_cid)
         self._disks.require_attached(vm_cid, disk_cid)
         self._disks.release(vm_cid, domain, disk_cid)
 
     def get_disks(self, vm_cid: str) -> list[str]:
         self._vms.require(vm_cid)
-        return self._disk_store.attached_to(vm_cid)
+        return self._place.attached_to(vm_cid)
 
     def set_disk_metadata(self, disk_cid: str, metadata: "JsonObject") -> None:
-        self._disk_store.set_metadata(disk_cid, metadata)
+        self._place.change(disk_cid, metadata=dict(metadata))
 
     def resize_disk(self, disk_cid: str, size_mib: int) -> None:
         disk = self._disks.get(disk_cid)
-        domain = self._vms.find(disk.attached_to) if disk.attached_to else None
-        if domain is not None and domain.isActive():
+        domain = self._running_with(disk)
+        if domain is not None:
             self._disks.grow(domain, disk, size_mib)
             return
-        self._disk_store.resize(disk_cid, size_mib)
+        self._place.resize(disk_cid, size_mib)
 
     def update_disk(self, disk_cid: str, size_mib: int, properties: "DiskProperties") -> str:
         self._disks.get(disk_cid)
-        self._disk_store.update(disk_cid, size_mib, properties)
+        self._place.update(disk_cid, size_mib, properties)
         return disk_cid
 
     def snapshot_disk(self, disk_cid: str, metadata: "JsonObject") -> str:
         snapshot_cid = cid.new(self.name, cid.SNAPSHOT)
         disk = self._disks.get(disk_cid)
-        domain = self._vms.find(disk.attached_to) if disk.attached_to else None
-        self._disks.snapshot(domain, self._pool, disk, snapshot_cid, metadata)
+        self._disks.snapshot(self._running_with(disk), disk, snapshot_cid, metadata)
         return snapshot_cid
 
     def delete_snapshot(self, snapshot_cid: str) -> None:
-        Snapshots(self._disk_store).delete(snapshot_cid)
+        self._place.delete_snapshot(snapshot_cid)
 
     # Helpers
 
-    def _require_here(self) -> None:
-        if not self._local:
-            raise NotSupported(
-                f"persistent disks are files of this machine, and libvirt at {self._uri} is on "
-                "another"
-            )
+    def _running_with(self, disk: Disk) -> "Any":
+        """The domain that runs with a disk, or None."""
+        domain = self._vms.find(disk.attached_to) if disk.attached_to else None
+        return domain if domain is not None and is_running(domain) else None
 
     def _sweep(self) -> None:
         """Delete what killed calls left, where all calls are this machine's."""
         if self._local:
-            run_dir = self.config.text("run_dir")
-            for vm_cid in sweep.orphans(self._vms, lambda name: locks.is_held(run_dir, name)):
+            for vm_cid in sweep.orphans(self._vms, self._is_held):
                 self.log.warn(f"deleting what a killed call left of {vm_cid}")
                 with self._lock(vm_cid):
                     self._clear(vm_cid)
@@ -237,31 +237,30 @@ class LibvirtRuntime(Runtime):
     def _lock(self, name: str) -> "AbstractContextManager[None]":
         return locks.hold(self.config.text("run_dir"), name, log=self.log)
 
+    def _is_held(self, name: str) -> bool:
+        return locks.is_held(self.config.text("run_dir"), name)
+
     def _folder(self, vm_cid: str) -> Path:
-        """A VM's folder on this machine, which is there as long as the VM is."""
+        """A VM's folder, which is there as long as the VM is, when it is on this machine."""
         return self._state_dir / "vms" / vm_cid
 
     # Made when first needed
 
     @cached_property
-    def _disk_store(self) -> DiskStore:
-        return DiskStore(folders_of(self.config))
+    def _place(self) -> DiskPlace:
+        here = DiskStore(folders_of(self.config))
+        if self._local:
+            return Files(here, self._state_dir, self._pool)
+        scratch = Scratch(self._state_dir / "uploads", self._lock, self._is_held)
+        return Volumes(self._connection, self._pool, here, scratch, self.log)
 
     @cached_property
     def _disks(self) -> Disks:
         if not self.profile.hotplug:
-            return ColdDisks(
-                self._connection,
-                self._disk_store,
-                self._state_dir,
-                self._vms,
-                Path(self._pool_path),
-                self.log,
-            )
+            folder = Path(self._pool_path)
+            return ColdDisks(self._connection, self._place, self._pool, self._vms, folder, self.log)
         seconds = self.config.integer(f"{self.name}.detach_timeout")
-        return Disks(
-            self._connection, self._disk_store, self._state_dir, self.profile, seconds, self.log
-        )
+        return Disks(self._connection, self._place, self._pool, self.profile, seconds, self.log)
 
     @cached_property
     def _pool(self) -> Pool:
@@ -290,7 +289,12 @@ class LibvirtRuntime(Runtime):
         host = None
         if self._local and self.profile.bridges and not is_unprivileged():
             host = Networks(self.config, self._state_dir, Path(self.config.text("run_dir")))
-        return Nics(self._connection, self.profile, self.config, host, self._lock, self.log)
+        addresses: Addresses = PoolAddresses(self._pool)
+        if self._local:
+            addresses = FileAddresses(self._state_dir / "addresses")
+        return Nics(
+            self._connection, self.profile, self.config, host, addresses, self._lock, self.log
+        )
 
 
 def _short() -> str:

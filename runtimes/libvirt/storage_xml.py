@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from xml.etree import ElementTree as Xml
 
 PRIVATE = "0600"
-SHARED = "0444"  # read by whatever user runs the hypervisor
+# Read by whatever user runs the hypervisor; written by its owner, as without root libvirt has to.
+SHARED = "0644"
 
 
 @dataclass(frozen=True)

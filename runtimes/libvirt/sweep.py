@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from runtimes.libvirt.disks import BACKUP
+from runtimes.libvirt.disk_files import BACKUP
 from runtimes.libvirt.vms import PARTS, VMs
 
 

@@ -24,8 +24,8 @@ class Pool:
         self, connection: Connection, name: str, path: str, lock: Callable[[str], Any], log: Log
     ) -> None:
         """path: of the folder on libvirt's machine; lock: holds a lock by its name."""
+        self.name = name
         self._connection = connection
-        self._name = name
         self._path = path
         self._lock = lock
         self._log = log
@@ -36,16 +36,16 @@ class Pool:
         """libvirt's pool, active. Raises CloudError."""
         # After a restart of the daemon the old one is of a connection that is no more.
         if self._pool is None or self._pool.connect() is not self._connection.raw:
-            pool = self._connection.pool(self._name)
+            pool = self._connection.pool(self.name)
             self._pool = pool if pool is not None and pool.isActive() else self._started()
         return self._pool
 
     def _started(self) -> Any:
-        with self._lock(f"pool-{self._name}"), told(f"starting the storage pool {self._name}"):
-            pool = self._connection.pool(self._name)
+        with self._lock(f"pool-{self.name}"), told(f"starting the storage pool {self.name}"):
+            pool = self._connection.pool(self.name)
             if pool is None:
-                self._log.info(f"making the storage pool {self._name} in {self._path}")
-                document = storage_xml.pool(self._name, self._path)
+                self._log.info(f"making the storage pool {self.name} in {self._path}")
+                document = storage_xml.pool(self.name, self._path)
                 pool = self._connection.raw.storagePoolDefineXML(document)
                 pool.build()
                 pool.setAutostart(1)
@@ -55,7 +55,7 @@ class Pool:
 
     def names(self) -> list[str]:
         """The names of all volumes."""
-        with told(f"listing the storage pool {self._name}"):
+        with told(f"listing the storage pool {self.name}"):
             names: list[str] = self.raw.listVolumes()
         return names
 
@@ -65,7 +65,7 @@ class Pool:
 
     def create(self, volume: Volume) -> Any:
         """Make a volume. Raises CloudError for a name that is taken, NoDiskSpace."""
-        where = f"making the volume {volume.name} in the storage pool {self._name}"
+        where = f"making the volume {volume.name} in the storage pool {self.name}"
         document = storage_xml.volume(volume)
         try:
             with told_existing(where):
@@ -78,9 +78,16 @@ class Pool:
             with told(where):
                 return self.raw.createXML(document)
 
+    def copy(self, source: Any, volume: Volume) -> None:
+        """Make a volume with the content of another, without sending it. Raises NoDiskSpace."""
+        doing = f"copying the volume {source.name()} to {volume.name}"
+        document = storage_xml.volume(volume)
+        with told(doing):
+            self.raw.createXMLFrom(document, source, 0)
+
     def refresh(self) -> None:
         """Have libvirt look again at what there is."""
-        with told(f"looking into the storage pool {self._name}"):
+        with told(f"looking into the storage pool {self.name}"):
             self.raw.refresh()
 
     def upload(self, volume: Any, path: Path, progress: Progress = quiet) -> None:
@@ -99,10 +106,13 @@ class Pool:
             volume.upload(stream, 0, len(data), 0)
             streams.send_bytes(stream, data)
 
-    def read(self, volume: Any, offset: int = 0, limit: int = SMALL) -> bytes:
-        """Read a volume from an offset to its end, `limit` bytes at most. Raises CloudError."""
+    def read(self, volume: Any, offset: int = 0, length: int = 0, limit: int = SMALL) -> bytes:
+        """Read a volume from an offset (bytes) on, `length` bytes, or all of them for 0.
+
+        Raises CloudError for more than `limit`.
+        """
         with self._stream(f"reading {volume.name()}") as stream:
-            volume.download(stream, offset, 0, 0)
+            volume.download(stream, offset, length, 0)
             try:
                 return streams.receive_bytes(stream, limit)
             except ValueError as error:

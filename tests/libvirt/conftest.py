@@ -18,7 +18,10 @@ from tools.private_host import PrivateHost
 from tools.private_libvirt import Libvirt
 
 HERE = Path(__file__).parent
-DAEMONLESS = ("test_documents.py", "test_pure.py", "test_vbox_fake.py", "test_vbox_driver.py")
+DAEMONLESS = (
+    *("test_addresses.py", "test_documents.py"),
+    *("test_vbox_fake.py", "test_vbox_driver.py"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
