@@ -134,8 +134,8 @@ class Runtime(ABC):
         """
         return ""
 
-    def console(self, vm_cid: str, offset: int) -> bytes:
-        """Return what a VM's console has printed, from `offset` bytes on. Raises VMNotFound."""
+    def console(self, vm_cid: str) -> bytes:
+        """Return what is kept of what a VM has printed on its console. Raises VMNotFound."""
         raise self._not_supported("a console log")
 
     def set_disk_metadata(self, disk_cid: str, metadata: "JsonObject") -> None:

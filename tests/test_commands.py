@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cpi import cid
-from cpi.commands import output
+from cpi.commands import console, output
 from cpi.commands.main import main
 from cpi.config import Config
 from cpi.disks.snapshots import Snapshots
@@ -139,3 +139,17 @@ def test_a_reader_that_goes_is_no_error(config: Path, disk: Disk) -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert b"Traceback" not in process.stderr.read()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "new"),
+    [
+        (b"", b"one\n", b"one\n"),
+        (b"one\n", b"one\n", b""),
+        (b"one\n", b"one\ntwo\n", b"two\n"),
+        (b"one\n" + b"x" * 9000 + b"two\n", b"x" * 8000 + b"two\nthree\n", b"three\n"),
+        (b"one\n", b"something else", b"something else"),
+    ],
+)
+def test_what_is_new_on_a_console(before: bytes, now: bytes, new: bytes) -> None:
+    assert console.added(before, now) == new

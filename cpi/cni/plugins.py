@@ -241,6 +241,9 @@ def _reason(error: CommandFailed) -> str:
     """A plugin's error is JSON on stdout (SPEC, "Error")."""
     try:
         document = json.loads(error.stdout)
-        return " ".join(str(document[key]) for key in ("msg", "details") if document.get(key))
+        said = " ".join(str(document[key]) for key in ("msg", "details") if document.get(key))
+        if "already has an IP address different" in said:
+            said += "; a bridge has one IPv4 subnet: name another `bridge` for this network"
+        return said
     except (ValueError, KeyError, TypeError):
         return error.message

@@ -21,6 +21,7 @@ examples:
 Kernel, boot loader and init write there; so it tells why a VM's agent does not answer. Containers
 have no console.
 """
+_TAIL = 4096  # bytes by which the place is found again
 _EVERY = 0.5  # seconds; nothing tells when a console file grows
 
 
@@ -45,11 +46,11 @@ def _show(options: argparse.Namespace, config: Config) -> int:
         raise VMNotFound(f"{options.vm} is of a runtime that this CPI does not have: {name}")
     runtime = registry.load(name)(config, Log("error"))
     try:
-        told = runtime.console(options.vm, 0)
+        told = runtime.console(options.vm)
         shown = told if options.lines is None else _last(told, options.lines)
         _write(shown)
         if options.follow:
-            _follow(runtime, options.vm, len(told))
+            _follow(runtime, options.vm, told)
     finally:
         runtime.close()
     return 0
@@ -59,13 +60,22 @@ def _last(told: bytes, lines: int) -> bytes:
     return b"".join(told.splitlines(keepends=True)[-lines:]) if lines > 0 else b""
 
 
-def _follow(runtime: Runtime, vm_cid: str, offset: int) -> None:
+def _follow(runtime: Runtime, vm_cid: str, told: bytes) -> None:
     """Print what comes, until the reader goes or the VM does. Raises VMNotFound."""
     while True:
-        more = runtime.console(vm_cid, offset)
-        _write(more)
-        offset += len(more)
+        now = runtime.console(vm_cid)
+        _write(added(told, now))
+        told = now
         time.sleep(_EVERY)
+
+
+def added(before: bytes, now: bytes) -> bytes:
+    """What is new in a console's log, of which the oldest may have been dropped meanwhile."""
+    if now.startswith(before):
+        return now[len(before) :]
+    end = before[-_TAIL:]
+    at = now.rfind(end)
+    return now if at < 0 else now[at + len(end) :]
 
 
 def _write(data: bytes) -> None:

@@ -50,6 +50,12 @@ def part_of(image: Path) -> Part:
     return Part(image, PARTITION_OFFSET, max(usual, min(_partition_size(image), most)))
 
 
+def has_room_left(image: Path) -> bool:
+    """Tell whether a disk's file is larger than its partition needs it to be."""
+    partition = _partition_size(image)
+    return 0 < partition < image.stat().st_size - PARTITION_OFFSET - PARTITION_TAIL
+
+
 def _partition_size(image: Path) -> int:
     """The bytes of the first partition in the table; 0 without a table, or for another layout."""
     with image.open("rb") as file:

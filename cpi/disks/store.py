@@ -194,6 +194,12 @@ class DiskStore:
         if size_mib > disk.size:
             self._grow(disk, size_mib)
 
+    def settle(self, disk_cid: str) -> None:
+        """Let a free disk's file system fill its file, if that was grown by a hypervisor alone."""
+        disk = self.get(disk_cid)
+        if not disk.attached_to and images.has_room_left(self.image(disk)):
+            self._grow(disk, disk.size)
+
     def update(self, disk_cid: str, size_mib: int, properties: DiskProperties) -> None:
         """Give a free disk this size and these properties.
 

@@ -69,6 +69,9 @@ class Files(DiskPlace):
     def resize(self, disk_cid: str, size_mib: int) -> None:
         self._store.resize(disk_cid, size_mib)
 
+    def settle(self, disk_cid: str) -> None:
+        self._store.settle(disk_cid)
+
     def update(self, disk_cid: str, size_mib: int, properties: DiskProperties) -> None:
         self._store.update(disk_cid, size_mib, properties)
 

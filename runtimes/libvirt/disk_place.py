@@ -76,6 +76,13 @@ class DiskPlace(ABC):
         """
 
     @abstractmethod
+    def settle(self, disk_cid: str) -> None:
+        """Give a disk its room that grew in a VM whose agent did nothing about it.
+
+        Raises CPIError, and then it has what it had.
+        """
+
+    @abstractmethod
     def snapshot(
         self,
         disk: Disk,

@@ -193,6 +193,9 @@ class Volumes(DiskPlace):
                 volume.resize(size_mib * images.MIB)
             self.change(disk.cid, size=size_mib)
 
+    def settle(self, disk_cid: str) -> None:
+        """Nothing: only agents can do anything about what is on another machine."""
+
     def update(self, disk_cid: str, size_mib: int, properties: DiskProperties) -> None:
         disk = self._free(disk_cid)
         self._require_plain(properties.store, properties.preallocate)

@@ -11,7 +11,7 @@ from typing import Any
 
 from cpi.disks.image import MIB
 from cpi.disks.store import Disk
-from cpi.errors import CloudError, DiskNotAttached, NotSupported
+from cpi.errors import CloudError, CPIError, DiskNotAttached, NotSupported
 from cpi.log import Log
 from cpi.model import Json
 from cpi.undo import Undo
@@ -100,6 +100,7 @@ class Disks:
                 target=domain_xml.free_target(bus, taken),
                 bus=bus,
                 serial=serial_of(disk.cid),
+                discard=not disk.preallocate,
             )
         )
         flags = 0
@@ -125,8 +126,13 @@ class Disks:
     def forget(self, vm_cid: str, disk_cid: str) -> None:
         """Record that a VM has a disk no more."""
         disk = self._place.find(disk_cid)
-        if disk is not None and disk.attached_to == vm_cid:
-            self._place.change(disk_cid, attached_to="")
+        if disk is None or disk.attached_to != vm_cid:
+            return
+        self._place.change(disk_cid, attached_to="")
+        try:
+            self._place.settle(disk_cid)
+        except CPIError as error:  # it is detached all the same, and has what it had
+            self._log.warn(f"{disk_cid} keeps the file system's size: {error.message}")
 
     def _unplug(
         self, vm_cid: str, domain: Any, disk_cid: str, attached: domain_xml.Attached
@@ -166,6 +172,11 @@ class Disks:
             raise NotSupported(f"the disk {disk.cid} has {disk.size} MiB and cannot shrink")
         if not self._profile.block_resize:
             raise NotSupported(f"{self._profile.name} cannot grow a disk that a VM has")
+        if disk.preallocate:
+            raise CloudError(
+                f"the disk {disk.cid} is preallocated, and can grow while no VM has it alone; "
+                f"detach it from {disk.attached_to}"
+            )
         attached = self._in_use(domain, disk)
         with told(f"growing the disk {disk.cid} to {size_mib} MiB"):
             domain.blockResize(attached.target, size_mib * MIB, client.RESIZE_BYTES)

@@ -16,7 +16,10 @@ _HOTPLUG_PORTS = 16  # of machines whose PCI Express slots must be there before 
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk of a domain. path: on libvirt's machine; target: vda and the like; serial: or ""."""
+    """A disk of a domain. path: on libvirt's machine; target: vda and the like; serial: or "".
+
+    discard: whether the host gets back what the VM deletes.
+    """
 
     path: str
     format: str
@@ -25,6 +28,7 @@ class Disk:
     serial: str = ""
     device: str = "disk"
     read_only: bool = False
+    discard: bool = True
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def disk(wanted: Disk) -> str:
 def _disk(wanted: Disk) -> Xml.Element:
     root = Xml.Element("disk", type="file", device=wanted.device)
     driver = Xml.SubElement(root, "driver", name="qemu", type=wanted.format)
-    if not wanted.read_only:
+    if wanted.discard and not wanted.read_only:
         driver.set("discard", "unmap")  # what the VM deletes, the host gets back
     Xml.SubElement(root, "source", file=wanted.path)
     Xml.SubElement(root, "target", dev=wanted.target, bus=wanted.bus)

@@ -97,11 +97,14 @@ class Folder(Pool):
         with _told(f"writing {volume.name()}"), volume.file.open("r+b") as file:
             file.write(data)
 
-    def read(self, volume: File, offset: int = 0, limit: int = SMALL) -> bytes:
-        """Read a volume from an offset to its end, `limit` bytes at most. Raises CloudError."""
+    def read(self, volume: File, offset: int = 0, length: int = 0, limit: int = SMALL) -> bytes:
+        """Read a volume from an offset (bytes) on, `length` bytes, or all of them for 0.
+
+        Raises CloudError for more than `limit`.
+        """
         with _told(f"reading {volume.name()}"), volume.file.open("rb") as file:
             file.seek(offset)
-            data = file.read(limit + 1)
+            data = file.read(length or limit + 1)
         if len(data) > limit:
             raise CloudError(f"the volume {volume.name()} has more than {limit} bytes")
         return data

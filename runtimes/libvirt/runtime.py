@@ -140,10 +140,10 @@ class LibvirtRuntime(Runtime):
             "ephemeral_disk": resources.ephemeral_disk_size,
         }
 
-    def console(self, vm_cid: str, offset: int) -> bytes:
+    def console(self, vm_cid: str) -> bytes:
         if not self.profile.console:
             raise NotSupported(f"{self.name} keeps no console log")
-        return self._vms.console(vm_cid, offset)
+        return self._vms.console(vm_cid)
 
     # Persistent disks
 

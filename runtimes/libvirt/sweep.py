@@ -14,7 +14,7 @@ def orphans(vms: VMs, is_held: Callable[[str], bool]) -> list[str]:
     found = []
     mine = f"{vms.profile.name}-vm-"
     for name in sorted(vms.pool.names()):
-        stem, dot, part = name.rpartition(".")
+        stem, dot, part = name.partition(".")
         if dot + part == BACKUP and not is_held(stem):
             vms.pool.delete(name)
         elif dot + part not in PARTS or not stem.startswith(mine) or stem in found:

@@ -193,10 +193,10 @@ class VMs:
 
     def delete_volumes(self, vm_cid: str) -> None:
         """Delete a VM's own volumes; persistent disks are none of them."""
-        if self.profile.console and self.pool.find(vm_cid + CONSOLE) is None:
-            self.pool.refresh()  # the hypervisor makes that one behind libvirt's back
-        for part in PARTS:
-            self.pool.delete(vm_cid + part)
+        if self.profile.console:
+            self.pool.refresh()  # the hypervisor makes consoles behind its back
+        for name in (*(vm_cid + part for part in PARTS), *self._consoles(vm_cid)):
+            self.pool.delete(name)
 
     def reboot(self, vm_cid: str) -> None:
         """Shut a VM down and start it again. Raises VMNotFound."""
@@ -204,14 +204,26 @@ class VMs:
         self.stop(vm_cid)
         self._start(domain, vm_cid)
 
-    def console(self, vm_cid: str, offset: int) -> bytes:
-        """What a VM has printed on its console, from an offset in bytes on. Raises VMNotFound."""
+    def console(self, vm_cid: str) -> bytes:
+        """What is kept of what a VM has printed on its console. Raises VMNotFound."""
         self.require(vm_cid)
         self.pool.refresh()
-        volume = self.pool.find(vm_cid + CONSOLE)
-        if volume is None or capacity_of(volume) <= offset:
-            return b""
-        return self.pool.read(volume, offset)
+        told = b""
+        for name in self._consoles(vm_cid):
+            volume = self.pool.find(name)
+            if volume is not None and capacity_of(volume):
+                told += self.pool.read(volume)
+        return told
+
+    def _consoles(self, vm_cid: str) -> list[str]:
+        """The files of a VM's console, the oldest first.
+
+        virtlogd begins a new one when one is long, and keeps a few (virtlogd.conf, max_backups).
+        """
+        first = vm_cid + CONSOLE
+        older = [name for name in self.pool.names() if name.startswith(f"{first}.")]
+        older.sort(key=lambda name: (len(name), name), reverse=True)  # .console.2, .console.1
+        return [*older, first]
 
     # Facts
 

@@ -1,5 +1,6 @@
 """Volumes of one storage pool, streamed, so that libvirt may be on another machine."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ from runtimes.libvirt.client import AlreadyThere, Connection, found, told, told_
 from runtimes.libvirt.storage_xml import Volume
 
 SMALL = 16 << 20  # bytes: as much as is ever read into memory
+
+_BUSY_SECONDS, _BUSY_PAUSE = 60.0, 0.05
 
 
 class Pool:
@@ -86,9 +89,18 @@ class Pool:
             self.raw.createXMLFrom(document, source, 0)
 
     def refresh(self) -> None:
-        """Have libvirt look again at what there is."""
-        with told(f"looking into the storage pool {self.name}"):
-            self.raw.refresh()
+        """Have libvirt look again at what there is, when nobody uploads or makes anything."""
+        end = time.monotonic() + _BUSY_SECONDS
+        while True:
+            try:
+                with told(f"looking into the storage pool {self.name}"):
+                    self.raw.refresh()
+                return
+            except CloudError as error:
+                # Nothing tells when the work of others in the pool has come to its end.
+                if "asynchronous jobs" not in error.message or time.monotonic() > end:
+                    raise
+            time.sleep(_BUSY_PAUSE)
 
     def upload(self, volume: Any, path: Path, progress: Progress = quiet) -> None:
         """Write a file into a volume, its holes left out."""

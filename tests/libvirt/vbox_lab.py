@@ -62,7 +62,7 @@ def fake_virtualbox() -> Iterator[World]:
         patch.setattr(vboxmanage, "run", world.run)
         patch.setattr(vboxmanage, "_PAUSE", 0.0)
         patch.setattr(client, "_PAUSE", 0.0)
-        patch.setattr(client, "_TICK", 5)
+        patch.setattr(client, "_LOOK_AGAIN", 0.005)
         patch.setattr(runtime, "is_unprivileged", lambda: False)
         patch.setattr(FakeNetworks, "given", {}, raising=False)
         patch.setattr(runtime, "Networks", FakeNetworks)
