@@ -6,7 +6,7 @@ What only an import needs is loaded then: every create_vm looks a stemcell up.
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,10 +104,14 @@ class Stemcells:
 
     def share(self, stemcell_cid: str, image: Path, properties: JsonObject) -> None:
         """Import a stemcell under the CID that another runtime gave it. Raises like `create`."""
+        from stemcell_convert.convert import beside
+        from stemcell_convert.manifest import of_properties
+
         name = self._image_name(stemcell_cid)
         if self._store.get_image(name) is not None:
             return
-        known = bool(self.known(oci.LABEL_SOURCE, _hash(image)))
+        manifest = beside(image) or of_properties(properties)
+        known = bool(self.known(oci.LABEL_SOURCE, _hash(image), manifest))
         own = self._image_name(self.create(image, properties))
         record = self._store.get_image(own)
         if record is None:
@@ -117,10 +121,16 @@ class Stemcells:
             if not known:
                 self._store.delete_image(own)
 
-    def known(self, label: str, value: str) -> str | None:
-        """The CID of a whole stemcell with this label, made by this version, if there is one."""
+    def known(self, label: str, value: str, manifest: "Manifest | None" = None) -> str | None:
+        """The CID of a whole stemcell with this label, made by this version, if there is one.
+
+        manifest: it has that name and version as well. BOSH deletes one version of a stemcell
+        without a thought of another with the same content.
+        """
         for image in self._store.find_images(f'labels."{label}"=="{value}"'):
             if image.labels.get(oci.LABEL_ADAPTATION) != adapt.VERSION:
+                continue
+            if manifest and (manifest.name, manifest.version) != _named(image.labels):
                 continue
             own = self._cid(image.target.digest)
             if image.name != self._image_name(own):  # it is here under another runtime's CID
@@ -188,9 +198,9 @@ class Stemcells:
             kind = recognise(source)
             digest = _hash(image)
             with self.import_folder(digest.partition(":")[2]) as folder:
-                if found := self.known(oci.LABEL_SOURCE, digest):
-                    return found
                 manifest = beside(image) or of_properties(properties)
+                if found := self.known(oci.LABEL_SOURCE, digest, manifest):
+                    return found
                 rootfs = _rootfs(source, kind, digest, folder, means)
                 return self._import(rootfs, digest, manifest, means.limit)
 
@@ -209,6 +219,11 @@ class Stemcells:
 
     def _cid(self, digest: str) -> str:
         return cid.new(self._runtime, cid.STEMCELL, digest.partition(":")[2][:_CID_DIGITS])
+
+
+def _named(labels: "Mapping[str, str]") -> tuple[str, str]:
+    """Name and version of the stemcell that an image is of."""
+    return labels.get(oci.LABEL_NAME, ""), labels.get(oci.LABEL_VERSION, "")
 
 
 def _size(image: Path) -> int:

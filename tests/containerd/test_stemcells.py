@@ -25,6 +25,7 @@ def test_same_stemcell_again_gives_the_same_cid(
     machine: Machine, stemcell: str, image: Path, tmp_path: Path
 ) -> None:
     copy = shutil.copy(image, tmp_path / "image")
+    shutil.copy(image.with_name("stemcell.MF"), tmp_path)
     before = machine.stored()
     assert machine.call("create_stemcell", str(copy), {"name": "other"}) == stemcell
     assert machine.stored() == before
@@ -170,3 +171,19 @@ def test_a_stemcell_cannot_write_outside(machine: Machine, tmp_path: Path, untou
     failing(lambda: machine.call("create_stemcell", str(path), {}))
     assert list(target.iterdir()) == []
     assert not Path("/tmp/bosh-cpi-escaped").exists()
+
+
+def test_versions_of_one_content_are_two_stemcells(
+    machine: Machine, small_image: Path, clean: None
+) -> None:
+    """BOSH deletes the old one when the new one is in use."""
+    first, again, second = (
+        machine.call("create_stemcell", str(small_image), {"name": "s", "version": version})
+        for version in ("1", "1", "2")
+    )
+    assert first == again != second
+    machine.call("delete_stemcell", first)
+    images = machine.ctr("images", "ls", "-q")
+    assert first.rsplit("-", 1)[1] not in images
+    assert second.rsplit("-", 1)[1] in images
+    machine.call("delete_stemcell", second)
