@@ -17,7 +17,7 @@ LOADER = "boot/extlinux"
 # tables where a CPU is emulated. The rest leaves out what nothing here needs.
 OPTIONS = (
     *("console=tty0", "console=ttyS0", "quiet", "loglevel=4", "net.ifnames=0", "biosdevname=0"),
-    *("nokaslr", "mitigations=off", "audit=0", "apparmor=0", "nowatchdog", "cryptomgr.notests"),
+    *("mitigations=off", "audit=0", "apparmor=0", "nowatchdog", "cryptomgr.notests"),
     *("random.trust_cpu=on", "tsc=reliable", "no_timer_check", "8250.nr_uarts=1"),
     *("scsi_mod.scan=sync", "panic=-1"),
 )

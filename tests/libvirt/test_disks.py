@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from tests.containerd.machine import failing
 from tests.libvirt.machine import Guest, KvmMachine
 from tests.libvirt.test_mixed import mounted, unmounted
 
@@ -77,6 +78,33 @@ def test_a_disk_grows_in_a_running_vm(machine: KvmMachine, guest: Guest) -> None
     mounted(guest, disk)
     assert int(guest.sh("df -m /var/vcap/store | tail -1").split()[1]) > 500
     unmounted(guest, disk)
+
+
+def test_a_disk_that_grew_and_was_not_mounted_again_gets_its_room(
+    machine: KvmMachine, guest: Guest
+) -> None:
+    disk = machine.create_disk(128, vm=guest.cid)
+    mounted(guest, disk)
+    guest.sh("echo data > /var/vcap/store/file; sync")
+    machine.call("resize_disk", disk, 512)
+    unmounted(guest, disk)
+    told = machine.host.run("dumpe2fs", "-h", f"{machine.image(disk)}?offset=1048576").stdout
+    assert int(told.split("Block count:")[1].split()[0]) * 4096 == 510 << 20
+    mounted(guest, disk)
+    assert guest.sh("cat /var/vcap/store/file") == "data"
+    unmounted(guest, disk)
+
+
+def test_a_preallocated_disk_keeps_its_room(machine: KvmMachine, guest: Guest) -> None:
+    disk = machine.create_disk(128, {"preallocate": True}, vm=guest.cid)
+    mounted(guest, disk)
+    guest.sh("fstrim /var/vcap/store", check=False)
+    assert machine.image(disk).stat().st_blocks * 512 >= 128 << 20
+    error = failing(lambda: machine.call("resize_disk", disk, 256))
+    assert "preallocated" in error.message
+    unmounted(guest, disk)
+    machine.call("resize_disk", disk, 256)
+    assert machine.image(disk).stat().st_blocks * 512 >= 256 << 20
 
 
 def test_agents_of_version_1_find_hints_in_their_settings(

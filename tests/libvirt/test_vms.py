@@ -76,6 +76,21 @@ def test_the_console_tells_what_the_vm_printed(machine: KvmMachine, make_guest: 
     assert "kvm-vm-0000000000000000" in gone.stderr
 
 
+def test_a_long_console_is_kept_in_pieces(machine: KvmMachine, make_guest: Make) -> None:
+    """virtlogd begins a new file at 2 MiB; the old one is shown as well, and goes with the VM."""
+    guest = make_guest()
+    guest.wait_for_agent()
+    guest.sh("yes 'a line of the console' | head -c 2300000 > /dev/ttyS0; echo END > /dev/ttyS0")
+    told = wait_for(lambda: _told_to_the_end(machine, guest), "all of the console")
+    assert len([name for name in machine.volumes() if f"{guest.cid}.console" in name]) > 1
+    assert told.count("a line of the console") > 90_000
+
+
+def _told_to_the_end(machine: KvmMachine, guest: Guest) -> str:
+    told = machine.bosh_cpi("console", guest.cid).stdout
+    return told if "END" in told[-2000:] else ""
+
+
 def test_deleting_shuts_the_system_down_first(machine: KvmMachine, make_guest: Make) -> None:
     guest = make_guest()
     disk = machine.create_disk(128, vm=guest.cid)
