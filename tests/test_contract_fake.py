@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.contract import Cpi, RuntimeContract
+from tests.contract import RuntimeContract
+from tests.lab import Cpi
 from tests.support import call, fake_config, fake_registered
 
 

@@ -25,17 +25,9 @@ from tools.stemcell_rootfs import (
 )
 
 PACKAGES = (
-    *(
-        "base-files",
-        "busybox-static",
-        "e2fsprogs",
-        "fdisk",
-        "iproute2",
-        "kmod",
-        "libpython3-stdlib",
-    ),
-    *("libssl3", "mount", "parted", "python3-minimal", "udev", "util-linux"),
-    "extlinux",
+    *("base-files", "busybox-static", "dash", "e2fsprogs", "extlinux", "fdisk", "iproute2"),
+    *("kmod", "libpython3-stdlib", "libssl3", "mount", "parted", "python3-minimal", "udev"),
+    "util-linux",
 )
 TRIMMED = (
     *("dev/*", "run/*", "tmp/*", "var/cache/apt/*", "var/lib/apt/lists/*"),
@@ -46,13 +38,8 @@ TRIMMED = (
     *(f"usr/lib/python3.*/{name}" for name in ("lib2to3", "pydoc_data", "distutils", "unittest")),
     *(f"usr/lib/python3.*/{name}" for name in ("idlelib", "ensurepip", "tkinter", "test")),
     *("usr/lib/python3.*/turtle*", "usr/lib/python3.*/sqlite3", "usr/lib/*/libsqlite3*"),
-    *(
-        "usr/bin/dpkg*",
-        "usr/bin/perl*",
-        "usr/lib/*/perl*",
-        "usr/lib/*/libdb-*",
-        "usr/lib/*/libsepol*",
-    ),
+    *("usr/bin/dpkg*", "usr/bin/perl*", "usr/lib/*/perl*", "usr/lib/*/libdb-*"),
+    "usr/lib/*/libsepol*",
 )
 # The rules that name disks; the others are for devices that a machine like this has not.
 UDEV_RULES = re.compile(

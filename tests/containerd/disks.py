@@ -11,9 +11,10 @@ def hint(disk: str) -> str:
 
 def attach_and_mount(vm: VM, disk: str) -> None:
     """Attach a disk and let the agent mount it, as the director does."""
-    path = vm.machine.call("attach_disk", vm.cid, disk)
-    assert path == hint(disk)
-    vm.agent("add_persistent_disk", disk, path)
+    told = vm.machine.call("attach_disk", vm.cid, disk)
+    if vm.cid.startswith("containerd-"):
+        assert told == hint(disk)
+    vm.agent("add_persistent_disk", disk, told)
     vm.agent("mount_disk", disk)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.containerd.machine import Machine
-from tests.contract import Cpi, RuntimeContract
+from tests.contract import RuntimeContract
+from tests.lab import Cpi
 from tools.debian_suite import PACKAGES, provide
 from tools.private_host import REPOSITORY, PrivateHost
 

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.contract import Cpi, RuntimeContract
+from tests.contract import RuntimeContract
+from tests.lab import Cpi
 from tests.libvirt.machine import KvmMachine
 from tools.private_host import PrivateHost
 from tools.private_libvirt import Libvirt

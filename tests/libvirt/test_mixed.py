@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tests.containerd.machine import VM, failing
+from tests.containerd.disks import attach_and_mount, unmount_and_detach
+from tests.containerd.machine import failing
 from tests.libvirt.conftest import opened
 from tests.libvirt.machine import KvmMachine
 from tools import stemcell_source
@@ -42,19 +43,6 @@ def machines(machine: KvmMachine, clean: None) -> Iterator[KvmMachine]:
     machine.delete_all()
 
 
-def mounted(vm: VM, disk: str) -> None:
-    """Attach a disk and have the agent mount it."""
-    hint = vm.machine.call("attach_disk", vm.cid, disk)
-    vm.agent("add_persistent_disk", disk, hint)
-    vm.agent("mount_disk", disk)
-
-
-def unmounted(vm: VM, disk: str) -> None:
-    vm.agent("unmount_disk", disk)
-    vm.agent("remove_persistent_disk", disk)
-    vm.machine.call("detach_disk", vm.cid, disk)
-
-
 def test_a_disk_moves_between_a_container_and_a_vm_on_one_bridge(
     machines: KvmMachine, stemcell: str, warden: str
 ) -> None:
@@ -63,7 +51,7 @@ def test_a_disk_moves_between_a_container_and_a_vm_on_one_bridge(
     assert (guest.cid.split("-")[0], container.cid.split("-")[0]) == ("kvm", "containerd")
     disk = machines.create_disk(256, vm=container.cid)
     container.wait_for_agent()
-    mounted(container, disk)
+    attach_and_mount(container, disk)
     container.sh("echo from a container > /var/vcap/store/one; sync")
     guest.wait_for_agent()
     answer = "python3 -c \"import socket; socket.create_connection(('{}', 6868), 9)\""
@@ -71,8 +59,8 @@ def test_a_disk_moves_between_a_container_and_a_vm_on_one_bridge(
     guest.sh(answer.format("10.247.0.11"))
     error = failing(lambda: machines.call("attach_disk", guest.cid, disk))
     assert container.cid in error.message
-    unmounted(container, disk)
-    mounted(guest, disk)
+    unmount_and_detach(container, disk)
+    attach_and_mount(guest, disk)
     assert guest.sh("cat /var/vcap/store/one") == "from a container"
     guest.sh("echo from a machine > /var/vcap/store/two; sync")
     assert machines.call("get_disks", guest.cid) == [disk]
@@ -81,14 +69,14 @@ def test_a_disk_moves_between_a_container_and_a_vm_on_one_bridge(
     assert guest.cid in failing(lambda: machines.call("delete_disk", disk)).message
     snapshot = machines.call("snapshot_disk", disk, {"of": "a disk of another runtime"})
     machines.call("resize_disk", disk, 512)
-    unmounted(guest, disk)
-    mounted(guest, disk)  # now its agent makes use of the room
-    unmounted(guest, disk)
-    mounted(container, disk)
+    unmount_and_detach(guest, disk)
+    attach_and_mount(guest, disk)  # now its agent makes use of the room
+    unmount_and_detach(guest, disk)
+    attach_and_mount(container, disk)
     found = container.sh("cat /var/vcap/store/one /var/vcap/store/two")
     assert found == "from a container\nfrom a machine"
     assert int(container.sh("df -m /var/vcap/store | tail -1").split()[1]) > 400
-    unmounted(container, disk)
+    unmount_and_detach(container, disk)
     machines.bosh_cpi("disk", "fsck", disk)
     machines.bosh_cpi("disk", "restore", snapshot, "--yes", check=False)
     machines.call("delete_snapshot", snapshot)

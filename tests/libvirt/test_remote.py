@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from tests.containerd.disks import attach_and_mount, unmount_and_detach
 from tests.containerd.machine import BOSH_CPI, failing
-from tests.contract import Cpi, RuntimeContract
+from tests.contract import RuntimeContract
+from tests.lab import Cpi
 from tests.libvirt.machine import Guest
 from tests.libvirt.remote import RemoteMachine, own_state, remote_machine
 
@@ -75,19 +77,6 @@ class TestRemote(RuntimeContract):
         return image
 
 
-def mounted(guest: Guest, disk: str) -> None:
-    """Attach a disk and have the agent mount it."""
-    hint = guest.machine.call("attach_disk", guest.cid, disk)
-    guest.agent("add_persistent_disk", disk, hint)
-    guest.agent("mount_disk", disk)
-
-
-def unmounted(guest: Guest, disk: str) -> None:
-    guest.agent("unmount_disk", disk)
-    guest.agent("remove_persistent_disk", disk)
-    guest.machine.call("detach_disk", guest.cid, disk)
-
-
 def store_mib(guest: Guest) -> int:
     """The size of the mounted persistent disk's file system."""
     return int(guest.sh("df -P -m /var/vcap/store | awk 'END {print $2}'"))
@@ -97,20 +86,20 @@ def test_a_disk_goes_from_vm_to_vm_with_its_data_and_grows(
     remote: RemoteMachine, guests: list[Guest], disk: str
 ) -> None:
     first, second = guests
-    mounted(first, disk)
+    attach_and_mount(first, disk)
     assert store_mib(first) < DISK
     first.sh("echo one > /var/vcap/store/mark; sync")
-    unmounted(first, disk)
+    unmount_and_detach(first, disk)
     remote.call("resize_disk", disk, 3 * DISK)
-    mounted(second, disk)
+    attach_and_mount(second, disk)
     assert second.sh("cat /var/vcap/store/mark") == "one"
     assert 2 * DISK < store_mib(second) < 3 * DISK
     remote.call("resize_disk", disk, 5 * DISK)  # while the VM runs with it
-    unmounted(second, disk)
-    mounted(first, disk)
+    unmount_and_detach(second, disk)
+    attach_and_mount(first, disk)
     assert first.sh("cat /var/vcap/store/mark") == "one"
     assert store_mib(first) > 4 * DISK
-    unmounted(first, disk)
+    unmount_and_detach(first, disk)
     assert remote.kept_by_cpi() == []
 
 
@@ -118,15 +107,15 @@ def test_a_snapshot_has_what_the_disk_had(
     remote: RemoteMachine, guests: list[Guest], disk: str
 ) -> None:
     guest = guests[0]
-    mounted(guest, disk)
+    attach_and_mount(guest, disk)
     guest.sh("echo before > /var/vcap/store/mark; sync")
     running = remote.call("snapshot_disk", disk, {"deployment": "one"})
     guest.sh("echo between > /var/vcap/store/mark; sync")
-    unmounted(guest, disk)
+    unmount_and_detach(guest, disk)
     free = remote.call("snapshot_disk", disk, {})
-    mounted(guest, disk)
+    attach_and_mount(guest, disk)
     guest.sh("echo after > /var/vcap/store/mark; sync")
-    unmounted(guest, disk)
+    unmount_and_detach(guest, disk)
     remote.call("delete_disk", disk)
     assert content(remote, running) == "before"
     assert content(remote, free) == "between"

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.containerd.disks import attach_and_mount, unmount_and_detach
 from tests.containerd.machine import failing
 from tests.libvirt.conftest import opened
 from tests.libvirt.machine import KvmMachine
-from tests.libvirt.test_mixed import mounted, unmounted
 from tools import stemcell_source
 from tools.machine_stemcell import stand_in_machine
 
@@ -28,12 +28,12 @@ def test_its_agent_has_settings_and_disks(
     serial = disk.rsplit("-", 1)[1][:20]
     path = {"path": f"/dev/disk/by-id/virtio-{serial}"}
     assert hint == ({"id": serial} if kind == "vsphere" else path)
-    mounted(guest, disk)
+    attach_and_mount(guest, disk)
     guest.sh("echo data > /var/vcap/store/file; sync")
-    unmounted(guest, disk)
-    mounted(guest, disk)
+    unmount_and_detach(guest, disk)
+    attach_and_mount(guest, disk)
     assert guest.sh("cat /var/vcap/store/file") == "data"
-    unmounted(guest, disk)
+    unmount_and_detach(guest, disk)
     machine.delete_all()
     machine.call("delete_stemcell", stemcell)
 

@@ -12,7 +12,8 @@ import pytest
 
 from cpi.undo import Undo
 from runtimes.libvirt import media, settings_iso, vms
-from tests.contract import Cpi, Lab as ContractLab, RuntimeContract
+from tests.contract import RuntimeContract
+from tests.lab import Cpi, Lab as ContractLab
 from tests.libvirt.fake_vbox import World
 from tests.libvirt.fake_vbox_documents import ABORTED, OFF, RUNNING
 from tests.libvirt.vbox_lab import Lab, fake_virtualbox, machine_image, settings

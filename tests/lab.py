@@ -1,0 +1,99 @@
+"""What contract tests work with: the `cpi` fixture, and a lab that cleans up after them."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Cpi(Protocol):
+    """The `cpi` fixture."""
+
+    def __call__(
+        self, method: str, *arguments: object, api_version: int = 2, context: Any = None
+    ) -> dict[str, Any]: ...
+
+
+class Lab:
+    """Makes VMs and disks through the CPI, and deletes them at the end."""
+
+    def __init__(
+        self,
+        cpi: Cpi,
+        stemcell: Path,
+        make_network: Callable[[], dict[str, Any]],
+        properties: dict[str, Any],
+    ) -> None:
+        self.cpi = cpi
+        self.image = str(stemcell)
+        self.make_network = make_network
+        self.networks: dict[str, Any] = {}  # the last VM's, as asked for
+        self.properties = properties
+        self._vms: list[str] = []
+        self._disks: list[str] = []
+
+    def ok(self, method: str, *arguments: object, api_version: int = 2) -> Any:
+        """Return the result of a call that has to succeed."""
+        response = self.cpi(method, *arguments, api_version=api_version)
+        assert response["error"] is None, response["error"]
+        assert isinstance(response["log"], str)
+        return response["result"]
+
+    def fails(self, method: str, *arguments: object, api_version: int = 2) -> tuple[str, str]:
+        """Return type (without Bosh::Clouds) and message of a call that has to fail."""
+        response = self.cpi(method, *arguments, api_version=api_version)
+        error = response["error"]
+        assert error is not None, f"{method} gave {response['result']!r}"
+        assert response["result"] is None
+        assert isinstance(error["ok_to_retry"], bool)
+        assert error["message"]
+        return error["type"].removeprefix("Bosh::Clouds::"), error["message"]
+
+    def stemcell(self) -> str:
+        """Import the stemcell, or find that it is there already."""
+        return self._text(self.ok("create_stemcell", self.image, {}))
+
+    def vm(self, properties: dict[str, Any] | None = None, api_version: int = 2) -> str:
+        """Create a VM."""
+        result = self.create_vm(self.stemcell(), properties, api_version)
+        return self._text(result if api_version == 1 else result[0])
+
+    def create_vm(
+        self, stemcell: str, properties: dict[str, Any] | None = None, api_version: int = 2
+    ) -> Any:
+        """Call create_vm and return its whole result."""
+        arguments = self.vm_arguments(stemcell, properties)
+        result = self.ok("create_vm", *arguments, api_version=api_version)
+        self._vms.append(result if api_version == 1 else result[0])
+        return result
+
+    def vm_arguments(self, stemcell: str, properties: dict[str, Any] | None = None) -> list[object]:
+        """Return create_vm's arguments."""
+        self.networks = self.make_network()
+        given = self.properties if properties is None else properties
+        return ["agent-1", stemcell, given, self.networks, [], {"bosh": {}}]
+
+    def disk(self, vm: str | None = None, size_mib: int = 32) -> str:
+        """Create a disk."""
+        return self.adopt(self._text(self.ok("create_disk", size_mib, {}, vm)))
+
+    def adopt(self, disk: str) -> str:
+        """Have a disk deleted at the end."""
+        self._disks.append(disk)
+        return disk
+
+    def unknown(self, kind: str) -> str:
+        """Return a well-formed CID of this runtime that nothing has."""
+        return self.stemcell().split("-")[0] + f"-{kind}-0000000000000000"
+
+    def clean(self) -> None:
+        """Delete everything; deleting what is gone is fine."""
+        for vm in self._vms:
+            assert self.cpi("delete_vm", vm)["error"] is None
+        for disk in self._disks:
+            error = self.cpi("delete_disk", disk)["error"]
+            assert error is None or error["type"] == "Bosh::Clouds::DiskNotFound"
+
+    def _text(self, result: object) -> str:
+        assert isinstance(result, str)
+        assert result
+        return result
