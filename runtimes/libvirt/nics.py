@@ -119,6 +119,12 @@ class Nics:
         with self._lock(f"network-{name}"), told(f"defining the network {name}"):
             found = self._connection.network(name)
             old = network_xml.read_network(found.XMLDesc()) if found else None
+            if old and old.bridge != bridge:
+                self._log.warn(
+                    f"libvirt's network {name} is somebody else's, so the bridge {bridge} will not "
+                    "be there when the host starts its VMs"
+                )
+                return
             known = old.gateways if old else ()
             wanted = tuple(dict.fromkeys([*known, *_gateways(networks)]))
             if old is None or len(wanted) > len(known):

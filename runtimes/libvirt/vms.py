@@ -62,7 +62,7 @@ class VMs:
         networks = [network for network, _ in connected]
         disks.append(self._settings(spec, base, networks, disks))
         document = DOCUMENTS[self.profile.document](self._domain(spec, base, disks, connected))
-        undo.push(lambda: self._undo_domain(spec.cid))
+        undo.push(lambda: self._undo_definition(spec))
         if not self.profile.metadata:
             self.notes.write(spec.cid, self._new_facts(spec, base), document)
         domain = self._define(spec.cid, document)
@@ -179,6 +179,13 @@ class VMs:
         """Delete what libvirt has of a stopped VM."""
         self._undo_domain(vm_cid)
         self.delete_volumes(vm_cid)
+
+    def _undo_definition(self, spec: VMSpec) -> None:
+        """Undo a definition; a domain of that name which somebody else has made stays."""
+        domain = self.find(spec.cid)
+        ours = domain is None or self.facts(domain).stemcell == spec.stemcell_cid
+        if ours or not self.profile.metadata:
+            self._undo_domain(spec.cid)
 
     def _undo_domain(self, vm_cid: str) -> None:
         domain = self.find(vm_cid)

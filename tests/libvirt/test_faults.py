@@ -90,10 +90,38 @@ def test_libvirtd_that_restarts_in_the_middle_of_a_create(
     assert {name.split(".")[0] for name in machine.volumes() if "-vm-" in name} == {cid}
 
 
+def test_a_domain_that_has_the_name_already_stays(
+    machine: KvmMachine, stemcell: str, clean: None
+) -> None:
+    config = machine.configure()
+    fifo = machine.host.folder / "fifo"
+    os.mkfifo(fifo)
+    step = "runtimes.libvirt.vms:VMs._settings"
+    with ThreadPoolExecutor(1) as threads:
+        calling = threads.submit(
+            broken, machine, step, f"wait:{fifo}", *create(stemcell), config=config
+        )
+        with fifo.open("w"):
+            (folder,) = (machine.host.state / "vms").iterdir()
+            document = machine.host.folder / "other.xml"
+            document.write_text(
+                f"<domain type='qemu'><name>{folder.name}</name><memory>65536</memory>"
+                "<os><type>hvm</type></os></domain>"
+            )
+            machine.virsh("define", str(document))
+        error = json.loads(calling.result())["error"]
+    fifo.unlink()
+    assert error["type"] == "Bosh::Clouds::CloudError"
+    assert "already exists" in error["message"]
+    assert machine.domains() == [folder.name]
+    assert not [name for name in machine.volumes() if folder.name in name]
+    machine.virsh("undefine", folder.name)
+
+
 def test_a_full_store_is_told_and_leaves_nothing(
     machine: KvmMachine, image: Path, clean: None
 ) -> None:
-    """A pool on a file system too small for a stemcell, and then for a settings' volume."""
+    """A pool on a file system that is too small for a stemcell."""
     folder = machine.host.folder / "small"
     folder.mkdir()
     machine.host.run("mount", "-t", "tmpfs", "-o", "size=30M,mode=711", "tmpfs", str(folder))

@@ -36,6 +36,18 @@ def test_subnets_are_added_to_a_bridges_network(machine: KvmMachine, make_guest:
     assert "fd00:248::1" in document
 
 
+def test_a_network_of_somebody_elses_is_left_alone(machine: KvmMachine, make_guest: Make) -> None:
+    document = machine.host.folder / "net.xml"
+    document.write_text(
+        "<network><name>bosh-bosh6</name><bridge name='other0'/><dns enable='no'/></network>"
+    )
+    machine.virsh("net-define", str(document))
+    make_guest(networks=manual("10.241.0.10", bridge="bosh6"))
+    assert "other0" in machine.virsh("net-dumpxml", "bosh-bosh6")
+    machine.delete_all()
+    machine.virsh("net-undefine", "bosh-bosh6")
+
+
 def test_a_libvirt_network_by_name(machine: KvmMachine, make_guest: Make) -> None:
     document = machine.host.folder / "net.xml"
     document.write_text(
