@@ -6,7 +6,7 @@ What only an import needs is loaded then: every create_vm looks a stemcell up.
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,13 +124,14 @@ class Stemcells:
     def known(self, label: str, value: str, manifest: "Manifest | None" = None) -> str | None:
         """The CID of a whole stemcell with this label, made by this version, if there is one.
 
-        manifest: it has that name and version as well. BOSH deletes one version of a stemcell
-        without a thought of another with the same content.
+        manifest: it has that version as well, if it tells one. BOSH deletes one version of a
+        stemcell without a thought of another with the same content.
         """
         for image in self._store.find_images(f'labels."{label}"=="{value}"'):
             if image.labels.get(oci.LABEL_ADAPTATION) != adapt.VERSION:
                 continue
-            if manifest and (manifest.name, manifest.version) != _named(image.labels):
+            version = image.labels.get(oci.LABEL_VERSION, "")
+            if manifest and manifest.version not in ("", version):
                 continue
             own = self._cid(image.target.digest)
             if image.name != self._image_name(own):  # it is here under another runtime's CID
@@ -219,11 +220,6 @@ class Stemcells:
 
     def _cid(self, digest: str) -> str:
         return cid.new(self._runtime, cid.STEMCELL, digest.partition(":")[2][:_CID_DIGITS])
-
-
-def _named(labels: "Mapping[str, str]") -> tuple[str, str]:
-    """Name and version of the stemcell that an image is of."""
-    return labels.get(oci.LABEL_NAME, ""), labels.get(oci.LABEL_VERSION, "")
 
 
 def _size(image: Path) -> int:
