@@ -137,6 +137,7 @@ def bench(options: argparse.Namespace, console: Console) -> None:
         PrivateHost() as host,
         Libvirt(host),
     ):
+        folder.parent.chmod(0o711)  # QEMU's user has to get at its files
         console.print(f"making a stemcell of {options.stemcell_mb} MB")
         stemcell = stemcell_source.opened(stand_in_machine("openstack"), Path(work))
         image = padded(stemcell, Path(work), options.stemcell_mb)

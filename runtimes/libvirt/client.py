@@ -67,6 +67,11 @@ def translated(doing: str, error: libvirt.libvirtError) -> CPIError:
     said = _without_password(error.get_error_message() or str(error))
     if any(words in said for words in _FULL):
         return NoDiskSpace(f"{doing}: {said}")
+    if "Cannot access storage file" in said and "Permission denied" in said:
+        said += (
+            "; that user has to pass through every folder above it (chmod o+x), or choose another "
+            "state_dir"
+        )
     retry = code in _RETRYABLE or (domain in _LOST and code != libvirt.VIR_ERR_NO_SUPPORT)
     kind = _TYPES.get(code, CloudError)
     return kind(f"{doing}: libvirt says: {said}", ok_to_retry=retry and kind is CloudError)
