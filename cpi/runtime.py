@@ -78,9 +78,13 @@ class Runtime(ABC):
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
         """Replace the VM's metadata. Raises VMNotFound."""
 
-    @abstractmethod
     def calculate_vm_cloud_properties(self, resources: "VMResources") -> dict[str, "Json"]:
-        """Return cloud_properties that give a VM these resources."""
+        """Return cloud_properties (see cpi.properties) that give a VM these resources."""
+        return {
+            "cpu": resources.cpu,
+            "memory": resources.ram,
+            "ephemeral_disk": resources.ephemeral_disk_size,
+        }
 
     # Persistent disks
 

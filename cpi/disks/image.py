@@ -59,7 +59,7 @@ def has_room_left(image: Path) -> bool:
 def _partition_size(image: Path) -> int:
     """The bytes of the first partition in the table; 0 without a table, or for another layout."""
     with image.open("rb") as file:
-        head = file.read(3 * SECTOR)
+        head = file.read(TABLE_HEAD)
     if head[SECTOR : SECTOR + 8] != b"EFI PART":
         return 0
     first, last = struct.unpack_from("<QQ", head, 2 * SECTOR + 32)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from cpi.cid import shown
-from cpi.disks import image as images
+from cpi.disks import filesystems, image as images
 from cpi.disks.filesystems import FILE_SYSTEMS
 from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace, NotSupported
 
@@ -49,6 +49,18 @@ class Disk:
     cloud_properties: JsonObject = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     store: str = DEFAULT_STORE
+
+
+def wanted(disk_cid: str, size_mib: int, properties: DiskProperties, env: str | None) -> Disk:
+    """The facts of a disk to create. env: the file system that its VM's env asks for, if any."""
+    return Disk(
+        disk_cid,
+        size_mib,
+        filesystem=properties.filesystem or env or filesystems.DEFAULT,
+        preallocate=properties.preallocate,
+        cloud_properties=properties.given,
+        store=properties.store,
+    )
 
 
 def folders_of(config: Config) -> dict[str, Path]:
@@ -164,10 +176,6 @@ class DiskStore:
         if changed != disk:
             self.save(changed)
         return changed
-
-    def save_size(self, disk_cid: str, size_mib: int) -> None:
-        """Record that a disk was grown, in MiB, by whoever has it. Raises DiskNotFound."""
-        self.save(replace(self.get(disk_cid), size=size_mib))
 
     def set_metadata(self, disk_cid: str, metadata: Mapping[str, str]) -> None:
         """Replace a disk's metadata. Raises DiskNotFound."""

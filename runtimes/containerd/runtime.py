@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cpi import cid, locks
 from cpi.cni.networks import Networks
-from cpi.disks import filesystems
-from cpi.disks.store import Disk, DiskStore, folders_of
+from cpi.disks.store import DiskStore, folders_of, wanted
 from cpi.errors import DiskNotAttached, NotSupported, VMNotFound
 from cpi.runtime import Runtime
 from cpi.undo import Undo
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from cpi.config import Config
     from cpi.disks.snapshots import Snapshots
     from cpi.log import Log
-    from cpi.model import DiskProperties, Json, JsonObject, Network, VMResources, VMSpec
+    from cpi.model import DiskProperties, Json, JsonObject, Network, VMSpec
     from runtimes.containerd.client import Client
     from runtimes.containerd.stemcells import Stemcells
     from runtimes.containerd.store import Store
@@ -120,25 +119,11 @@ class ContainerdRuntime(Runtime):
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
         self._vms.set_metadata(vm_cid, metadata)
 
-    def calculate_vm_cloud_properties(self, resources: "VMResources") -> "dict[str, Json]":
-        return {
-            "cpu": resources.cpu,
-            "memory": resources.ram,
-            "ephemeral_disk": resources.ephemeral_disk_size,
-        }
-
     # Persistent disks
 
     def create_disk(self, size_mib: int, properties: "DiskProperties", vm_cid: str | None) -> str:
         wished = HostFolder(self._state_dir, vm_cid).wishes().filesystem if vm_cid else None
-        disk = Disk(
-            cid.new(self.name, cid.DISK),
-            size_mib,
-            filesystem=properties.filesystem or wished or filesystems.DEFAULT,
-            preallocate=properties.preallocate,
-            cloud_properties=properties.given,
-            store=properties.store,
-        )
+        disk = wanted(cid.new(self.name, cid.DISK), size_mib, properties, wished)
         self._disk_store.create(disk)
         return disk.cid
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from cpi.disks.image import MIB
-from cpi.disks.store import Disk
+from cpi.disks.store import Disk, require_growth
 from cpi.errors import CloudError, CPIError, DiskNotAttached, NotSupported
 from cpi.log import Log
 from cpi.model import Json
@@ -35,8 +35,8 @@ def serial_of(disk_cid: str) -> str:
 def hint_of(serial: str, resolution: str) -> Json:
     """How an agent finds a disk by its serial (bosh-agent, infrastructure/devicepathresolver).
 
-    A virtio resolver takes a path, and its own look-up by the disk's CID ends after half a second
-    without success: a CID is longer than a serial. A scsi resolver takes the end of a link's name.
+    A virtio resolver takes a path. By a CID of 20 characters or more it looks for the disk itself
+    first, without success. A scsi resolver takes the end of a link's name.
     """
     if resolution == SCSI:
         return {"id": serial}
@@ -103,11 +103,8 @@ class Disks:
                 discard=not disk.preallocate,
             )
         )
-        flags = 0
-        for flag in lacking:
-            flags |= flag
         with told(f"attaching the disk {disk.cid} to the VM {vm_cid}"):
-            domain.attachDeviceFlags(document, flags)
+            domain.attachDeviceFlags(document, sum(lacking))
 
     def release(self, vm_cid: str, domain: Any, disk_cid: str) -> None:
         """Take a disk out of a VM, running or not, and off its facts.
@@ -168,8 +165,7 @@ class Disks:
 
     def grow(self, domain: Any, disk: Disk, size_mib: int) -> None:
         """Grow a disk in a running VM, whose agent uses the room when it mounts it next."""
-        if size_mib < disk.size:
-            raise NotSupported(f"the disk {disk.cid} has {disk.size} MiB and cannot shrink")
+        require_growth(disk, size_mib)
         if not self._profile.block_resize:
             raise NotSupported(f"{self._profile.name} cannot grow a disk that a VM has")
         if disk.preallocate:

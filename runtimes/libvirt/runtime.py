@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cpi import cid, locks
 from cpi.cni.networks import Networks
-from cpi.disks import filesystems
-from cpi.disks.store import Disk, DiskStore, folders_of
+from cpi.disks.store import Disk, DiskStore, folders_of, wanted
 from cpi.errors import NotSupported
 from cpi.runtime import Runtime
 from cpi.undo import Undo
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
     from cpi.config import Config
     from cpi.log import Log
-    from cpi.model import DiskProperties, Json, JsonObject, Network, VMResources, VMSpec
+    from cpi.model import DiskProperties, Json, JsonObject, Network, VMSpec
 
 _SHORT = 10  # characters, of 5 bits
 _REMOTE_POOL = "/var/lib/libvirt/images/bosh"
@@ -133,13 +132,6 @@ class LibvirtRuntime(Runtime):
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
         self._vms.set_metadata(vm_cid, metadata)
 
-    def calculate_vm_cloud_properties(self, resources: "VMResources") -> "dict[str, Json]":
-        return {
-            "cpu": resources.cpu,
-            "memory": resources.ram,
-            "ephemeral_disk": resources.ephemeral_disk_size,
-        }
-
     def console(self, vm_cid: str) -> bytes:
         if not self.profile.console:
             raise NotSupported(f"{self.name} keeps no console log")
@@ -151,14 +143,7 @@ class LibvirtRuntime(Runtime):
         wished = None
         if vm_cid and (domain := self._vms.find(vm_cid)) is not None:
             wished = self._vms.facts(domain).filesystem
-        disk = Disk(
-            cid.new(self.name, cid.DISK, _short()),
-            size_mib,
-            filesystem=properties.filesystem or wished or filesystems.DEFAULT,
-            preallocate=properties.preallocate,
-            cloud_properties=properties.given,
-            store=properties.store,
-        )
+        disk = wanted(cid.new(self.name, cid.DISK, _short()), size_mib, properties, wished)
         self._place.create(disk)
         return disk.cid
 
