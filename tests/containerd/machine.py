@@ -165,9 +165,9 @@ class Machine:
         lasting = ("lock", "last_reserved_ip.0", "last_reserved_ip.1")
         rules = self.host.run("iptables-save").stdout.splitlines()
         return {
-            "containers": self.ctr("containers", "ls", "-q").split(),
-            "tasks": self.ctr("tasks", "ls", "-q").split(),
-            "leases": self.ctr("leases", "ls", "-q").split(),
+            "containers": sorted(self.ctr("containers", "ls", "-q").split()),
+            "tasks": sorted(self.ctr("tasks", "ls", "-q").split()),
+            "leases": sorted(self.ctr("leases", "ls", "-q").split()),
             "snapshots": sorted(line.split()[0] for line in self._snapshots()),
             "mounts": sorted(line.split()[4] for line in mounts if folder in line.split()[4]),
             "loops": self._loops(),
