@@ -8,9 +8,9 @@ that.
 
 from __future__ import annotations
 
-import json
 import re
 
+from cpi import documents
 from cpi.arguments import kind
 from cpi.cid import shown
 from cpi.errors import CPIError
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 # What the director and the CLI put into the context themselves.
 CONTEXT_OWN = frozenset({"director_uuid", "request_id", "vm"})
-
-_FILE_LIMIT = 1024 * 1024  # bytes
 
 
 class Key:
@@ -150,6 +148,32 @@ KEYS = (
         "",
         "Refuse light stemcells that name an image by a tag alone.",
     ),
+    Key(
+        "endpoint",
+        "string",
+        "",
+        "",
+        "The host's service (`bosh-cpi serve`) that does the work: `unix:///run/….sock` or "
+        "`https://host:port`. Empty means this process, as root on the host.",
+    ),
+    Key(
+        "tls.ca",
+        "string",
+        "",
+        "",
+        "CA of the service's certificate, with an `https` endpoint: "
+        "PEM text, or an absolute path, as the next two.",
+    ),
+    Key("tls.certificate", "string", "", "", "Our certificate, by which the service knows us."),
+    Key("tls.private_key", "string", "", "", "Its key, without a password."),
+    Key(
+        "program",
+        "path",
+        "",
+        "",
+        "The `cpi` that is installed on the host, for the BOSH release's client when it has no "
+        "endpoint. Empty means `/usr/local/bin/cpi`, then `/opt/bosh-containerd-cpi/bin/cpi`.",
+    ),
     Key("log_level", "string", "info", "", "Least severe lines to log.", choices=LEVELS),
     Key(
         "agent.mbus",
@@ -230,7 +254,7 @@ class Config:
         """
         if path is None:
             return cls.of({})
-        return cls.of(_document(path), f"configuration file {shown(path)}")
+        return cls.of(documents.load_file(path), documents.named(path))
 
     @classmethod
     def of(cls, document: Mapping[str, object], source: str = "configuration") -> Config:
@@ -302,23 +326,6 @@ class Config:
         if not isinstance(value, dict):
             raise KeyError(f"{name} is no object")
         return value
-
-
-def _document(path: str) -> Mapping[str, object]:
-    """Read a JSON object from a file. Raises CPIError naming file and reason."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_FILE_LIMIT + 1)
-        if len(content) > _FILE_LIMIT:
-            raise ValueError(f"larger than {_FILE_LIMIT} bytes")
-        document = json.loads(content.decode("utf-8"))
-        if not isinstance(document, dict):
-            raise ValueError("not a JSON object")
-    except OSError as error:
-        raise CPIError(f"cannot read configuration file {shown(path)}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
-        raise CPIError(f"configuration file {shown(path)} cannot be used: {error}") from error
-    return document
 
 
 def _leaves(

@@ -8,12 +8,12 @@ undone their work.
 from __future__ import annotations
 
 import errno
-import json
 import time
 
 from cpi import methods
 from cpi.arguments import kind
 from cpi.cid import shown
+from cpi.documents import decode, failure, require_object
 from cpi.errors import CPIError, InvalidCall, NoDiskSpace, VMCreationFailed
 from cpi.redact import redacted
 
@@ -21,9 +21,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cpi.config import Config
     from cpi.log import Log
-
-# 8 MiB. Real requests have a few KiB, of certificates mostly.
-REQUEST_LIMIT = 8 * 1024 * 1024
 
 
 def handle(request: object, config: Config, log: Log) -> dict[str, object]:
@@ -52,39 +49,9 @@ def handle(request: object, config: Config, log: Log) -> dict[str, object]:
     return {"result": result, "error": None, "log": log.text}
 
 
-def failure(error: CPIError, log: Log) -> dict[str, object]:
-    """Return the response for an error."""
-    told = {"type": error.type, "message": error.message, "ok_to_retry": error.ok_to_retry}
-    return {"result": None, "error": told, "log": log.text}
-
-
-def decode(request: bytes) -> object:
-    """Parse a request. Raises InvalidCall naming what is wrong with it."""
-    if len(request) > REQUEST_LIMIT:
-        raise InvalidCall(f"the request is larger than {REQUEST_LIMIT} bytes (8 MiB)")
-    if not request.strip():
-        raise InvalidCall("the request is empty; it must be one JSON object")
-    try:
-        return json.loads(request.decode("utf-8"), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise InvalidCall(
-            f"the request is not UTF-8: {error.reason} at byte {error.start}"
-        ) from error
-    except RecursionError as error:
-        raise InvalidCall("the request is nested too deeply") from error
-    except ValueError as error:
-        raise InvalidCall(f"the request is not JSON: {error}") from error
-
-
-def _no_constant(name: str) -> None:
-    """Refuse NaN and infinities, which are not JSON although Python reads them."""
-    raise ValueError(f"{name} is no JSON number")
-
-
 def _envelope(document: object) -> tuple[str, list[object], dict[str, object], int]:
     """Return method, arguments, context and api_version. Raises InvalidCall."""
-    if not isinstance(document, dict):
-        raise InvalidCall(f"the request must be a JSON object, got {kind(document)}")
+    document = require_object(document)
     name = document.get("method")
     if not isinstance(name, str):
         got = kind(name) if "method" in document else "none"
@@ -99,12 +66,17 @@ def _envelope(document: object) -> tuple[str, list[object], dict[str, object], i
     api_version = document.get("api_version")
     if api_version is None:  # the director's info has none
         api_version = 1
-    if isinstance(api_version, bool) or api_version not in range(1, methods.API_VERSION + 1):
+    known = range(1, methods.API_VERSION + 1)
+    if (
+        not isinstance(api_version, int)
+        or isinstance(api_version, bool)
+        or api_version not in known
+    ):
         got = str(api_version)[:20] if type(api_version) is int else kind(api_version)
         raise InvalidCall(
             f"the request's api_version must be 1 to {methods.API_VERSION}, got {got}"
         )
-    return name, given, context or {}, int(api_version)
+    return name, given, context or {}, api_version
 
 
 def _run(

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cpi.handle import REQUEST_LIMIT
+from cpi.documents import REQUEST_LIMIT
 from cpi.version import VERSION
 from runtimes import registry
 from tests.support import ROOT, request
@@ -269,9 +269,11 @@ def test_info_imports_next_to_nothing() -> None:
         "cpi.arguments",
         "cpi.cid",
         "cpi.config",
-        "cpi.errors",
+        "cpi.documents",
+            "cpi.errors",
         "cpi.handle",
-        "cpi.log",
+        "cpi.installed",
+            "cpi.log",
         "cpi.main",
         "cpi.methods",
         "cpi.redact",
