@@ -14,7 +14,7 @@ TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring 
 	libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 ovmf libxml2-utils dnsmasq-base
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test-packages demo stemcell test test-fast lint fmt bench bench-calls bench-disks bench-stemcells bench-kvm proto clean
+.PHONY: help client install setup packages test-packages demo stemcell test test-fast lint fmt bench bench-calls bench-disks bench-stemcells bench-kvm proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,12 @@ $(VENV)/.proto: $(PROTOS) $(VENV)/.done
 	@echo "generating $(API) from proto/"
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=. --pyi_out=. $(PROTOS)
 	@touch $@
+
+client: ## make the thin client build/cpi.pyz, one file for any Python from 3.10 on
+	@$(PYTHON) -m tools.client_zipapp
+
+install: packages ## install the CPI, its service and its units on this host (PREFIX=/opt/bosh-containerd-cpi)
+	@tools/install $(or $(PREFIX),/opt/bosh-containerd-cpi)
 
 demo: setup ## run a VM's whole life through the cpi executable (STEMCELL=path, INIT=runit, ADDRESS=socket)
 	@$(BIN)/python -m tools.demo $(if $(INIT),--init $(INIT)) \

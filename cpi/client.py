@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
     from cpi.log import Log
 
-PATH = "/v1/call"
+PROTOCOL = "v1"
+PATH = f"/{PROTOCOL}/call"
 DOCUMENT, MANIFEST, IMAGE = "call", "stemcell.MF", "image"
 
 # What concerns only this side of the connection.

@@ -233,8 +233,10 @@ KEYS = (
 
 
 def declared() -> dict[str, Key]:
-    """Return every key by name: the general ones, then the runtimes'."""
-    return {key.name: key for key in (*KEYS, *registry.keys())}
+    """Return every key by name: the general ones, the service's, then the runtimes'."""
+    from cpi.service import keys  # which declares them by Key
+
+    return {key.name: key for key in (*KEYS, *keys.KEYS, *registry.keys())}
 
 
 class Config:
@@ -376,6 +378,8 @@ def _fits(key: Key, value: object, wanted: str) -> bool:
         return clean or (value == "" and key.default == "")
     if key.choices:
         return value in key.choices
+    if value == "" and key.default == "":
+        return True
     return not key.pattern or re.fullmatch(key.pattern, value) is not None
 
 

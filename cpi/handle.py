@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cpi.log import Log
 
 
-def handle(request: object, config: Config, log: Log) -> dict[str, object]:
+def handle(request: object, config: Config, log: Log, guard: object = None) -> dict[str, object]:
     """Answer one request, given as bytes of JSON or as the object that they are.
 
     Raises no Exception.
