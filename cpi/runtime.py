@@ -86,6 +86,14 @@ class Runtime(ABC):
             "ephemeral_disk": resources.ephemeral_disk_size,
         }
 
+    def restore(self, vm_cid: str) -> bool:
+        """Bring a VM back if a restart of the host took it away; tell whether it did.
+
+        It has its addresses, networks and disks then as before. A VM that ended by itself is left
+        alone: BOSH's health monitor asks for what is to be done. Twice is once. Raises CloudError.
+        """
+        return False
+
     # Persistent disks
 
     @abstractmethod

@@ -5,7 +5,8 @@
     ephemeral.img    the file system mounted on data/, when its size is limited
     disks/<disk>/    below a shared tmpfs: what is mounted there appears in the running VM
     disks.json       what the VM's env says of its disks
-    network.json     see network.py
+    network.json     see cpi.cni.networks
+    creating         while the VM is being made, and for ever when that was killed
 """
 
 import shutil
@@ -31,6 +32,7 @@ class HostFolder:
         self.disks = self.path / "disks"
         self._ephemeral = self.path / "ephemeral.img"
         self._wishes = self.path / "disks.json"
+        self._creating = self.path / "creating"
 
     def exists(self) -> bool:
         return self.path.is_dir()
@@ -39,10 +41,19 @@ class HostFolder:
         """Make the folder and what disks appear in. `remove` takes away whatever there is."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path.mkdir(mode=0o700)
+        self._creating.touch(0o600)
         self.data.mkdir(mode=0o755)
         self.disks.mkdir(mode=0o755)
         linux.mount_shared_tmpfs(self.disks)
         write_facts(self._wishes, asdict(wishes))
+
+    def finish(self) -> None:
+        """Record that the VM is made."""
+        self._creating.unlink()
+
+    def is_finished(self) -> bool:
+        """Tell whether the VM's creation came to its end."""
+        return not self._creating.exists()
 
     def limit_data(self, size_mib: int) -> None:
         """Give /var/vcap/data a file system of its own of this many MiB."""

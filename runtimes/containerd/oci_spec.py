@@ -156,6 +156,23 @@ def render(container: Container) -> Spec:
     return spec
 
 
+def renew(spec: Spec, capabilities: Collection[str], devices: Sequence[Spec]) -> None:
+    """Change a spec to what the host has since it was started anew.
+
+    capabilities: of containerd itself; devices: for a privileged VM.
+    """
+    sets = spec["process"]["capabilities"]
+    for name, wanted in sets.items():
+        sets[name] = [capability for capability in wanted if capability in capabilities]
+    if is_privileged(spec):
+        spec["linux"]["devices"] = list(devices)
+
+
+def is_privileged(spec: Spec) -> bool:
+    """Tell whether a spec is a privileged VM's."""
+    return bool(spec["linux"]["resources"]["devices"][0]["allow"])
+
+
 def _mounts(container: Container) -> list[Spec]:
     system = "rw" if container.privileged else "ro"
     # As on a machine with that much memory; programs size their caches by these.

@@ -86,6 +86,7 @@ class ContainerdRuntime(Runtime):
                 folder.limit_data(spec.properties.ephemeral_disk)
             place = self._place(spec.cid, folder)
             networks = self._vms.create(spec, place, connecting.result, undo)
+            folder.finish()
             undo.keep()
         return networks
 
@@ -110,11 +111,31 @@ class ContainerdRuntime(Runtime):
 
     def reboot_vm(self, vm_cid: str) -> None:
         folder = self._folder(vm_cid)
+        if self._vms.has_task(vm_cid):
+            self._mount_again(vm_cid, folder)
+            self._vms.reboot(vm_cid, folder)
+        else:
+            self._bring_back(vm_cid, folder)
+
+    def restore(self, vm_cid: str) -> bool:
+        folder = self._folder(vm_cid)
+        lost = folder.is_finished() and self._vms.exists(vm_cid) and not self._vms.has_task(vm_cid)
+        if lost:
+            self._bring_back(vm_cid, folder)
+        return lost
+
+    def _bring_back(self, vm_cid: str, folder: HostFolder) -> None:
+        """Start a VM of which a restart of the host has left what is on disks alone."""
+        self._mount_again(vm_cid, folder)
+        if not self._networks.is_whole(vm_cid, folder.path):
+            self._networks.rebuild(vm_cid, folder.path)
+        self._vms.start(vm_cid, self._place(vm_cid, folder))
+
+    def _mount_again(self, vm_cid: str, folder: HostFolder) -> None:
         folder.restore()
         for disk_cid in self._disk_store.attached_to(vm_cid):
             with self._lock(disk_cid):
                 self._disks.mount_again(folder, disk_cid)
-        self._vms.reboot(vm_cid, folder)
 
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
         self._vms.set_metadata(vm_cid, metadata)

@@ -129,6 +129,13 @@ class LibvirtRuntime(Runtime):
     def reboot_vm(self, vm_cid: str) -> None:
         self._vms.reboot(vm_cid)
 
+    def restore(self, vm_cid: str) -> bool:
+        # The domain itself libvirt starts with the host, where its driver can.
+        if not self._local or self._vms.is_unfinished(vm_cid):
+            return False
+        folder = self._folder(vm_cid)
+        return self._nics.restore(vm_cid, folder, lambda: self._vms.start(vm_cid))
+
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
         self._vms.set_metadata(vm_cid, metadata)
 
