@@ -12,6 +12,7 @@ from pathlib import Path
 from cpi import cid, locks
 from cpi.config import Config
 from cpi.errors import CPIError
+from cpi.folders import entries
 from cpi.log import Log
 from runtimes import registry
 
@@ -61,8 +62,7 @@ def restore_all(config: Config, log: Log) -> Restored:
 
 def vms_of(config: Config) -> Iterator[str]:
     """Yield the CIDs of this host's VMs, whole or not, of the runtimes that this CPI has."""
-    folder = Path(config.text("state_dir")) / "vms"
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in entries(Path(config.text("state_dir")) / "vms"):
         try:
             if cid.runtime_of(path.name, cid.VM) in registry.REGISTRY:
                 yield path.name

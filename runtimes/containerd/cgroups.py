@@ -74,6 +74,21 @@ def remove(path: str) -> None:
                 continue
 
 
+def empty_ones(parent: str) -> list[str]:
+    """Return the names of cgroups directly below `parent` that no process is in."""
+    found: dict[str, bool] = {}
+    for root in _hierarchies():
+        folder = root / parent.strip("/")
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.is_dir():
+                found[path.name] = found.get(path.name, True) and not _has_processes(path)
+    return sorted(name for name, is_empty in found.items() if is_empty)
+
+
+def _has_processes(path: Path) -> bool:
+    return any(file.read_text() for file in path.rglob("cgroup.procs"))
+
+
 def _hierarchies() -> Iterator[Path]:
     """Where cgroups are mounted: one place on v2, one for each controller on v1."""
     if (_ROOT / "cgroup.controllers").exists():

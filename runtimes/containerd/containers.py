@@ -37,6 +37,15 @@ class Containers:
         except NotFound:
             return None
 
+    def all(self) -> Sequence[containers_pb2.Container]:
+        """Return the records of all containers."""
+        return self._client.call(
+            "containers.v1.Containers/List",
+            containers_pb2.ListContainersRequest(),
+            containers_pb2.ListContainersResponse,
+            doing="listing containers",
+        ).containers
+
     def create(
         self, cid: str, image: str, spec: Mapping[str, Any], labels: Mapping[str, str]
     ) -> None:

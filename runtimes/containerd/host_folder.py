@@ -6,14 +6,14 @@
     disks/<disk>/    below a shared tmpfs: what is mounted there appears in the running VM
     disks.json       what the VM's env says of its disks
     network.json     see cpi.cni.networks
-    creating         while the VM is being made, and for ever when that was killed
+    unfinished       see cpi.unfinished
 """
 
 import shutil
 from dataclasses import asdict
 from pathlib import Path
 
-from cpi import linux
+from cpi import linux, unfinished
 from cpi.disks import loop, mount_options
 from cpi.disks.filesystems import make_ext4, mount_device
 from cpi.disks.image import MIB, make_sparse, part_of
@@ -32,7 +32,6 @@ class HostFolder:
         self.disks = self.path / "disks"
         self._ephemeral = self.path / "ephemeral.img"
         self._wishes = self.path / "disks.json"
-        self._creating = self.path / "creating"
 
     def exists(self) -> bool:
         return self.path.is_dir()
@@ -41,19 +40,11 @@ class HostFolder:
         """Make the folder and what disks appear in. `remove` takes away whatever there is."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path.mkdir(mode=0o700)
-        self._creating.touch(0o600)
+        unfinished.begin(self.path)
         self.data.mkdir(mode=0o755)
         self.disks.mkdir(mode=0o755)
         linux.mount_shared_tmpfs(self.disks)
         write_facts(self._wishes, asdict(wishes))
-
-    def finish(self) -> None:
-        """Record that the VM is made."""
-        self._creating.unlink()
-
-    def is_finished(self) -> bool:
-        """Tell whether the VM's creation came to its end."""
-        return not self._creating.exists()
 
     def limit_data(self, size_mib: int) -> None:
         """Give /var/vcap/data a file system of its own of this many MiB."""

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from cpi import cid, locks
+from cpi import cid, locks, unfinished
 from cpi.cni.networks import Networks
 from cpi.disks.store import DiskStore, folders_of, wanted
 from cpi.errors import DiskNotAttached, NotSupported, VMNotFound
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
     from cpi.config import Config
     from cpi.disks.snapshots import Snapshots
     from cpi.log import Log
-    from cpi.model import DiskProperties, Json, JsonObject, Network, VMSpec
+    from cpi.model import DiskProperties, Garbage, Json, JsonObject, Network, VMSpec
     from runtimes.containerd.client import Client
+    from runtimes.containerd.containers import Containers
     from runtimes.containerd.stemcells import Stemcells
     from runtimes.containerd.store import Store
     from runtimes.containerd.vms import Place, VMs
@@ -86,7 +87,7 @@ class ContainerdRuntime(Runtime):
                 folder.limit_data(spec.properties.ephemeral_disk)
             place = self._place(spec.cid, folder)
             networks = self._vms.create(spec, place, connecting.result, undo)
-            folder.finish()
+            unfinished.end(folder.path)
             undo.keep()
         return networks
 
@@ -95,6 +96,7 @@ class ContainerdRuntime(Runtime):
 
         # Whatever there is, so that this also cleans up after a create that was killed half-way.
         folder = HostFolder(self._state_dir, vm_cid)
+        unfinished.begin(folder.path)
         with ThreadPoolExecutor(1) as pool:
             disconnecting = pool.submit(self._networks.disconnect, vm_cid, folder.path)
             self._vms.stop(vm_cid)
@@ -119,10 +121,12 @@ class ContainerdRuntime(Runtime):
 
     def restore(self, vm_cid: str) -> bool:
         folder = self._folder(vm_cid)
-        lost = folder.is_finished() and self._vms.exists(vm_cid) and not self._vms.has_task(vm_cid)
-        if lost:
-            self._bring_back(vm_cid, folder)
-        return lost
+        if unfinished.is_marked(folder.path) or not self._vms.exists(vm_cid):
+            return False
+        if self._vms.has_task(vm_cid):
+            return False
+        self._bring_back(vm_cid, folder)
+        return True
 
     def _bring_back(self, vm_cid: str, folder: HostFolder) -> None:
         """Start a VM of which a restart of the host has left what is on disks alone."""
@@ -145,7 +149,8 @@ class ContainerdRuntime(Runtime):
     def create_disk(self, size_mib: int, properties: "DiskProperties", vm_cid: str | None) -> str:
         wished = HostFolder(self._state_dir, vm_cid).wishes().filesystem if vm_cid else None
         disk = wanted(cid.new(self.name, cid.DISK), size_mib, properties, wished)
-        self._disk_store.create(disk)
+        with self._lock(disk.cid):
+            self._disk_store.create(disk)
         return disk.cid
 
     def delete_disk(self, disk_cid: str) -> None:
@@ -203,8 +208,17 @@ class ContainerdRuntime(Runtime):
     def delete_snapshot(self, snapshot_cid: str) -> None:
         self._snapshots.delete(snapshot_cid)
 
-    def _lock(self, disk_cid: str) -> "AbstractContextManager[None]":
-        return locks.hold(str(self._run_dir), disk_cid, log=self.log)
+    # What nobody owns
+
+    def garbage(self) -> "list[Garbage]":
+        from runtimes.containerd.garbage import Finder, Places
+
+        parent = self.config.text("containerd.cgroup_parent")
+        places = Places(self.name, self._state_dir, str(self._run_dir), parent)
+        return Finder(places, self._containers, self._store, self.delete_vm, self.log).all()
+
+    def _lock(self, name: str) -> "AbstractContextManager[None]":
+        return locks.hold(str(self._run_dir), name, log=self.log)
 
     def _folder(self, vm_cid: str) -> HostFolder:
         """A VM's folder, which is there as long as the VM is. Raises VMNotFound."""
@@ -235,7 +249,8 @@ class ContainerdRuntime(Runtime):
     def _store(self) -> "Store":
         from runtimes.containerd.store import Store
 
-        return Store(self._client, self.config.text("containerd.snapshotter"))
+        snapshotter = self.config.text("containerd.snapshotter")
+        return Store(self._client, snapshotter, self._run_dir, self.log)
 
     @cached_property
     def _stemcells(self) -> "Stemcells":
@@ -245,11 +260,15 @@ class ContainerdRuntime(Runtime):
 
     @cached_property
     def _vms(self) -> "VMs":
-        from runtimes.containerd.containers import Containers
         from runtimes.containerd.vms import VMs
 
-        containers = Containers(self._client, self.config.text("containerd.snapshotter"))
-        return VMs(self._store, containers, self._stemcells, self._mount_point, self.log)
+        return VMs(self._store, self._containers, self._stemcells, self._mount_point, self.log)
+
+    @cached_property
+    def _containers(self) -> "Containers":
+        from runtimes.containerd.containers import Containers
+
+        return Containers(self._client, self.config.text("containerd.snapshotter"))
 
     def _cgroup(self, vm_cid: str) -> str:
         return f"{self.config.text('containerd.cgroup_parent').rstrip('/')}/{vm_cid}"

@@ -10,7 +10,6 @@ import pytest
 from tests.containerd.breaking import broken, drop_leases
 from tests.containerd.machine import VM, Machine, failing
 from tests.containerd.rebooting import reboot
-from tools.private_host import PrivateHost
 
 STATIC = {
     "default": {
@@ -32,10 +31,8 @@ LIMITED = {"ephemeral_disk": 64, "memory": 256, "cpu": 0.5, "ports": ["18930:686
 
 
 @pytest.fixture(scope="module")
-def machine() -> Iterator[Machine]:
-    """A host that no other test has: what is restarted ends for all."""
-    with PrivateHost() as host:
-        yield Machine(host)
+def machine(other_machine: Machine) -> Machine:
+    return other_machine
 
 
 @pytest.fixture(scope="module")
