@@ -44,7 +44,7 @@ $(VENV)/.proto: $(PROTOS) $(VENV)/.done
 client: ## make the thin client build/cpi.pyz, one file for any Python from 3.10 on
 	@$(PYTHON) -m tools.client_zipapp
 
-install: packages ## install the CPI, its service and its units on this host (PREFIX=/opt/bosh-containerd-cpi)
+install: setup ## install the CPI, its service and its units on this host (PREFIX=/opt/bosh-containerd-cpi)
 	@tools/install $(or $(PREFIX),/opt/bosh-containerd-cpi)
 
 demo: setup ## run a VM's whole life through the cpi executable (STEMCELL=path, INIT=runit, ADDRESS=socket)
