@@ -37,6 +37,7 @@ _SILENCE_SECONDS = 20  # between two pieces of what a client sends
 _TO_THE_POINT_SECONDS = 60  # until a request is there, apart from a stemcell's image
 _HEAD_LIMIT = 16 << 10  # bytes
 _LEFTOVER = 64 << 20  # bytes that are read for nothing, so that a client hears why
+_LEFTOVER_SECONDS = 2
 _PART = re.compile(r"([A-Za-z.]{1,16})=([0-9]{1,15})")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -230,10 +231,12 @@ class _Gateway(Gateway):
 
     def _drain(self) -> None:
         """Read what is still coming: a client that sends would not hear an answer otherwise."""
-        left = int(self.req.inheaders.get(b"Content-Length", b"0") or 0)
-        read = _LEFTOVER if left > _LEFTOVER else left
-        with suppress(OSError, ValueError):
-            while read > 0 and (chunk := self.req.rfile.read(min(read, 1 << 16))):
+        left, connection = self.req.rfile.remaining, self.req.conn.socket
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_WR)
+            connection.settimeout(_LEFTOVER_SECONDS)
+            read = min(left, _LEFTOVER)
+            while read > 0 and (chunk := connection.recv(min(read, 1 << 16))):
                 read -= len(chunk)
 
 
