@@ -22,6 +22,7 @@ class CA:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(mode=0o755)
         self._folder = folder
+        self._issued = 0
         self.certificate, self._key = folder / "ca.crt", folder / "ca.key"
         _openssl("req", "-x509", *_CURVE, "-days", "2", "-subj", "/CN=tests", "-keyout",
             str(self._key), "-out", str(self.certificate))  # fmt: skip
@@ -44,11 +45,13 @@ class CA:
         return {key: file.read_text() if as_text else str(file) for key, file in files.items()}
 
     def _issue(self, name: str, extensions: str, days: int = 2) -> Pair:
-        stem = self._folder / name.replace("/", "_")
+        self._issued += 1
+        stem = self._folder / f"issued-{self._issued}"
         made = Pair(stem.with_suffix(".crt"), stem.with_suffix(".key"))
         request, wanted = stem.with_suffix(".csr"), stem.with_suffix(".ext")
+        subject = "/CN=" + name.replace("/", "\\/")
         wanted.write_text(f"{extensions}\n")
-        _openssl("req", *_CURVE, "-subj", f"/CN={name}", "-keyout", str(made.key),
+        _openssl("req", *_CURVE, "-subj", subject, "-keyout", str(made.key),
             "-out", str(request))  # fmt: skip
         _openssl("x509", "-req", "-days", str(days), "-in", str(request), "-CAcreateserial",
             "-CA", str(self.certificate), "-CAkey", str(self._key), "-extfile", str(wanted),
