@@ -29,7 +29,7 @@ def vm(service: Service, machine: Machine, image: Path) -> Iterator[VM]:
     context = {"request_id": "cpi-424242", "director_uuid": "tests"}
     stemcell = client("create_stemcell", str(image), {}, context=context)["result"]
     env = {"bosh": {"password": SECRET}}
-    arguments = ("agent-1", stemcell, {"ephemeral_disk": 64}, NETWORKS, [], env)
+    arguments: list[object] = ["agent-1", stemcell, {"ephemeral_disk": 64}, NETWORKS, [], env]
     made = client("create_vm", *arguments, context=context)
     assert made["error"] is None
     assert SECRET not in json.dumps(made)
