@@ -131,7 +131,7 @@ def another_stemcell(folder: Path) -> Path:
     return folder / "later.tgz"
 
 
-def test_the_whole_life(environment: Environment, tmp_path: Path) -> None:
+def test_the_whole_life(environment: Environment) -> None:
     environment.run("create-env")
     first = environment.state()
     (size,) = environment.disk_sizes()
@@ -146,7 +146,7 @@ def test_the_whole_life(environment: Environment, tmp_path: Path) -> None:
     assert sizes[0] == size  # the data came along
     assert 1900 < sizes[1] <= 2048
 
-    environment.stemcell = another_stemcell(tmp_path)
+    environment.stemcell = another_stemcell(environment.folder)
     environment.run("create-env")
     assert environment.inside("/etc/later") == "later\n"
     assert environment.disk_sizes() == [*sizes, sizes[1]]

@@ -9,6 +9,7 @@ import os
 import re
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,9 @@ from tools.release_tarball import FIRST_TRY, RELEASE, ReleaseError
 
 Builder = Callable[[Path, str, Path], None]
 
-CLI = os.environ.get("BOSH_CLI")
 BUILDERS: dict[str, Builder] = {"ours": release_tarball.write}
-if CLI:
-    BUILDERS["bosh"] = lambda *arguments: release_tarball.write_with_cli(CLI, *arguments)
+if cli := os.environ.get("BOSH_CLI"):
+    BUILDERS["bosh"] = partial(release_tarball.write_with_cli, cli)
 
 # What bosh-cli 7.10.6 says of the release that `small` makes.
 FINGERPRINTS = {
