@@ -158,6 +158,17 @@ def test_what_cannot_be_packed_is_refused(tmp_path: Path) -> None:
     assert not tarball.exists()
 
 
+def test_make_release(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The last tarballs are found without their version, too."""
+    release_tarball.main(["--output", str(tmp_path), "--version", "1.2.3", "--cli", ""])
+    names = ["bosh-containerd-cpi", "first-try"]
+    assert capsys.readouterr().out.split() == [str(tmp_path / f"{n}-1.2.3.tgz") for n in names]
+    for name in names:
+        latest = tmp_path / f"{name}.tgz"
+        assert latest.samefile(tmp_path / f"{name}-1.2.3.tgz")
+        assert yaml.safe_load(opened(latest.read_bytes())["release.MF"][0])["name"] == name
+
+
 def test_versions(capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(rf"{re.escape(VERSION)}\+dev\.[0-9]+", release_tarball.default_version())
     with pytest.raises(SystemExit) as caught:
