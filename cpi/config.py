@@ -19,7 +19,7 @@ from runtimes import registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 # What the director and the CLI put into the context themselves.
 CONTEXT_OWN = frozenset({"director_uuid", "request_id", "vm"})
@@ -31,11 +31,12 @@ class Key:
     name: dotted path in the JSON. type: string, path, integer, boolean, list of strings, list of
     paths or object. unit: for the documentation. pattern: regular expression for the whole string.
     least: smallest integer. context_only_forbids: the context may set false but not true, so that
-    the host has the last word.
+    the host has the last word. client: a client of the host's service may set it with its calls.
     """
 
     __slots__ = (
         "choices",
+        "client",
         "context_only_forbids",
         "default",
         "doc",
@@ -58,6 +59,7 @@ class Key:
         pattern: str = "",
         least: int | None = None,
         context_only_forbids: bool = False,
+        client: bool = False,
     ) -> None:
         self.name = name
         self.type = type
@@ -68,6 +70,7 @@ class Key:
         self.pattern = pattern
         self.least = least
         self.context_only_forbids = context_only_forbids
+        self.client = client
 
 
 KEYS = (
@@ -78,6 +81,7 @@ KEYS = (
         "",
         "What runs VMs that do not choose themselves. A VM's cloud_properties come first, then the "
         "call's context, then the file.",
+        client=True,
     ),
     Key(
         "runtimes",
@@ -86,6 +90,7 @@ KEYS = (
         "",
         "Runtimes besides `runtime` that a stemcell is imported for when it is uploaded, where its "
         "format can serve them.",
+        client=True,
     ),
     Key(
         "state_dir",
@@ -174,15 +179,18 @@ KEYS = (
         "The `cpi` that is installed on the host, for the BOSH release's client when it has no "
         "endpoint. Empty means `/usr/local/bin/cpi`, then `/opt/bosh-containerd-cpi/bin/cpi`.",
     ),
-    Key("log_level", "string", "info", "", "Least severe lines to log.", choices=LEVELS),
+    Key(
+        "log_level", "string", "info", "", "Least severe lines to log.", choices=LEVELS, client=True
+    ),
     Key(
         "agent.mbus",
         "string",
         "",
         "",
         "Message bus URL for agents, with its password; `env.bosh.mbus` overrides it.",
+        client=True,
     ),
-    Key("agent.ntp", "list of strings", (), "", "Time servers for agents."),
+    Key("agent.ntp", "list of strings", (), "", "Time servers for agents.", client=True),
     Key(
         "agent.blobstore",
         "object",
@@ -190,6 +198,7 @@ KEYS = (
         "",
         "Blobstore for agents, as they take it: `{provider, options}`; `env.bosh.blobstores` "
         "overrides it. Empty means the agent's own folder, which is what `bosh create-env` uses.",
+        client=True,
     ),
     Key(
         "network.bridge",
@@ -198,8 +207,17 @@ KEYS = (
         "",
         "Bridge of the default network, made when missing.",
         pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}",
+        client=True,
     ),
-    Key("network.mtu", "integer", 1500, "bytes", "MTU of the default network.", least=576),
+    Key(
+        "network.mtu",
+        "integer",
+        1500,
+        "bytes",
+        "MTU of the default network.",
+        least=576,
+        client=True,
+    ),
     Key(
         "network.dynamic_subnets",
         "list of strings",
@@ -270,21 +288,24 @@ class Config:
             else:
                 unknown.append(name)
         if unknown:
-            raise CPIError(f"{source} has unknown keys: {_suggestions(unknown, keys)}")
+            raise CPIError(f"{source} has unknown keys: {suggestions(unknown, keys)}")
         return cls(keys, values)
 
-    def with_context(self, context: Mapping[str, object]) -> tuple[Config, list[str]]:
+    def with_context(
+        self, context: Mapping[str, object], *, of_client: bool = False
+    ) -> tuple[Config, list[str]]:
         """Lay a call's context over this; return that and the names of the keys it ignored.
 
         A key of type object is replaced as a whole. The director's own keys are neither used nor
-        reported. Raises CPIError for a known key with a wrong value.
+        reported. of_client: it comes from a client of the service, which sets only keys that are
+        its own business. Raises CPIError for a key with a wrong value.
         """
         values = dict(self._values)
         ignored = []
         own = {name: value for name, value in context.items() if name not in CONTEXT_OWN}
         for name, value in _leaves(own, self._keys, "context"):
             key = self._keys.get(name)
-            if key is None:
+            if key is None or (of_client and not key.client):
                 ignored.append(name)
                 continue
             checked = _checked(key, value, "context")
@@ -293,6 +314,10 @@ class Config:
             else:
                 values[name] = checked
         return Config(self._keys, values), ignored
+
+    def knows(self, name: str) -> bool:
+        """Tell whether there is such a key."""
+        return name in self._keys
 
     def text(self, name: str) -> str:
         """Return a key of type string or path."""
@@ -395,12 +420,13 @@ def _wanted(key: Key) -> str:
     return f"{'an' if key.type[0] in 'aeiou' else 'a'} {key.type}{absolute}"
 
 
-def _suggestions(unknown: list[str], keys: dict[str, Key]) -> str:
-    """Name unknown keys, each with the known one it looks like."""
+def suggestions(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Name unknown names, each with the known one it looks like."""
     import difflib  # only a wrong file pays for it
 
     parts = []
+    known = list(known)
     for name in unknown:
-        close = difflib.get_close_matches(name, keys, 1)
+        close = difflib.get_close_matches(name, known, 1)
         parts.append(shown(name, 60) + (f" (did you mean {close[0]}?)" if close else ""))
     return ", ".join(parts)

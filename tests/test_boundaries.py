@@ -17,12 +17,14 @@ CONTRACT = {
     "cpi.documents",
     "cpi.endpoint",
     "cpi.handle",
+    "cpi.host_mounts",
     "cpi.installed",
     "cpi.main",
     "cpi.methods",
     "cpi.networks",
     "cpi.properties",
     "cpi.redact",
+    *(f"cpi.service.{path.stem}" for path in (ROOT / "cpi" / "service").glob("[a-z]*.py")),
 }
 
 RUNTIMES = sorted(path.name for path in (ROOT / "runtimes").iterdir() if path.is_dir())
