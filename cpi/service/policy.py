@@ -18,6 +18,7 @@ from cpi.cid import shown
 from cpi.config import Config, suggestions
 from cpi.disks.store import DEFAULT_STORE, folders_of
 from cpi.errors import CPIError
+from cpi.service.routes import Subnet
 from runtimes import registry
 
 LOCAL, GUEST = "local", "guest"  # who comes in by the main socket, and by the one for guests
@@ -25,16 +26,14 @@ DEFAULT = "default"  # the policy of clients that have none of their own
 
 QUOTAS = ("vms", "cpu", "memory", "disk", "stemcells")
 
-Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
-
 # A client's name becomes a folder's.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _NETWORK = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _PORTS = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?")
 
 _UNPRIVILEGED_PORTS = (range(1024, 65536),)
-# RFC 1918 and RFC 4193: a bridge gets the gateway of a manual network, and the host a route to it.
-_PRIVATE = tuple(
+# RFC 1918 and RFC 4193.
+PRIVATE = tuple(
     ipaddress.ip_network(text)
     for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "fc00::/7")
 )
@@ -44,6 +43,7 @@ _PRIVATE = tuple(
 class Policy:
     """What one client may ask for. rule: where the configuration says so, for messages.
 
+    subnets: None for the private ones that the host has no other route to.
     quotas: by names in QUOTAS; cpu in CPUs, memory and disk in MiB; what is not in it has none.
     """
 
@@ -53,7 +53,7 @@ class Policy:
     mounts: tuple[str, ...] = ()
     ports: tuple[range, ...] = _UNPRIVILEGED_PORTS
     networks: tuple[str, ...] = ()
-    subnets: tuple[Subnet, ...] = _PRIVATE
+    subnets: tuple[Subnet, ...] | None = None
     runtimes: tuple[str, ...] = ()
     stores: tuple[str, ...] = (DEFAULT_STORE,)
     registry_credentials: bool = False

@@ -10,7 +10,9 @@ import ipaddress
 from cpi import cid
 from cpi.cid import shown
 from cpi.errors import CloudError, CPIError, NotSupported, VMCreationFailed
+from cpi.service import routes
 from cpi.service.holdings import Allowed, Record, Usage
+from cpi.service.policy import PRIVATE
 
 _UNITS = {"cpu": " CPUs", "memory": " MiB", "disk": " MiB"}
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from cpi.config import Config
     from cpi.model import Network, VMProperties
     from cpi.service.policy import Policy
+    from cpi.service.routes import Subnet
 
 
 def require_runtime(policy: Policy, name: str) -> None:
@@ -59,24 +62,32 @@ def require_networks(policy: Policy, networks: Sequence[Network], usual: str) ->
     """
     for network in networks:
         given = [network.cloud_properties.get(key) for key in ("name", "bridge")]
-        for name in [one for one in given if one is not None] or [usual]:
+        names = [str(one) for one in given if one is not None] or [usual]
+        for name in names:
             if name not in policy.networks:
-                what = f"the network {shown(network.name, 60)} on the host's {shown(str(name), 60)}"
+                what = f"the network {shown(network.name, 60)} on the host's {shown(name, 60)}"
                 raise CloudError(_refused(policy, "networks", what))
-        if network.ip is not None:
-            _require_subnet(policy, network)
+        for address in (network.ip, network.gateway):
+            if address is not None:
+                subnet = ipaddress.ip_interface(f"{address}/{network.prefix}").network
+                _require_subnet(policy, network, subnet, names[0])
 
 
-def _require_subnet(policy: Policy, network: Network) -> None:
-    """The bridge gets the gateway with its prefix, and so the host a route to the whole subnet."""
-    for address in (network.ip, network.gateway):
-        if address is None:
-            continue
-        subnet = ipaddress.ip_interface(f"{address}/{network.prefix}").network
-        same = [allowed for allowed in policy.subnets if allowed.version == subnet.version]
-        if not any(subnet.subnet_of(allowed) for allowed in same):  # type: ignore[arg-type]
-            what = f"the subnet {subnet} of the network {shown(network.name, 60)}"
-            raise CloudError(_refused(policy, "subnets", what))
+def _require_subnet(policy: Policy, network: Network, subnet: Subnet, bridge: str) -> None:
+    """The bridge gets the gateway, and so the host a route: whoever chose it could have anything
+    that the host sends to others.
+    """
+    what = f"the subnet {subnet} of the network {shown(network.name, 60)}"
+    allowed = PRIVATE if policy.subnets is None else policy.subnets
+    same = [one for one in allowed if one.version == subnet.version]
+    if not any(subnet.subnet_of(one) for one in same):  # type: ignore[arg-type]
+        raise CloudError(_refused(policy, "subnets", what))
+    # A network by name has its plugins for that, which the host's administrator configured.
+    if policy.subnets is None and network.cloud_properties.get("name") is None:
+        for other, device in routes.elsewhere(bridge):
+            if other.version == subnet.version and other.overlaps(subnet):
+                what += f", as the host reaches {other} by {shown(device, 20)}"
+                raise CloudError(_refused(policy, "subnets", what))
 
 
 def _is_within(path: str, root: str) -> bool:
