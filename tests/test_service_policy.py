@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cpi.config import Config
-from cpi.errors import CPIError
+from cpi.errors import CPIError, InvalidCall
 from cpi.service import routes
 from cpi.service.guard import Guard
 from cpi.service.policy import Policies, client_name, client_of_certificate
@@ -108,17 +108,18 @@ ODD_NAMES = ("../x", "..", ".", "", "/etc", "a/b", "a\0b", "a b", "-x", "é", "a
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_client_names_are_checked_before_they_meet_a_path(tmp_path: Path, name: str) -> None:
     config = fake_config(tmp_path)
-    for use in (client_name, client_of_certificate, lambda name: Guard(name, config)):
+    for use in (client_name, lambda name: Guard(name, config)):
         with pytest.raises(CPIError, match="cannot be a client's"):
             use(name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_certificate_is_not_taken_for_a_socket() -> None:
-    assert client_of_certificate("director@z1.example.com") == "director@z1.example.com"
-    for name in ("local", "guest", "default"):
-        with pytest.raises(CPIError, match=f"common name cannot be {name}"):
-            client_of_certificate(name)
+def test_a_certificate_has_one_name_that_is_not_a_sockets() -> None:
+    assert client_of_certificate(["director@z1.example.com"]) == "director@z1.example.com"
+    wrong = [[], ["a", "b"], *([name] for name in ("local", "guest", "default", *ODD_NAMES))]
+    for names in wrong:
+        with pytest.raises(InvalidCall, match="needs one common name"):
+            client_of_certificate(names)
 
 
 def network(**more: object) -> dict[str, object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from cpi.arguments import kind
 from cpi.cid import shown
 from cpi.config import Config, suggestions
 from cpi.disks.store import DEFAULT_STORE, folders_of
-from cpi.errors import CPIError
+from cpi.errors import CPIError, InvalidCall
 from cpi.service.routes import Subnet
 from runtimes import registry
 
@@ -86,17 +86,19 @@ def client_name(name: str) -> str:
     return _require_name(name, f"the client's name {shown(name, 80)}")
 
 
-def client_of_certificate(common_name: str) -> str:
-    """Return the name of the client with this certificate.
+def client_of_certificate(common_names: Sequence[str]) -> str:
+    """Return the name of the client whose certificate has these. Raises InvalidCall.
 
-    Raises CPIError for one that is no name, or that would be taken for a socket's client.
+    It must not be taken for a socket's client, nor for those without a policy.
     """
-    if common_name in (LOCAL, GUEST, DEFAULT):
-        raise CPIError(
-            f"a certificate's common name cannot be {common_name}, which has another meaning here; "
-            "issue the client one with a name of its own"
+    taken = (LOCAL, GUEST, DEFAULT)
+    name = common_names[0] if len(common_names) == 1 else ""
+    if _NAME.fullmatch(name) is None or name in taken:
+        raise InvalidCall(
+            "the client's certificate needs one common name, of 1 to 64 letters, digits and ._@-, "
+            f"the first a letter or digit, which is not one of {', '.join(taken)}"
         )
-    return _require_name(common_name, f"the certificate's common name {shown(common_name, 80)}")
+    return name
 
 
 def _require_name(name: str, told: str) -> str:
