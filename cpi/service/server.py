@@ -29,7 +29,8 @@ from cpi.client import PATH, PROTOCOL
 from cpi.errors import CPIError, InvalidCall
 from cpi.service.calls import Call, Calls
 from cpi.service.metrics import CONTENT_TYPE, Metrics
-from cpi.service.sockets import BACKLOG, GUEST, LOCAL
+from cpi.service.policy import client_of_certificate
+from cpi.service.sockets import BACKLOG
 from cpi.version import VERSION
 
 THREADS = 64  # of each socket: so many connections are read, or wait for their call, at once
@@ -39,7 +40,6 @@ _HEAD_LIMIT = 16 << 10  # bytes
 _LEFTOVER = 64 << 20  # bytes that are read for nothing, so that a client hears why
 _LEFTOVER_SECONDS = 2
 _PART = re.compile(r"([A-Za-z.]{1,16})=([0-9]{1,15})")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Headers = dict[bytes, bytes]
 
@@ -199,12 +199,7 @@ class _Gateway(Gateway):
             return str(self.req.server.client)
         subject = (self.req.conn.socket.getpeercert() or {}).get("subject", ())
         names = [value for part in subject for key, value in part if key == "commonName"]
-        if len(names) != 1 or not _NAME.fullmatch(names[0]) or names[0] in (LOCAL, GUEST):
-            raise InvalidCall(
-                "the client's certificate needs one common name, of letters, digits, dots, dashes "
-                f"and underscores, which is not {LOCAL} or {GUEST}"
-            )
-        return str(names[0])
+        return client_of_certificate(names)
 
     def _sizes(self) -> dict[str, int]:
         """What is sent, in bytes. Raises InvalidCall."""
