@@ -21,12 +21,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cpi.config import Config
     from cpi.log import Log
+    from cpi.service.guard import Guard
 
 
-def handle(request: object, config: Config, log: Log, guard: object = None) -> dict[str, object]:
+def handle(
+    request: object, config: Config, log: Log, guard: Guard | None = None
+) -> dict[str, object]:
     """Answer one request, given as bytes of JSON or as the object that they are.
 
-    Raises no Exception.
+    guard: what holds a client of the service to what the host allows it. Raises no Exception.
     """
     try:
         document = decode(request) if isinstance(request, bytes) else request
@@ -37,7 +40,7 @@ def handle(request: object, config: Config, log: Log, guard: object = None) -> d
         return failure(_unexpected("request", error, log, request), log)
     started = time.monotonic()
     try:
-        result = _run(name, given, context, api_version, config, log)
+        result = _run(name, given, context, api_version, config, log, guard)
     except Exception as error:
         typed = error if isinstance(error, CPIError) else None
         if typed is None:
@@ -86,20 +89,32 @@ def _run(
     api_version: int,
     config: Config,
     log: Log,
+    guard: Guard | None,
 ) -> object:
     """Run a method. Raises what is wrong with the call, and whatever its runtime raises."""
-    config, ignored = config.with_context(context)
+    config, ignored = config.with_context(context, of_client=guard is not None)
     log.set_level(config.text("log_level"))
     method = methods.find(name, api_version)
     log.info(_started(name, method, given, context))
-    if ignored:
-        log.info(f"not used from the context: {', '.join(shown(key, 60) for key in ignored)}")
+    _tell_ignored(ignored, config, log)
     arguments = methods.checked(name, method, given)
     call = methods.Call(name, api_version, config, log)
     try:
-        return method.run(call, *arguments)
+        if guard is None:
+            return method.run(call, *arguments)
+        return guard.run(call, name, arguments, lambda: method.run(call, *arguments))
     finally:
         call.close()
+
+
+def _tell_ignored(ignored: list[str], config: Config, log: Log) -> None:
+    """Name the keys of the context that are not used, and why."""
+    hosts = [name for name in ignored if config.knows(name)]
+    unknown = [name for name in ignored if name not in hosts]
+    for reason, names in (("", unknown), (", as they are the host's to decide", hosts)):
+        if names:
+            told = ", ".join(shown(name, 60) for name in names)
+            log.info(f"not used from the context{reason}: {told}")
 
 
 def _started(

@@ -33,6 +33,8 @@ class Elsewhere(BaseException):
 
 def program(config: Mapping[str, object]) -> str:
     """Return the path of the installed `cpi`. Raises CPIError telling how to install it."""
+    if not hasattr(os, "memfd_create"):
+        raise CPIError("no endpoint is set, and only Linux can run the CPI itself; set `endpoint`")
     given = config.get("program") or ""
     if not isinstance(given, str) or (given and not given.startswith("/")):
         raise CPIError("program must be the absolute path of an installed cpi")

@@ -43,11 +43,21 @@ class PortForward:
 
 
 @dataclass(frozen=True)
+class HostMount:
+    """A folder of the host that appears in the VM; both paths are absolute and plain."""
+
+    host: str
+    vm: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True)
 class VMProperties:
     """VM cloud_properties. None means no limit.
 
     cpu: CPUs (fractions allowed); memory, ephemeral_disk, root_disk: MiB; pids: processes and
     threads. root_disk, firmware (bios or uefi), machine and cpu_model are for full VMs alone.
+    host_service: the VM gets the socket for guests of the host's service (cpi.guest_socket).
     """
 
     cpu: float | None = None
@@ -56,6 +66,8 @@ class VMProperties:
     pids: int | None = None
     privileged: bool = False
     ports: tuple[PortForward, ...] = ()
+    host_service: bool = False
+    mounts: tuple[HostMount, ...] = ()
     root_disk: int | None = None
     firmware: str | None = None
     machine: str | None = None

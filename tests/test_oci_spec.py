@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtimes.containerd.cgroups import Limits, limits_of
-from runtimes.containerd.oci_spec import CAPABILITIES, Container, render, renew
+from runtimes.containerd.oci_spec import CAPABILITIES, Container, Folder, render, renew
 from tests.support import matches_golden
 
 ALL = (*CAPABILITIES, "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")
@@ -22,6 +22,11 @@ LEAST = Container(
 LIMITED = replace(LEAST, cpu=1.5, memory=512 << 20, swap_accounting=True, pids=1000)
 DEVICE = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}
 PRIVILEGED = replace(LEAST, privileged=True, devices=[DEVICE])
+FOLDERS = (
+    Folder("/mnt/shared", Path("/var/lib/bosh-containerd-cpi/vms/containerd-vm-1/mounts/0"), False),
+    Folder("/var/vcap/bosh-cpi", Path("/run/bosh-containerd-cpi/guest"), True),
+)
+WITH_FOLDERS = replace(LEAST, folders=FOLDERS)
 
 
 def test_without_limits() -> None:
@@ -34,6 +39,12 @@ def test_with_limits() -> None:
 
 def test_privileged() -> None:
     assert matches_golden("oci_spec_privileged", render(PRIVILEGED))
+
+
+def test_with_folders_of_the_host() -> None:
+    assert matches_golden("oci_spec_folders", render(WITH_FOLDERS))
+    plain = render(LEAST)["mounts"]
+    assert render(WITH_FOLDERS)["mounts"][: len(plain)] == plain
 
 
 def test_no_capability_that_containerd_lacks_is_asked_for() -> None:

@@ -61,4 +61,12 @@ KEYS = (
         "Largest stemcell image that a client may send.",
         least=1,
     ),
+    Key(
+        "service.clients",
+        "object",
+        {},
+        "",
+        "What the service's clients may ask for, by their names: `{guest: {privileged: true}}`; "
+        "see security.md. `default` is for those without a name here.",
+    ),
 )

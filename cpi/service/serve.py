@@ -11,12 +11,13 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from cpi import guest_socket
 from cpi.config import Config
 from cpi.errors import CPIError
 from cpi.service import sockets
 from cpi.service.calls import Calls
 from cpi.service.metrics import Metrics
-from cpi.service.policy import Policies
+from cpi.service.policy import GUEST, LOCAL, Policies
 from cpi.service.server import App, Listener, serve_all
 from cpi.service.workers import Pool
 from cpi.version import VERSION
@@ -53,14 +54,12 @@ class Service:
             path.parent.mkdir(parents=True, exist_ok=True)
             unix = sockets.unix(path, mode, group)
             self._own.append(path)
-        guest = sockets.guest_socket(config)
-        guest.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        guest.parent.mkdir(mode=0o755, exist_ok=True)
+        guest = guest_socket.make_folder(config.text("run_dir")) / guest_socket.SOCKET
         self._own.append(guest)
         found = [
-            Listener(unix, sockets.LOCAL, self._app),
+            Listener(unix, LOCAL, self._app),
             # Everybody in a VM may use it; on the host, its folder's parent is root's alone.
-            Listener(sockets.unix(guest, 0o666), sockets.GUEST, self._app),
+            Listener(sockets.unix(guest, 0o666), GUEST, self._app),
         ]
         if self._tls is not None:
             tcp = tcp or sockets.tcp(config.text("service.tcp"))

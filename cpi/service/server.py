@@ -29,7 +29,8 @@ from cpi.client import PATH, PROTOCOL
 from cpi.errors import CPIError, InvalidCall
 from cpi.service.calls import Call, Calls
 from cpi.service.metrics import CONTENT_TYPE, Metrics
-from cpi.service.sockets import BACKLOG, GUEST, LOCAL
+from cpi.service.policy import client_of_certificate
+from cpi.service.sockets import BACKLOG
 from cpi.version import VERSION
 
 THREADS = 64  # of each socket: so many connections are read, or wait for their call, at once
@@ -37,8 +38,8 @@ _SILENCE_SECONDS = 20  # between two pieces of what a client sends
 _TO_THE_POINT_SECONDS = 60  # until a request is there, apart from a stemcell's image
 _HEAD_LIMIT = 16 << 10  # bytes
 _LEFTOVER = 64 << 20  # bytes that are read for nothing, so that a client hears why
+_LEFTOVER_SECONDS = 2
 _PART = re.compile(r"([A-Za-z.]{1,16})=([0-9]{1,15})")
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Headers = dict[bytes, bytes]
 
@@ -102,7 +103,7 @@ class _Connection(HTTPConnection):
         self.server.reading[self] = time.monotonic()
         try:
             if isinstance(self.socket, ssl.SSLSocket):
-                self.socket.do_handshake()
+                self._shake_hands(self.socket)
             return bool(super().communicate())  # type: ignore[no-untyped-call]
         except OSError as error:
             told = getattr(error, "verify_message", None) or error
@@ -110,6 +111,14 @@ class _Connection(HTTPConnection):
             return False
         finally:
             self.came()
+
+    def _shake_hands(self, connection: ssl.SSLSocket) -> None:
+        """Raises OSError for a client that is not to be served, when it has heard why."""
+        try:
+            connection.do_handshake()
+        except OSError:
+            _linger(connection, _LEFTOVER)
+            raise
 
     def came(self) -> None:
         """What was to come is there."""
@@ -190,12 +199,7 @@ class _Gateway(Gateway):
             return str(self.req.server.client)
         subject = (self.req.conn.socket.getpeercert() or {}).get("subject", ())
         names = [value for part in subject for key, value in part if key == "commonName"]
-        if len(names) != 1 or not _NAME.fullmatch(names[0]) or names[0] in (LOCAL, GUEST):
-            raise InvalidCall(
-                "the client's certificate needs one common name, of letters, digits, dots, dashes "
-                f"and underscores, which is not {LOCAL} or {GUEST}"
-            )
-        return str(names[0])
+        return client_of_certificate(names)
 
     def _sizes(self) -> dict[str, int]:
         """What is sent, in bytes. Raises InvalidCall."""
@@ -226,15 +230,7 @@ class _Gateway(Gateway):
         self.req.close_connection = True
         self.req.ensure_headers_sent()
         self.req.write(body)
-        self._drain()
-
-    def _drain(self) -> None:
-        """Read what is still coming: a client that sends would not hear an answer otherwise."""
-        left = int(self.req.inheaders.get(b"Content-Length", b"0") or 0)
-        read = _LEFTOVER if left > _LEFTOVER else left
-        with suppress(OSError, ValueError):
-            while read > 0 and (chunk := self.req.rfile.read(min(read, 1 << 16))):
-                read -= len(chunk)
+        _linger(self.req.conn.socket, self.req.rfile.remaining)
 
 
 class _Body:
@@ -248,6 +244,16 @@ class _Body:
         data: bytes = self._stream.read(size)
         self._connection.came()
         return data
+
+
+def _linger(connection: socket.socket, coming: int) -> None:
+    """Read the bytes that are still coming: a client that sends would not hear us otherwise."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(_LEFTOVER_SECONDS)
+        left = min(coming, _LEFTOVER)
+        while left > 0 and (chunk := connection.recv(min(left, 1 << 16))):
+            left -= len(chunk)
 
 
 def _stopping() -> CPIError:

@@ -13,7 +13,6 @@ from cpi.config import Config
 from cpi.errors import CPIError
 
 BACKLOG = 512
-LOCAL, GUEST = "local", "guest"  # the clients behind our unix sockets
 
 _FIRST_GIVEN = 3  # sd_listen_fds(3)
 
@@ -34,11 +33,6 @@ def from_systemd() -> list[socket.socket]:
 def main_socket(config: Config) -> Path:
     """Where the service's own unix socket is."""
     return Path(config.text("service.socket") or f"{config.text('run_dir')}.sock")
-
-
-def guest_socket(config: Config) -> Path:
-    """Where the socket is whose folder VMs with `host_service` see."""
-    return Path(config.text("run_dir")) / "guest" / "cpi.sock"
 
 
 def unix(path: Path, mode: int, group: str = "") -> socket.socket:

@@ -90,6 +90,15 @@ CPU_PERIOD = 100_000  # microseconds, the kernel's default
 
 
 @dataclass(frozen=True)
+class Folder:
+    """A folder of the host that a VM gets besides its own."""
+
+    destination: str
+    source: Path
+    read_only: bool
+
+
+@dataclass(frozen=True)
 class Container:
     """What the spec is rendered from. memory: bytes; capabilities: those of containerd itself."""
 
@@ -108,6 +117,7 @@ class Container:
     pids: int | None = None
     privileged: bool = False
     devices: Sequence[Spec] = ()
+    folders: Sequence[Folder] = ()
 
 
 def render(container: Container) -> Spec:
@@ -194,7 +204,13 @@ def _mounts(container: Container) -> list[Spec]:
     ]
     if container.systemd:  # runit stemcells keep folders in /run that nobody would make again
         mounts.append(_mount("/run", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755", *run))
-    return mounts
+    return [*mounts, *(_folder(folder) for folder in container.folders)]
+
+
+def _folder(folder: Folder) -> Spec:
+    """Without what is mounted below it, and no program of the host's gives rights in the VM."""
+    options = ("bind", "ro" if folder.read_only else "rw", "nosuid", "nodev", "rprivate")
+    return _mount(folder.destination, "bind", str(folder.source), *options)
 
 
 def bind(destination: str, source: Path) -> Spec:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from cpi import cid, locks, unfinished
+from cpi import cid, guest_socket, locks, unfinished
 from cpi.cni.networks import Networks
 from cpi.disks.store import DiskStore, folders_of, wanted
 from cpi.errors import DiskNotAttached, NotSupported, VMNotFound
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from cpi.model import DiskProperties, Garbage, Json, JsonObject, Network, VMSpec
     from runtimes.containerd.client import Client
     from runtimes.containerd.containers import Containers
+    from runtimes.containerd.oci_spec import Folder
     from runtimes.containerd.stemcells import Stemcells
     from runtimes.containerd.store import Store
     from runtimes.containerd.vms import Place, VMs
@@ -85,7 +86,8 @@ class ContainerdRuntime(Runtime):
             connecting = pool.submit(self._networks.connect, spec, folder.path)
             if spec.properties.ephemeral_disk is not None:
                 folder.limit_data(spec.properties.ephemeral_disk)
-            place = self._place(spec.cid, folder)
+            folders = self._folders_of_host(spec, folder)
+            place = self._place(spec.cid, folder, folders)
             networks = self._vms.create(spec, place, connecting.result, undo)
             unfinished.end(folder.path)
             undo.keep()
@@ -137,6 +139,7 @@ class ContainerdRuntime(Runtime):
 
     def _mount_again(self, vm_cid: str, folder: HostFolder) -> None:
         folder.restore()
+        guest_socket.make_folder(self.config.text("run_dir"))  # a restart of the host took it
         for disk_cid in self._disk_store.attached_to(vm_cid):
             with self._lock(disk_cid):
                 self._disks.mount_again(folder, disk_cid)
@@ -273,7 +276,8 @@ class ContainerdRuntime(Runtime):
     def _cgroup(self, vm_cid: str) -> str:
         return f"{self.config.text('containerd.cgroup_parent').rstrip('/')}/{vm_cid}"
 
-    def _place(self, vm_cid: str, folder: HostFolder) -> "Place":
+    def _place(self, vm_cid: str, folder: HostFolder, folders: "Sequence[Folder]" = ()) -> "Place":
+        """folders: of the host, for a VM that has no spec yet."""
         from runtimes.containerd.vms import Place
 
         return Place(
@@ -281,4 +285,25 @@ class ContainerdRuntime(Runtime):
             folder=folder,
             cgroup=self._cgroup(vm_cid),
             address=self.config.text("containerd.address"),
+            folders=folders,
         )
+
+    def _folders_of_host(self, spec: "VMSpec", folder: HostFolder) -> "list[Folder]":
+        """What the VM gets of the host besides its own. Raises CloudError."""
+        from runtimes.containerd.oci_spec import Folder
+
+        mounts = spec.properties.mounts
+        folders = [
+            Folder(mount.vm, source, mount.read_only)
+            for mount, source in zip(mounts, folder.add_mounts(mounts), strict=True)
+        ]
+        if spec.properties.host_service:
+            run_dir = self.config.text("run_dir")
+            source = guest_socket.make_folder(run_dir)
+            folders.append(Folder(guest_socket.IN_VM, source, read_only=True))
+            if not guest_socket.is_served(run_dir):
+                self.log.warn(
+                    f"{spec.cid} has host_service, but nothing listens at {source}/"
+                    f"{guest_socket.SOCKET} yet; start the host's service: bosh-cpi serve"
+                )
+        return folders

@@ -41,12 +41,16 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 @dataclass(frozen=True)
 class Place:
-    """What the host has for one VM: its network, folder and limiting cgroup, and containerd."""
+    """What the host has for one VM: its network, folder and limiting cgroup, and containerd.
+
+    folders: of the host, that the VM gets.
+    """
 
     namespace: Path
     folder: HostFolder
     cgroup: str
     address: str
+    folders: Sequence[oci_spec.Folder] = ()
 
 
 class VMs:
@@ -198,6 +202,7 @@ def _container(
         pids=limits.pids,
         privileged=privileged,
         devices=host.devices() if privileged else (),
+        folders=place.folders,
     )
 
 

@@ -1,0 +1,57 @@
+"""The contract through the service: as a user without privilege, and over TLS from elsewhere."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.containerd.machine import Machine
+from tests.contract import RuntimeContract
+from tests.lab import Cpi
+from tests.service.certificates import CA
+from tests.service.conftest import ADDRESS, APART, AS_NOBODY, PORT
+from tools.private_service import Client, Service
+
+
+@pytest.fixture(scope="class", autouse=True)
+def _clean(machine: Machine, service: Service) -> Iterator[None]:
+    before = machine.leftovers()
+    yield
+    after = machine.leftovers()
+    # The contract's stemcell stays: its snapshots are no VM's.
+    assert {**after, "snapshots": []} == {**before, "snapshots": []}
+
+
+@pytest.fixture(scope="class")
+def client_over_tls(service: Service, authority: CA) -> Client:
+    tls = authority.settings(authority.client("director"), as_text=True)
+    endpoint = f"https://{ADDRESS}:{PORT}"
+    return service.client(*APART, *AS_NOBODY, endpoint=endpoint, tls=tls)
+
+
+class _ThroughTheService(RuntimeContract):
+    """What the ways to the service have in common."""
+
+    @pytest.fixture
+    def tmp_path(self, readable_tmp_path: Path) -> Path:
+        return readable_tmp_path
+
+    @pytest.fixture
+    def stemcell(self, image: Path) -> Path:
+        return image
+
+
+class TestAsNobody(_ThroughTheService):
+    """User nobody, who is of the socket's group."""
+
+    @pytest.fixture
+    def cpi(self, service: Service) -> Cpi:
+        return service.client(*AS_NOBODY)
+
+
+class TestOverTls(_ThroughTheService):
+    """From another network namespace, by certificates."""
+
+    @pytest.fixture
+    def cpi(self, client_over_tls: Client) -> Cpi:
+        return client_over_tls
