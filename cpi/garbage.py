@@ -18,6 +18,7 @@ from cpi.folders import size_of
 from cpi.log import Log
 from cpi.model import Garbage
 from cpi.restore import vms_of
+from cpi.runtime import Runtime
 from runtimes import registry
 
 _VM_CID = re.compile(r"\b[a-z][a-z0-9]{0,15}-vm-[a-z0-9]{1,48}\b")
@@ -89,6 +90,7 @@ def _finders(
     for name in dict.fromkeys(names):
         yield f"the runtime {name}", partial(_of_runtime, name, config, log, opened)
     yield "this host", partial(host_garbage.find, config)
+    yield "clients of the service", partial(_records, config, log, opened)
     if bosh_vms is not None:
         yield "VMs that BOSH does not know", partial(_unknown, set(bosh_vms), config, log)
 
@@ -97,6 +99,28 @@ def _of_runtime(name: str, config: Config, log: Log, opened: ExitStack) -> list[
     runtime = registry.load(name)(config, log)
     opened.callback(runtime.close)
     return runtime.garbage()
+
+
+def _records(config: Config, log: Log, opened: ExitStack) -> Iterator[Garbage]:
+    """What the service counts for a client that is gone: a person deleted it, or a killed call."""
+    runtimes: dict[str, Runtime] = {}
+    for path in sorted((Path(config.text("state_dir")) / "clients").glob("*/*")):
+        kind = next((one for one in (cid.VM, cid.DISK) if f"-{one}-" in path.name), "")
+        try:
+            name = cid.runtime_of(path.name, kind)
+        except CPIError:
+            continue  # of a call that is at work, or of what cannot be asked for
+        if name not in registry.REGISTRY or locks.is_held(config.text("run_dir"), path.name):
+            continue
+        if name not in runtimes:
+            runtimes[name] = registry.load(name)(config, log)
+            opened.callback(runtimes[name].close)
+        has = runtimes[name].has_vm if kind == cid.VM else runtimes[name].has_disk
+        if not has(path.name):
+            why, remove = f"there is no such {kind}", partial(path.unlink, missing_ok=True)
+            # Not certain: without its record, a thing that is there after all is nobody's.
+            told = f"{path.parent.name}/{path.name}"
+            yield Garbage("record", told, why, path.name, remove, certain=False)
 
 
 def _unknown(bosh_vms: set[str], config: Config, log: Log) -> Iterator[Garbage]:

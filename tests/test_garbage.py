@@ -14,7 +14,7 @@ from cpi.errors import CPIError
 from cpi.garbage import Collected, collect_garbage, read_cids
 from cpi.log import Log
 from cpi.model import Garbage
-from tests.fake_runtime import FakeRuntime
+from tests.fake_runtime import Disk as FakeDisk, FakeRuntime
 from tests.support import fake_config, fake_registered
 
 VM, GONE = "fake-vm-1", "fake-vm-2"
@@ -144,6 +144,19 @@ def test_uploads(tmp_path: Path, config: Config) -> None:
         str(scratch / "fake-disk-5"),
     }
     assert files(tmp_path / "state") == {str(uploads / "young/image")}
+
+
+def test_records_of_what_is_gone(tmp_path: Path, config: Config) -> None:
+    world = FakeRuntime(config, Log("error")).world
+    world.disks["fake-disk-1"] = FakeDisk(64)
+    clients = tmp_path / "state/clients"
+    good = {write(clients / f"guest/{name}") for name in ("fake-disk-1", "fake-stemcell-1")}
+    good.add(write(clients / "guest/pending-fake-vm-3"))
+    for name in ("guest/fake-vm-8", "local/fake-disk-8"):
+        write(clients / name)
+    assert collect(config, certain=True).found == []
+    assert names(collect(config)) == {"guest/fake-vm-8", "local/fake-disk-8"}
+    assert files(clients) == good
 
 
 def test_locks_of_killed_calls(tmp_path: Path, config: Config) -> None:
