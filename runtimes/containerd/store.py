@@ -6,7 +6,7 @@ Nothing here knows of stemcells or VMs.
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253 - loaded with the client only
@@ -46,23 +46,24 @@ class Store:
         """
         expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + LEASE_SECONDS))
         name = f"bosh-cpi-{os.urandom(8).hex()}"
-        self.client.call(
-            "leases.v1.Leases/Create",
-            leases_pb2.CreateRequest(id=name, labels={"containerd.io/gc.expire": expiry}),
-            leases_pb2.CreateResponse,
-            doing="creating a lease",
-        )
         failed = True
-        try:
+        try:  # from here on: a signal may come in the middle of making it
+            self.client.call(
+                "leases.v1.Leases/Create",
+                leases_pb2.CreateRequest(id=name, labels={"containerd.io/gc.expire": expiry}),
+                leases_pb2.CreateResponse,
+                doing="creating a lease",
+            )
             yield name
             failed = False
         finally:
-            self.client.call(
-                "leases.v1.Leases/Delete",
-                leases_pb2.DeleteRequest(id=name, sync=failed),
-                Empty,
-                doing=f"deleting the lease {name}",
-            )
+            with suppress(NotFound):
+                self.client.call(
+                    "leases.v1.Leases/Delete",
+                    leases_pb2.DeleteRequest(id=name, sync=failed),
+                    Empty,
+                    doing=f"deleting the lease {name}",
+                )
 
     # Content
 
