@@ -109,7 +109,7 @@ def test_ops_files_make_a_director(names: tuple[str, ...]) -> None:
     pool = named(manifest["resource_pools"], "vms")
     assert re.fullmatch("[0-9a-f]{40}", pool["stemcell"]["sha1"])
     # The director's client uses the socket that its VM is given.
-    assert pool["cloud_properties"].pop("host_service") is True
+    assert pool["cloud_properties"]["host_service"] is True
     is_vm(pool["cloud_properties"])
     folder = group["properties"]["director"]["cpi_additional_volumes"][0]["path"]
     assert group["properties"]["containerd_cpi"]["endpoint"] == f"unix://{folder}/cpi.sock"

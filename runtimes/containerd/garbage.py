@@ -15,7 +15,6 @@ from cpi.log import Log
 from cpi.model import Garbage
 from runtimes.containerd import cgroups, inside
 from runtimes.containerd.api import containers_pb2
-from runtimes.containerd.client import NotFound
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.stemcells import import_lock
 from runtimes.containerd.store import Store
@@ -129,13 +128,8 @@ class Finder:
     def _leases(self) -> Iterator[Garbage]:
         for name in self._store.leases():
             why = "the call that held it was killed; what it had stored goes with it"
-            yield Garbage("lease", name, why, name, partial(self._end_lease, name))
-
-    def _end_lease(self, name: str) -> None:
-        try:
-            self._store.delete_lease(name, sync=True)
-        except NotFound:
-            return
+            remove = partial(self._store.delete_lease, name, sync=True)
+            yield Garbage("lease", name, why, name, remove)
 
     def _imports(self) -> Iterator[Garbage]:
         for path in entries(self._places.state_dir / "imports"):

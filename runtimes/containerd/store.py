@@ -6,7 +6,7 @@ Nothing here knows of stemcells or VMs.
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -54,34 +54,33 @@ class Store:
         """
         expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + LEASE_SECONDS))
         name = f"bosh-cpi-{os.urandom(8).hex()}"
-        with locks.hold(self._run_dir, name, log=self._log), self._leased(name, expiry):
-            yield name
+        failed = True
+        with locks.hold(self._run_dir, name, log=self._log):
+            try:  # from here on: a signal may come in the middle of making it
+                self._create_lease(name, expiry)
+                yield name
+                failed = False
+            finally:
+                self.delete_lease(name, sync=failed)
 
-    @contextmanager
-    def _leased(self, name: str, expiry: str) -> Iterator[None]:
+    def _create_lease(self, name: str, expiry: str) -> None:
+        labels = {"containerd.io/gc.expire": expiry, _LABEL_LOCKS: self._run_dir}
         self.client.call(
             "leases.v1.Leases/Create",
-            leases_pb2.CreateRequest(
-                id=name, labels={"containerd.io/gc.expire": expiry, _LABEL_LOCKS: self._run_dir}
-            ),
+            leases_pb2.CreateRequest(id=name, labels=labels),
             leases_pb2.CreateResponse,
             doing="creating a lease",
         )
-        failed = True
-        try:
-            yield
-            failed = False
-        finally:
-            self.delete_lease(name, sync=failed)
 
     def delete_lease(self, name: str, *, sync: bool) -> None:
-        """Delete a lease; sync: what only it held is gone before this returns. Raises NotFound."""
-        self.client.call(
-            "leases.v1.Leases/Delete",
-            leases_pb2.DeleteRequest(id=name, sync=sync),
-            Empty,
-            doing=f"deleting the lease {name}",
-        )
+        """Delete a lease; sync: what only it held is gone before this returns; gone: no error."""
+        with suppress(NotFound):
+            self.client.call(
+                "leases.v1.Leases/Delete",
+                leases_pb2.DeleteRequest(id=name, sync=sync),
+                Empty,
+                doing=f"deleting the lease {name}",
+            )
 
     def leases(self) -> list[str]:
         """Return the names of leases whose locks are where ours are."""
