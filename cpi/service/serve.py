@@ -14,6 +14,9 @@ from pathlib import Path
 from cpi import guest_socket
 from cpi.config import Config
 from cpi.errors import CPIError
+from cpi.garbage import collect_garbage
+from cpi.log import Log
+from cpi.restore import restore_all
 from cpi.service import sockets
 from cpi.service.calls import Calls
 from cpi.service.metrics import Metrics
@@ -72,6 +75,8 @@ class Service:
             signal.signal(number, self._on_signal)
         notify = os.environ.pop("NOTIFY_SOCKET", "")
         self._pool.start()
+        # Calls wait in the sockets meanwhile: an address that a VM is about to get back is free.
+        self._put_in_order()
         serve_all(self._listeners)
         told = ", ".join(str(listener.bind_addr) for listener in self._listeners)
         print(f"bosh-containerd-cpi {VERSION} serves on {told}", file=sys.stderr)
@@ -82,6 +87,13 @@ class Service:
             self._keep_house()
         _tell_systemd(notify, "STOPPING=1")
         self._stop()
+
+    def _put_in_order(self) -> None:
+        """Bring back what a restart of the host took away, and remove what nobody owns."""
+        log = Log(tag="start")
+        restore_all(self._config, log)
+        for one in collect_garbage(self._config, log, yes=True).removed:
+            log.info(f"removed the {one.kind} {one.name}: {one.why}")
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._received.append(number)
