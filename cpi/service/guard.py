@@ -97,11 +97,9 @@ class Guard:
         stemcell = arguments[0]
         with self._holdings.stemcells(deleting=True):
             record = self._holdings.find(stemcell, cid.STEMCELL)
-            others = self._holdings.holders(stemcell, cid.STEMCELL)
             if record is None:
-                if others:
-                    raise _not_found(stemcell, cid.STEMCELL)
-                return None
+                return None  # as of one that is gone
+            others = self._holdings.holders(stemcell, cid.STEMCELL)
             if others:
                 call.log.info(f"{stemcell} stays, as other clients have it too")
                 self._holdings.hand_over(stemcell, others[0])
