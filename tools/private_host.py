@@ -74,6 +74,11 @@ class PrivateHost:
     ) -> None:
         self.stop()
 
+    @property
+    def init(self) -> int:
+        """The process id of its first process, as the machine outside knows it."""
+        return self._init
+
     def config(self, **changes: Any) -> dict[str, Any]:
         """The CPI's configuration for this host; changes replace top-level keys."""
         containerd: dict[str, Any] = {"address": str(self.address), "cgroup_parent": self.cgroup}

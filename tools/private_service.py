@@ -87,10 +87,12 @@ class Client:
         zipapp: Path,
         config: Mapping[str, Any],
         around: Sequence[str] = (),
+        folder: Path | None = None,
     ) -> None:
+        """`around` are words before the command; `folder` is where its configuration may be."""
         Client._count += 1
         self._host = host
-        path = host.folder / f"client-{Client._count}.json"
+        path = (folder or host.folder) / f"client-{Client._count}.json"
         path.write_text(json.dumps(config))
         path.chmod(0o644)
         self.argv = [*around, SYSTEM_PYTHON, "-I", str(zipapp), "-c", str(path)]

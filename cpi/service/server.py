@@ -103,7 +103,7 @@ class _Connection(HTTPConnection):
         self.server.reading[self] = time.monotonic()
         try:
             if isinstance(self.socket, ssl.SSLSocket):
-                self.socket.do_handshake()
+                self._shake_hands(self.socket)
             return bool(super().communicate())  # type: ignore[no-untyped-call]
         except OSError as error:
             told = getattr(error, "verify_message", None) or error
@@ -111,6 +111,14 @@ class _Connection(HTTPConnection):
             return False
         finally:
             self.came()
+
+    def _shake_hands(self, connection: ssl.SSLSocket) -> None:
+        """Raises OSError for a client that is not to be served, when it has heard why."""
+        try:
+            connection.do_handshake()
+        except OSError:
+            _linger(connection, _LEFTOVER)
+            raise
 
     def came(self) -> None:
         """What was to come is there."""
@@ -222,17 +230,7 @@ class _Gateway(Gateway):
         self.req.close_connection = True
         self.req.ensure_headers_sent()
         self.req.write(body)
-        self._drain()
-
-    def _drain(self) -> None:
-        """Read what is still coming: a client that sends would not hear an answer otherwise."""
-        left, connection = self.req.rfile.remaining, self.req.conn.socket
-        with suppress(OSError):
-            connection.shutdown(socket.SHUT_WR)
-            connection.settimeout(_LEFTOVER_SECONDS)
-            read = min(left, _LEFTOVER)
-            while read > 0 and (chunk := connection.recv(min(read, 1 << 16))):
-                read -= len(chunk)
+        _linger(self.req.conn.socket, self.req.rfile.remaining)
 
 
 class _Body:
@@ -246,6 +244,16 @@ class _Body:
         data: bytes = self._stream.read(size)
         self._connection.came()
         return data
+
+
+def _linger(connection: socket.socket, coming: int) -> None:
+    """Read the bytes that are still coming: a client that sends would not hear us otherwise."""
+    with suppress(OSError):
+        connection.shutdown(socket.SHUT_WR)
+        connection.settimeout(_LEFTOVER_SECONDS)
+        left = min(coming, _LEFTOVER)
+        while left > 0 and (chunk := connection.recv(min(left, 1 << 16))):
+            left -= len(chunk)
 
 
 def _stopping() -> CPIError:

@@ -52,11 +52,20 @@ def machine(host: PrivateHost) -> Machine:
 
 
 @pytest.fixture(scope="session")
-def image(host: PrivateHost, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def public(host: PrivateHost) -> Path:
+    """A folder that all users of the host can read."""
+    folder = host.folder / "public"
+    folder.mkdir()
+    folder.chmod(0o755)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def image(public: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stemcell's image where everybody can read it."""
     tarball = stemcell_source.stand_in("runit")
     opened = stemcell_source.opened(tarball, tmp_path_factory.mktemp("stemcell")).image
-    folder = host.folder / "stemcell"
+    folder = public / "stemcell"
     shutil.copytree(opened.parent, folder)
     folder.chmod(0o755)
     for path in folder.iterdir():
@@ -89,9 +98,9 @@ def service(host: PrivateHost, settings: dict[str, object]) -> Iterator[Service]
 
 
 @pytest.fixture
-def readable_tmp_path(host: PrivateHost, tmp_path: Path) -> Iterator[Path]:
+def readable_tmp_path(public: Path, tmp_path: Path) -> Iterator[Path]:
     """A folder for a test's files that other users can read too."""
-    folder = host.folder / "tmp" / tmp_path.name
+    folder = public / "tmp" / tmp_path.name
     folder.mkdir(parents=True)
     for path in (folder.parent, folder):
         path.chmod(0o755)

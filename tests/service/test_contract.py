@@ -1,6 +1,8 @@
-"""The contract through the service: as a user without privilege, and over TLS from elsewhere."""
+"""The contract through the service: as a user without privilege, from inside a container that has
+the socket and nothing else, and over TLS from elsewhere.
+"""
 
-import re
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,15 +18,15 @@ from tools.private_service import Client, Service
 
 @pytest.fixture(scope="class", autouse=True)
 def _clean(machine: Machine, service: Service) -> Iterator[None]:
-    before = _leftovers(machine)
+    before = _of_vms(machine)
     yield
-    assert _leftovers(machine) == before
+    assert _of_vms(machine) == before
 
 
-def _leftovers(machine: Machine) -> dict[str, Sequence[str]]:
-    """What is left but for the contract's stemcell, which stays: its snapshots, and whose it is."""
+def _of_vms(machine: Machine) -> dict[str, Sequence[str]]:
+    """What is left of VMs and disks: the contract's stemcell stays, with its owner's record."""
     left = machine.leftovers()
-    files = [path for path in left["files"] if not re.search("/clients/.*-stemcell-", path)]
+    files = [path for path in left["files"] if "-stemcell-" not in path]
     return {**left, "snapshots": [], "files": files}
 
 
@@ -33,6 +35,25 @@ def client_over_tls(service: Service, authority: CA) -> Client:
     tls = authority.settings(authority.client("director"), as_text=True)
     endpoint = f"https://{ADDRESS}:{PORT}"
     return service.client(*APART, *AS_NOBODY, endpoint=endpoint, tls=tls)
+
+
+@pytest.fixture(scope="class")
+def client_inside(
+    machine: Machine, service: Service, public: Path, image: Path
+) -> Iterator[Client]:
+    """A client in a VM of root's, as user and group vcap are in one, without any capability."""
+    stemcell = machine.call("create_stemcell", str(image), {})
+    shared = {"host": str(public), "vm": str(public)}
+    vm = machine.create_vm(stemcell, {"host_service": True, "mounts": [shared]})
+    zipapp = public / "cpi.pyz"
+    shutil.copy(service.zipapp, zipapp)
+    config = {"endpoint": "unix:///var/vcap/bosh-cpi/cpi.sock"}
+    inside = ("--mount", "--net", "--pid", "--uts", "--ipc")
+    as_vcap = ("--reuid", "1000", "--regid", "1000", "--clear-groups", "--bounding-set=-all")
+    around = ("nsenter", "--target", str(vm.pid), *inside, "--", "setpriv", *as_vcap, "--")
+    yield Client(machine.host, zipapp, config, around, folder=public)
+    vm.delete()
+    machine.vms.remove(vm)
 
 
 class _ThroughTheService(RuntimeContract):
@@ -61,3 +82,11 @@ class TestOverTls(_ThroughTheService):
     @pytest.fixture
     def cpi(self, client_over_tls: Client) -> Cpi:
         return client_over_tls
+
+
+class TestInside(_ThroughTheService):
+    """From a VM with `host_service`."""
+
+    @pytest.fixture
+    def cpi(self, client_inside: Client) -> Cpi:
+        return client_inside
