@@ -6,11 +6,12 @@ Nothing here knows of stemcells or VMs.
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253 - loaded with the client only
 
+from cpi.errors import CPIError
 from runtimes.containerd.api import (
     content_pb2,
     diff_pb2,
@@ -46,20 +47,29 @@ class Store:
         """
         expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + LEASE_SECONDS))
         name = f"bosh-cpi-{os.urandom(8).hex()}"
-        self.client.call(
-            "leases.v1.Leases/Create",
-            leases_pb2.CreateRequest(id=name, labels={"containerd.io/gc.expire": expiry}),
-            leases_pb2.CreateResponse,
-            doing="creating a lease",
-        )
-        failed = True
+        failed = made = True
         try:
+            try:
+                self.client.call(
+                    "leases.v1.Leases/Create",
+                    leases_pb2.CreateRequest(id=name, labels={"containerd.io/gc.expire": expiry}),
+                    leases_pb2.CreateResponse,
+                    doing="creating a lease",
+                )
+            except CPIError:  # and no interrupt, after which there may be one
+                made = False
+                raise
             yield name
             failed = False
         finally:
+            if made:
+                self._delete_lease(name, sync=failed)
+
+    def _delete_lease(self, name: str, *, sync: bool) -> None:
+        with suppress(NotFound):
             self.client.call(
                 "leases.v1.Leases/Delete",
-                leases_pb2.DeleteRequest(id=name, sync=failed),
+                leases_pb2.DeleteRequest(id=name, sync=sync),
                 Empty,
                 doing=f"deleting the lease {name}",
             )
