@@ -211,6 +211,15 @@ def test_only_what_is_the_clients_business_comes_from_its_context(one: Client) -
                      context=context).type == "StemcellNotFound"  # fmt: skip
 
 
+@pytest.mark.parametrize("level", ["debug", "error"])
+def test_a_client_sets_the_level_of_its_own_log_and_not_of_the_hosts(
+    one: Client, level: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one.call("has_vm", "fake-vm-1", context={"log_level": level})
+    assert ("INFO has_vm" in one.log) is (level == "debug")
+    assert "INFO has_vm vm_cid='fake-vm-1'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("failure", [CloudError("no"), Interrupted("SIGTERM"), MemoryError()])
 def test_what_fails_is_not_counted(
     one: Client, failure: BaseException, monkeypatch: pytest.MonkeyPatch
