@@ -12,6 +12,7 @@ from cpi.errors import CloudError
 from cpi.main import Interrupted
 from cpi.methods import METHODS
 from cpi.service import guard as guards
+from cpi.service.holdings import Holdings
 from tests.contract import RuntimeContract
 from tests.fake_runtime import WORLDS, FakeRuntime
 from tests.lab import Cpi
@@ -251,6 +252,29 @@ def test_what_fails_is_not_counted(
         assert one.records() == before, method
     record = Path(one.config.text("state_dir")) / "clients" / "one" / disk
     assert json.loads(record.read_text())["disk"] == size
+
+
+@pytest.mark.parametrize("failure", [OSError("no space"), Interrupted("SIGTERM")])
+def test_what_cannot_be_recorded_does_not_stay(
+    one: Client, failure: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    disk, stemcell = one.disk(), one.stemcell()
+    before = one.records()
+    monkeypatch.setattr(Holdings, "_name", fail)
+    calls: dict[str, list[Any]] = {
+        "create_vm": one.arguments(stemcell),
+        "create_disk": [64, {}, None],
+        "snapshot_disk": [disk, {}],
+    }
+    for method, arguments in calls.items():
+        with pytest.raises((Failed, Interrupted)):
+            one.call(method, *arguments)
+    world = WORLDS[one.config.text("state_dir")]
+    assert (list(world.machines), list(world.disks), list(world.snapshots)) == ([], [disk], [])
+    assert one.records() == before
 
 
 def test_a_disk_that_was_deleted_without_the_service_is_forgotten(one: Client) -> None:
