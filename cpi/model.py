@@ -4,7 +4,7 @@ Sizes are MiB, as in BOSH. Source of the shapes: bosh-director's cloud calls (ap
 and bosh-agent's settings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -127,3 +127,20 @@ class VMResources:
     cpu: int
     ram: int
     ephemeral_disk_size: int
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that nobody owns, as a killed call leaves it.
+
+    kind, name, why: for people. lock: what must be held while `remove` takes it away, a CID most
+    often. certain: nobody can want it, so that it may go unasked. size: bytes on the host's disk.
+    """
+
+    kind: str
+    name: str
+    why: str
+    lock: str
+    remove: Callable[[], object] = field(repr=False)
+    certain: bool = True
+    size: int = 0

@@ -112,9 +112,8 @@ class Client:
         with tempfile.TemporaryFile("w+") as given:
             given.write(request(method, *arguments, **more))
             given.seek(0)
-            # nsenter waits for what it started, which would outlive it when it is killed.
             return subprocess.Popen(
-                self._host.enter("setpriv", "--pdeathsig", "KILL", "--", *self.argv),
+                self._host.enter(*self.argv),
                 stdin=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cpi.commands import console, disk, serve, stemcell
+from cpi.commands import console, disk, gc, restore, serve, stemcell
 from cpi.config import Config
 from cpi.errors import CPIError
 from cpi.version import VERSION
@@ -40,6 +40,8 @@ def parser() -> argparse.ArgumentParser:
     nouns = top.add_subparsers(metavar="COMMAND", required=True)
     console.add_to(nouns)
     disk.add_to(nouns)
+    gc.add_to(nouns)
+    restore.add_to(nouns)
     serve.add_to(nouns)
     stemcell.add_to(nouns)
     return top

@@ -37,6 +37,15 @@ class Containers:
         except NotFound:
             return None
 
+    def all(self) -> Sequence[containers_pb2.Container]:
+        """Return the records of all containers."""
+        return self._client.call(
+            "containers.v1.Containers/List",
+            containers_pb2.ListContainersRequest(),
+            containers_pb2.ListContainersResponse,
+            doing="listing containers",
+        ).containers
+
     def create(
         self, cid: str, image: str, spec: Mapping[str, Any], labels: Mapping[str, str]
     ) -> None:
@@ -115,6 +124,19 @@ class Containers:
             self.stop(cid)
             raise
         return pid
+
+    def has_task(self, cid: str) -> bool:
+        """Tell whether there is a task, running or not. None outlives a restart of the host."""
+        try:
+            self._client.call(
+                "tasks.v1.Tasks/Get",
+                tasks_pb2.GetRequest(container_id=cid),
+                tasks_pb2.GetResponse,
+                doing=f"looking for the task of {cid}",
+            )
+        except NotFound:
+            return False
+        return True
 
     def init_of(self, cid: str) -> int | None:
         """Return the process id of a running task's init, or None."""

@@ -7,7 +7,8 @@
     disks.json       what the VM's env says of its disks
     mounts.json      folders of the host that the VM has besides (cloud_properties.mounts)
     mounts/<n>/      the n-th of them
-    network.json     see network.py
+    network.json     see cpi.cni.networks
+    unfinished       see cpi.unfinished
 """
 
 import errno
@@ -16,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cpi import linux
+from cpi import linux, unfinished
 from cpi.disks import loop, mount_options
 from cpi.disks.filesystems import make_ext4, mount_device
 from cpi.disks.image import MIB, make_sparse, part_of
@@ -45,6 +46,7 @@ class HostFolder:
         """Make the folder and what disks appear in. `remove` takes away whatever there is."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path.mkdir(mode=0o700)
+        unfinished.begin(self.path)
         self.data.mkdir(mode=0o755)
         self.disks.mkdir(mode=0o755)
         linux.mount_shared_tmpfs(self.disks)

@@ -122,8 +122,6 @@ class Container:
 
 def render(container: Container) -> Spec:
     """Return the spec of a VM."""
-    have = set(container.capabilities)
-    wanted = sorted(have if container.privileged else have & set(CAPABILITIES))
     spec: Spec = {
         "ociVersion": "1.0.2",
         "hostname": container.hostname,
@@ -137,7 +135,7 @@ def render(container: Container) -> Spec:
                 "container=oci",
             ],
             "user": {"uid": 0, "gid": 0},
-            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), wanted),
+            "capabilities": _capabilities(container.capabilities, container.privileged),
         },
         "mounts": _mounts(container),
         "linux": {
@@ -164,6 +162,27 @@ def render(container: Container) -> Spec:
             "syscalls": [{"names": list(_DENIED_CALLS), "action": "SCMP_ACT_ERRNO", "errnoRet": 1}],
         }
     return spec
+
+
+def renew(spec: Spec, capabilities: Collection[str], devices: Sequence[Spec]) -> None:
+    """Change a spec to what the host has since it was started anew.
+
+    capabilities: of containerd itself; devices: for a privileged VM.
+    """
+    privileged = is_privileged(spec)
+    spec["process"]["capabilities"] = _capabilities(capabilities, privileged)
+    if privileged:
+        spec["linux"]["devices"] = list(devices)
+
+
+def is_privileged(spec: Spec) -> bool:
+    """Tell whether a spec is a privileged VM's."""
+    return bool(spec["linux"]["resources"]["devices"][0]["allow"])
+
+
+def _capabilities(have: Collection[str], privileged: bool) -> Spec:
+    wanted = sorted(have if privileged else set(have) & set(CAPABILITIES))
+    return dict.fromkeys(("bounding", "effective", "permitted"), wanted)
 
 
 def _mounts(container: Container) -> list[Spec]:

@@ -7,11 +7,13 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import BinaryIO
 
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253 - loaded with the client only
 
-from cpi.errors import CPIError
+from cpi import locks
+from cpi.log import Log
 from runtimes.containerd.api import (
     content_pb2,
     diff_pb2,
@@ -28,14 +30,18 @@ AHEAD = 8
 
 # Long enough for the largest stemcell; a killed process' lease goes away by itself afterwards.
 LEASE_SECONDS = 3600
+_LABEL_LOCKS = "bosh.run_dir"
 
 
 class Store:
     """containerd's content, snapshots and images, for one snapshotter."""
 
-    def __init__(self, client: Client, snapshotter: str) -> None:
+    def __init__(self, client: Client, snapshotter: str, run_dir: Path, log: Log) -> None:
+        """run_dir: where locks are."""
         self.client = client
         self.snapshotter = snapshotter
+        self._run_dir = str(run_dir)
+        self._log = log
 
     # Leases
 
@@ -43,29 +49,31 @@ class Store:
     def lease(self) -> Iterator[str]:
         """Hold a lease; when it ends, containerd collects what nothing else refers to.
 
-        On success that happens in its own time, after a failure before this returns.
+        A lock of its name is held as long, so that the lease of a killed process is known. On
+        success that happens in its own time, after a failure before this returns.
         """
         expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + LEASE_SECONDS))
         name = f"bosh-cpi-{os.urandom(8).hex()}"
-        failed = made = True
-        try:
-            try:
-                self.client.call(
-                    "leases.v1.Leases/Create",
-                    leases_pb2.CreateRequest(id=name, labels={"containerd.io/gc.expire": expiry}),
-                    leases_pb2.CreateResponse,
-                    doing="creating a lease",
-                )
-            except CPIError:  # and no interrupt, after which there may be one
-                made = False
-                raise
-            yield name
-            failed = False
-        finally:
-            if made:
-                self._delete_lease(name, sync=failed)
+        failed = True
+        with locks.hold(self._run_dir, name, log=self._log):
+            try:  # from here on: a signal may come in the middle of making it
+                self._create_lease(name, expiry)
+                yield name
+                failed = False
+            finally:
+                self.delete_lease(name, sync=failed)
 
-    def _delete_lease(self, name: str, *, sync: bool) -> None:
+    def _create_lease(self, name: str, expiry: str) -> None:
+        labels = {"containerd.io/gc.expire": expiry, _LABEL_LOCKS: self._run_dir}
+        self.client.call(
+            "leases.v1.Leases/Create",
+            leases_pb2.CreateRequest(id=name, labels=labels),
+            leases_pb2.CreateResponse,
+            doing="creating a lease",
+        )
+
+    def delete_lease(self, name: str, *, sync: bool) -> None:
+        """Delete a lease; sync: what only it held is gone before this returns; gone: no error."""
         with suppress(NotFound):
             self.client.call(
                 "leases.v1.Leases/Delete",
@@ -73,6 +81,16 @@ class Store:
                 Empty,
                 doing=f"deleting the lease {name}",
             )
+
+    def leases(self) -> list[str]:
+        """Return the names of leases whose locks are where ours are."""
+        found = self.client.call(
+            "leases.v1.Leases/List",
+            leases_pb2.ListRequest(),
+            leases_pb2.ListResponse,
+            doing="listing leases",
+        ).leases
+        return [lease.id for lease in found if lease.labels.get(_LABEL_LOCKS) == self._run_dir]
 
     # Content
 
@@ -203,6 +221,16 @@ class Store:
         except NotFound:
             return False
         return True
+
+    def snapshots(self) -> list[str]:
+        """Return the names of all snapshots."""
+        replies = self.client.listing(
+            "snapshots.v1.Snapshots/List",
+            snapshots_pb2.ListSnapshotsRequest(snapshotter=self.snapshotter),
+            snapshots_pb2.ListSnapshotsResponse,
+            doing="listing snapshots",
+        )
+        return [info.name for reply in replies for info in reply.info]
 
     def remove_snapshot(self, key: str) -> None:
         """Remove a snapshot; one that is gone is no error."""

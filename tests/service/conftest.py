@@ -88,6 +88,10 @@ def settings(authority: CA) -> dict[str, object]:
         "tls_certificate": str(server.certificate),
         "tls_private_key": str(server.key),
         "tls_client_ca": str(authority.certificate),
+        "clients": {
+            "small": {"quotas": {"vms": 1, "cpu": 1, "memory": 256, "disk": 1024}},
+            "other": {},
+        },
     }
 
 

@@ -217,12 +217,18 @@ def test_what_is_created_for_a_client_that_goes_away_is_undone(
     before = machine.leftovers()
     calling = slow_service.client().started("create_vm", "a", stemcell, {}, slow.networks, [], {})
     slow.wait()
-    calling.kill()
-    calling.communicate()
+    _kill_client(calling)
     slow.go_on()
     wait_for(lambda: "nobody waits for the answer" in slow_service.log.read_text(), "the undoing")
     wait_for(lambda: "bosh_cpi_calls_running 0.0" in slow_service.get("/metrics"), "its end")
     assert machine.leftovers() == before
+
+
+def _kill_client(calling: "subprocess.Popen[str]") -> None:
+    """Kill a client itself: what was started is nsenter, its parent."""
+    children = Path(f"/proc/{calling.pid}/task/{calling.pid}/children")
+    os.kill(int(wait_for(children.read_text, "the client")), signal.SIGKILL)
+    calling.communicate()
 
 
 def test_sigterm_finishes_what_runs_and_takes_no_more(
@@ -283,17 +289,25 @@ def held(host: PrivateHost, cid: str) -> Iterator[Callable[[], None]]:
     assert holder.stdin is not None
     assert holder.stdout is not None
     assert holder.stdout.readline() == "held\n"
+    released = False
+
+    def release() -> None:
+        nonlocal released
+        released = True
+        holder.communicate("\n")
+
     try:
-        yield lambda: (holder.communicate("\n"), None)[1]
+        yield release
     finally:
-        holder.communicate()
+        if not released:
+            release()
 
 
 def test_a_call_that_waits_holds_nobody_up(service: Service, host: PrivateHost) -> None:
-    disk = service.client()("create_disk", 32, {}, None)["result"]
-    told = f"waiting for another call on {disk}\n"
+    disk = service.client()("create_disk", 16, {}, None)["result"]
     with held(host, disk) as release:
         waiting = service.client().started("delete_disk", disk)
+        told = f"waiting for another call on {disk}"
         wait_for(lambda: told in service.log.read_text(), "it waits")
         assert works(service)
         release()
