@@ -92,8 +92,10 @@ def _run(
     guard: Guard | None,
 ) -> object:
     """Run a method. Raises what is wrong with the call, and whatever its runtime raises."""
+    # What the host's own log has of its clients is not for them to say.
+    shown_level = "" if guard is None else config.text("log_level")
     config, ignored = config.with_context(context, of_client=guard is not None)
-    log.set_level(config.text("log_level"))
+    log.set_level(config.text("log_level"), shown_level)
     method = methods.find(name, api_version)
     log.info(_started(name, method, given, context))
     _tell_ignored(ignored, config, log)

@@ -19,7 +19,7 @@ class Log:
     """
 
     def __init__(self, level: str = "info", *, tag: str = "", quiet: bool = False) -> None:
-        self._least = LEVELS.index(level)
+        self._least = self._least_shown = LEVELS.index(level)
         self._lines: list[str] = []
         self._tag = f"[{tag}] " if tag else ""
         self._quiet = quiet
@@ -41,17 +41,20 @@ class Log:
         """All lines so far, for the response."""
         return "".join(self._lines)
 
-    def set_level(self, level: str) -> None:
-        """Keep lines from this level on."""
+    def set_level(self, level: str, shown: str = "") -> None:
+        """Keep lines from this level on; stderr shows those from `shown` on, if that differs."""
         self._least = LEVELS.index(level)
+        self._least_shown = LEVELS.index(shown or level)
 
     def _write(self, level: str, message: str) -> None:
-        if LEVELS.index(level) < self._least:
+        number = LEVELS.index(level)
+        if number < min(self._least, self._least_shown):
             return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         line = f"{stamp} {level.upper()} {message}\n"
-        self._lines.append(line)
+        if number >= self._least:
+            self._lines.append(line)
         # A stderr that is closed (None) or whose reader has gone must not undo what works.
-        if sys.stderr is not None and not self._quiet:
+        if number >= self._least_shown and sys.stderr is not None and not self._quiet:
             with suppress(OSError, ValueError):
                 sys.stderr.write(f"{self._tag}{line}")

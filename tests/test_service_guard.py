@@ -12,6 +12,7 @@ from cpi.errors import CloudError
 from cpi.main import Interrupted
 from cpi.methods import METHODS
 from cpi.service import guard as guards
+from cpi.service.holdings import Holdings
 from tests.contract import RuntimeContract
 from tests.fake_runtime import WORLDS, FakeRuntime
 from tests.lab import Cpi
@@ -137,10 +138,13 @@ def test_get_disks_names_the_clients_own_alone(one: Client) -> None:
 
 def test_a_stemcell_of_two_is_deleted_with_the_last(one: Client, other: Client) -> None:
     stemcell = one.stemcell()
-    assert other.fails("delete_stemcell", stemcell).type == "StemcellNotFound"
-    assert other.stemcell() == stemcell
     world = WORLDS[one.config.text("state_dir")]
-    one.call("delete_stemcell", stemcell)
+    assert other.call("delete_stemcell", stemcell) is None  # as if nobody had it
+    assert stemcell in world.stemcells
+    assert other.stemcell() == stemcell
+    for _ in range(2):
+        one.call("delete_stemcell", stemcell)
+        assert stemcell in world.stemcells
     assert one.records() == []
     assert one.fails("create_vm", *one.arguments(stemcell)).type == "StemcellNotFound"
     assert other.vm()
@@ -208,6 +212,15 @@ def test_only_what_is_the_clients_business_comes_from_its_context(one: Client) -
                      context=context).type == "StemcellNotFound"  # fmt: skip
 
 
+@pytest.mark.parametrize("level", ["debug", "error"])
+def test_a_client_sets_the_level_of_its_own_log_and_not_of_the_hosts(
+    one: Client, level: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one.call("has_vm", "fake-vm-1", context={"log_level": level})
+    assert ("INFO has_vm" in one.log) is (level == "debug")
+    assert "INFO has_vm vm_cid='fake-vm-1'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("failure", [CloudError("no"), Interrupted("SIGTERM"), MemoryError()])
 def test_what_fails_is_not_counted(
     one: Client, failure: BaseException, monkeypatch: pytest.MonkeyPatch
@@ -239,6 +252,29 @@ def test_what_fails_is_not_counted(
         assert one.records() == before, method
     record = Path(one.config.text("state_dir")) / "clients" / "one" / disk
     assert json.loads(record.read_text())["disk"] == size
+
+
+@pytest.mark.parametrize("failure", [OSError("no space"), Interrupted("SIGTERM")])
+def test_what_cannot_be_recorded_does_not_stay(
+    one: Client, failure: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    disk, stemcell = one.disk(), one.stemcell()
+    before = one.records()
+    monkeypatch.setattr(Holdings, "_name", fail)
+    calls: dict[str, list[Any]] = {
+        "create_vm": one.arguments(stemcell),
+        "create_disk": [64, {}, None],
+        "snapshot_disk": [disk, {}],
+    }
+    for method, arguments in calls.items():
+        with pytest.raises((Failed, Interrupted)):
+            one.call(method, *arguments)
+    world = WORLDS[one.config.text("state_dir")]
+    assert (list(world.machines), list(world.disks), list(world.snapshots)) == ([], [disk], [])
+    assert one.records() == before
 
 
 def test_a_disk_that_was_deleted_without_the_service_is_forgotten(one: Client) -> None:

@@ -25,6 +25,7 @@ from cpi.log import Log
 from cpi.service import rules
 from cpi.service.holdings import Holdings, Record
 from cpi.service.policy import Policies, client_name
+from cpi.undo import Undo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -91,17 +92,15 @@ class Guard:
             self._set(call, "registry.docker_config", os.devnull)
         record = Record(cid.STEMCELL, runtimes=tuple(runtimes))
         with self._holdings.stemcells(deleting=False):
-            return self._made(record, CloudError, go)
+            return self._made(call, record, CloudError, go)
 
     def _delete_stemcell(self, call: Call, arguments: list[Any], go: Go) -> object:
         stemcell = arguments[0]
         with self._holdings.stemcells(deleting=True):
             record = self._holdings.find(stemcell, cid.STEMCELL)
-            others = self._holdings.holders(stemcell, cid.STEMCELL)
             if record is None:
-                if others:
-                    raise _not_found(stemcell, cid.STEMCELL)
-                return None
+                return None  # as of one that is gone
+            others = self._holdings.holders(stemcell, cid.STEMCELL)
             if others:
                 call.log.info(f"{stemcell} stays, as other clients have it too")
                 self._holdings.hand_over(stemcell, others[0])
@@ -125,7 +124,7 @@ class Guard:
         rules.require_properties(self._policy, wanted)
         rules.require_networks(self._policy, parsed, call.config.text("network.bridge"))
         record = rules.vm_record(self._policy, runtime, wanted, call.config)
-        return self._made(record, VMCreationFailed, go)
+        return self._made(call, record, VMCreationFailed, go)
 
     def _delete_vm(self, call: Call, arguments: list[Any], go: Go) -> object:
         vm = arguments[0]
@@ -157,7 +156,7 @@ class Guard:
         else:
             self._require(vm, cid.VM)
         rules.require_store(self._policy, disk_properties.parse(properties).store)
-        return self._made(Record(cid.DISK, disk=size), NoDiskSpace, go)
+        return self._made(call, Record(cid.DISK, disk=size), NoDiskSpace, go)
 
     def _delete_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
         disk = arguments[0]
@@ -190,7 +189,7 @@ class Guard:
 
     def _snapshot_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
         with self._changing(call, arguments[0], cid.DISK) as record:
-            return self._made(replace(record, kind=cid.SNAPSHOT), NoDiskSpace, go)
+            return self._made(call, replace(record, kind=cid.SNAPSHOT), NoDiskSpace, go)
 
     def _delete_snapshot(self, call: Call, arguments: list[Any], go: Go) -> object:
         snapshot = arguments[0]
@@ -217,13 +216,32 @@ class Guard:
         document: dict[str, object] = {name: value}
         call.config, _ = call.config.with_context({section: document} if section else document)
 
-    def _made(self, record: Record, error: type[CPIError], go: Go) -> object:
-        """Run what makes a thing, which counts from before it is made."""
+    def _made(self, call: Call, record: Record, error: type[CPIError], go: Go) -> object:
+        """Run what makes a thing, which counts from before it is made.
+
+        One that cannot be recorded would be nobody's: it is deleted again.
+        """
         allowed = rules.within_quotas(self._policy, error)
-        with self._holdings.reserve(record, allowed) as name:
+        with self._holdings.reserve(record, allowed) as name, Undo(call.log) as undo:
             result = go()
-            name(str(result[0] if isinstance(result, list) else result))
+            made = str(result[0] if isinstance(result, list) else result)
+            undo.push(lambda: self._unmade(call, made, record.kind))
+            name(made)
+            undo.keep()
         return result
+
+    def _unmade(self, call: Call, made: str, kind: str) -> None:
+        """Delete what has just been made. A stemcell stays: the same upload finds it again."""
+        if kind != cid.STEMCELL:
+            runtime = call.runtime_of(made, kind)
+            delete = {
+                cid.VM: runtime.delete_vm,
+                cid.DISK: runtime.delete_disk,
+                cid.SNAPSHOT: runtime.delete_snapshot,
+            }
+            with call.hold(made):
+                delete[kind](made)
+            self._holdings.forget(made)
 
     @contextmanager
     def _changing(self, call: Call, one: str, kind: str) -> Iterator[Record]:
