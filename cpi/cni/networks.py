@@ -100,7 +100,7 @@ class Networks:
         with ExitStack() as stack:  # one plugin's failure does not keep the rest
             stack.callback(self._ports.release, vm_cid)
             stack.callback(linux.unpin_network_namespace, namespace)
-            for attachment in _load(folder / STATE):
+            for attachment in attachments_in(folder / STATE):
                 stack.callback(self._plugins.delete, attachment, vm_cid, namespace)
 
     def hand_over(self, networks: Sequence[Network], folder: Path) -> list[tuple[str, int]]:
@@ -114,7 +114,7 @@ class Networks:
         argv = ["ip", "-json", "-details", "link", "show"]
         links = {link["ifname"]: link for link in json.loads(run(argv, install_hint=_IPROUTE))}
         bridges = []
-        for network, attachment in zip(networks, _load(folder / STATE), strict=True):
+        for network, attachment in zip(networks, attachments_in(folder / STATE), strict=True):
             mine = [links[name] for name in host_links(attachment.result or {}) if name in links]
             kinds = [link.get("linkinfo", {}).get("info_kind") for link in mine]
             if "bridge" not in kinds:
@@ -217,7 +217,8 @@ def _save(path: Path, attachments: Sequence[Attachment]) -> None:
     fresh.replace(path)
 
 
-def _load(path: Path) -> list[Attachment]:
+def attachments_in(path: Path) -> list[Attachment]:
+    """What a VM has of networks, none for a VM that is gone. path: of its STATE file."""
     try:
         documents = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -8,7 +8,18 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cpi.commands import console, disk, stemcell
+from cpi.commands import (
+    completion,
+    console,
+    disk,
+    doctor,
+    inside,
+    logs,
+    networks,
+    stemcell,
+    top as top_command,
+    vms,
+)
 from cpi.config import Config
 from cpi.errors import CPIError
 from cpi.version import VERSION
@@ -38,9 +49,11 @@ def parser() -> argparse.ArgumentParser:
         help=f"configuration (JSON); also ${CONFIG_VARIABLE}",
     )
     nouns = top.add_subparsers(metavar="COMMAND", required=True)
-    console.add_to(nouns)
-    disk.add_to(nouns)
-    stemcell.add_to(nouns)
+    for command in (
+        *(doctor, vms, networks, disk, top_command, logs, console, inside, stemcell),
+        completion,
+    ):
+        command.add_to(nouns)
     return top
 
 
@@ -48,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 for a failure, 2 for a wrong command."""
     options = parser().parse_args(argv)
     try:
-        status: int = options.run(options, Config.load(options.config))
+        load = getattr(options, "load", Config.load)
+        status: int = options.run(options, load(options.config))
         return status
     except CPIError as error:
         print(f"bosh-cpi: {error.message}", file=sys.stderr)

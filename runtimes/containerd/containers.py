@@ -37,6 +37,26 @@ class Containers:
         except NotFound:
             return None
 
+    def all(self) -> Sequence[containers_pb2.Container]:
+        """Return all containers' records."""
+        return self._client.call(
+            "containers.v1.Containers/List",
+            containers_pb2.ListContainersRequest(),
+            containers_pb2.ListContainersResponse,
+            doing="listing containers",
+        ).containers
+
+    def tasks(self) -> Mapping[str, task_pb2.Process]:
+        """Return the init process of each container that has a task."""
+        processes = self._client.call(
+            "tasks.v1.Tasks/List",
+            tasks_pb2.ListTasksRequest(),
+            tasks_pb2.ListTasksResponse,
+            doing="listing tasks",
+        ).tasks
+        # Each says which container it is of in `id`, as the only one (services/tasks/local.go).
+        return {process.id or process.container_id: process for process in processes}
+
     def create(
         self, cid: str, image: str, spec: Mapping[str, Any], labels: Mapping[str, str]
     ) -> None:

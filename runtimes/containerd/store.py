@@ -194,6 +194,15 @@ class Store:
             return False
         return True
 
+    def usage(self, key: str) -> int:
+        """Return how many bytes a snapshot takes, without those below it. Raises NotFound."""
+        return self.client.call(
+            "snapshots.v1.Snapshots/Usage",
+            snapshots_pb2.UsageRequest(snapshotter=self.snapshotter, key=key),
+            snapshots_pb2.UsageResponse,
+            doing=f"measuring the snapshot {key}",
+        ).size
+
     def remove_snapshot(self, key: str) -> None:
         """Remove a snapshot; one that is gone is no error."""
         try:

@@ -134,6 +134,11 @@ class Connection:
         self._happened = threading.Event()  # something that was watched for
 
     @property
+    def shown(self) -> str:
+        """The URI, for people."""
+        return _without_password(self.uri)
+
+    @property
     def raw(self) -> Any:
         """libvirt's own connection. Raises CloudError, naming URI, cause and next step."""
         with self._opening:
@@ -269,6 +274,11 @@ def _handle_events() -> None:
             time.sleep(_LOOK_AGAIN)
 
 
+IS_RUNNING, IS_OFF, IS_PAUSED = (
+    libvirt.VIR_DOMAIN_RUNNING,
+    libvirt.VIR_DOMAIN_SHUTOFF,
+    libvirt.VIR_DOMAIN_PAUSED,
+)
 SPARSE_UPLOAD = libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
 REUSE_TARGET = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
 RESIZE_BYTES = libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES
@@ -283,6 +293,23 @@ METADATA = libvirt.VIR_DOMAIN_METADATA_ELEMENT
 REMOVED = libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED
 LIFECYCLE = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
 JOB_COMPLETED = libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED
+
+
+def statistics(connection: Any) -> list[Any]:
+    """Each running domain with what it uses. Raises libvirt's error."""
+    what = (
+        libvirt.VIR_DOMAIN_STATS_CPU_TOTAL
+        | libvirt.VIR_DOMAIN_STATS_BALLOON
+        | libvirt.VIR_DOMAIN_STATS_BLOCK
+    )
+    active = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
+    found: list[Any] = connection.getAllDomainStats(what, active)
+    return found
+
+
+def version_of_library() -> int:
+    """libvirt's version, as it counts: 9.1.0 is 9001000."""
+    return int(libvirt.getVersion())
 
 
 def destroy(domain: Any) -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stemcell_convert.streams import Source
 
 _DIGITS = 40  # hexadecimal, of a sha256
-_DISK, _FACTS = ".stemcell", ".json"
+_DISK, FACTS = ".stemcell", ".json"
 _ROOT = ".root"
 _CHUNK = 1 << 20
 
@@ -92,7 +92,7 @@ class Stemcells:
                         f"the stemcell {stemcell_cid} is in use by the VM "
                         f"{clone.removesuffix(_ROOT)}; delete that first"
                     )
-        self._pool.delete(_id(stemcell_cid) + _FACTS)
+        self._pool.delete(_id(stemcell_cid) + FACTS)
         self._pool.delete(name)
 
     def _is_clone(self, name: str, path: str) -> bool:
@@ -163,7 +163,7 @@ class Stemcells:
         report = LogReport(self._log)
         with Undo(self._log) as undo:
             self._pool.delete(name + _DISK)  # what a killed import left
-            self._pool.delete(name + _FACTS)
+            self._pool.delete(name + FACTS)
             undo.push(lambda: self._pool.delete(name + _DISK))
             size, kind = raw.stat().st_size, self._profile.base_format
             volume = self._pool.create(Volume(name + _DISK, size, kind, mode=SHARED))
@@ -171,13 +171,13 @@ class Stemcells:
                 self._pool.upload(volume, raw, show)
             base = Base(path_of(volume), kind, size, settings, resolution)
             document = json.dumps(asdict(base)).encode()
-            undo.push(lambda: self._pool.delete(name + _FACTS))
-            facts = self._pool.create(Volume(name + _FACTS, len(document)))
+            undo.push(lambda: self._pool.delete(name + FACTS))
+            facts = self._pool.create(Volume(name + FACTS, len(document)))
             self._pool.write(facts, document)
             undo.keep()
 
     def _facts(self, name: str) -> Base | None:
-        volume = self._pool.find(name + _FACTS)
+        volume = self._pool.find(name + FACTS)
         if volume is None:
             return None
         try:
