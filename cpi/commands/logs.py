@@ -16,7 +16,7 @@ from cpi.config import Config
 from cpi.errors import CloudError, NotSupported
 from cpi.runtime import Runtime
 from cpi.streams import Streams
-from cpi.views import LogPart, LogPlaces, VMView
+from cpi.views import RUNNING, LogPart, LogPlaces, VMView
 
 _EXAMPLES = """\
 examples:
@@ -102,8 +102,10 @@ class _Files:
                     path, console.last_lines(part.data, self._lines), several=len(paths) > 1
                 )
         if not any(self._seen.values()) and not follow:
+            runs = self._vm.state == RUNNING
             raise CloudError(
-                f"the VM {self._vm.cid} has none of {', '.join(paths) or 'the usual logs'}"
+                f"the VM {self._vm.cid} has {'not ' + ', '.join(paths) if paths else 'no log file'}"
+                + ("" if runs else "; it does not run, and a journal in memory ended with it")
             )
         while follow:
             time.sleep(_EVERY)

@@ -35,9 +35,11 @@ def _by_beginning(text: str, vm: VMView) -> bool:
     """Of the CID, of its last part, or of a name with an id, where that is told in full."""
     if not text:
         return False
-    own = vm.cid.rpartition("-")[2]
-    instances = [name for name in _names(vm) if name.endswith(f"/{vm.name.id}") and vm.name.id]
-    return any(one.startswith(text) for one in (vm.cid, own, *instances))
+    own, identifier = vm.cid.rpartition("-")[2], vm.name.id
+    if vm.cid.startswith(text) or own.startswith(text):
+        return True
+    group, _, begun = text.rpartition("/")
+    return bool(begun) and identifier.startswith(begun) and f"{group}/{identifier}" in _names(vm)
 
 
 def _names(vm: VMView) -> Iterator[str]:

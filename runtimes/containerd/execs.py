@@ -18,6 +18,7 @@ from google.protobuf.any_pb2 import Any as Packed  # noqa: TID253 - loaded with 
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253
 
 from cpi import streams
+from cpi.cid import shown
 from cpi.errors import CloudError, CPIError
 from cpi.streams import Carrier, Remote, Streams
 from runtimes.containerd.api import tasks_pb2
@@ -64,7 +65,10 @@ class Execs:
             far = stack.enter_context(_outputs(folder, stdin, terminal=near.terminal))
             running.create(document, folder, terminal=near.terminal)
             stack.callback(running.end)
-            running.start()
+            try:
+                running.start()
+            except CloudError as error:
+                raise _explained(error, vm_cid, command[0]) from None
             if near.terminal:
                 stack.enter_context(streams.raw(near.stdin, running.resize))
             waiting = threading.Thread(target=running.wait, daemon=True)
@@ -77,6 +81,13 @@ class Execs:
             Carrier(near, far, closed).run()
             waiting.join()
             return running.status()
+
+
+def _explained(error: CloudError, vm_cid: str, program: str) -> CloudError:
+    """runc's words for a program that is not there, in ours."""
+    if not any(words in error.message for words in ("not found in $PATH", "no such file or")):
+        return error
+    return CloudError(f"the VM {vm_cid} has no program {shown(program)}")
 
 
 class _Exec:

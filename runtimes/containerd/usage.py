@@ -16,7 +16,7 @@ def read(path: str) -> dict[str, Any] | None:
     """Return the counted fields of cpi.views.Usage for a cgroup, None for one that is gone."""
     try:
         return _read_v2(path) if cgroups.is_v2() else _read_v1(path)
-    except (FileNotFoundError, OSError):  # ENODEV: removed while it was read
+    except OSError:  # ENOENT, or ENODEV: removed while it was read
         return None
 
 
@@ -29,7 +29,7 @@ def _read_v2(path: str) -> dict[str, Any]:
         read += int(pairs.get("rbytes", 0))
         written += int(pairs.get("wbytes", 0))
     return {
-        "cpu": _fields(folder / "cpu.stat")["usage_usec"] / 1e6,
+        "cpu": _usec((folder / "cpu.stat").read_text()) / 1e6,
         "memory": _without_cache(memory, _fields(folder / "memory.stat"), "inactive_file"),
         "memory_limit": _number(folder / "memory.max"),
         "pids": _number(folder / "pids.current"),
@@ -70,6 +70,10 @@ def _number(path: Path) -> int | None:
     """A number, None for "max" or a controller that is not there."""
     lines = _lines(path)
     return int(lines[0]) if lines and lines[0].isdigit() else None
+
+
+def _usec(text: str) -> int:
+    return next(int(line.split()[1]) for line in text.splitlines() if "usage_usec" in line)
 
 
 def _fields(path: Path) -> dict[str, int]:
