@@ -124,7 +124,7 @@ def size(descriptor: int) -> tuple[int, int]:
 
 @contextmanager
 def raw(descriptor: int, resized: Callable[[int, int], None]) -> Iterator[None]:
-    """Let a terminal pass on every key, Ctrl-C too, and tell of each change of its size."""
+    """Let a terminal pass on every key, Ctrl-C too, and tell of its size when that changes."""
 
     def changed(number: int, frame: object) -> None:
         with suppress(Exception):  # a size is no reason to end what runs
@@ -134,7 +134,6 @@ def raw(descriptor: int, resized: Callable[[int, int], None]) -> Iterator[None]:
     before = signal.signal(signal.SIGWINCH, changed)
     try:
         tty.setraw(descriptor)
-        resized(*size(descriptor))
         yield
     finally:
         termios.tcsetattr(descriptor, termios.TCSADRAIN, settings)

@@ -19,11 +19,11 @@ Result = TypeVar("Result")
 
 
 class Fleet:
-    """Use with `with`. failed: a runtime could not be asked; that was said on stderr."""
+    """Use with `with`. failed: runtimes that could not be asked; each was told of on stderr."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.failed = False
+        self.failed: set[str] = set()
         self._loaded: dict[str, Runtime] = {}
 
     def __enter__(self) -> "Fleet":
@@ -58,13 +58,18 @@ class Fleet:
     def each(
         self, ask: Callable[[Runtime], Sequence[Result]], names: Sequence[str] | None = None
     ) -> list[Result]:
-        """Ask every runtime; one that cannot be asked is a warning, and keeps no other back."""
+        """Ask every runtime; one that cannot be asked is a warning, and keeps no other back.
+
+        It is not asked again, so that there is one warning of it.
+        """
         found: list[Result] = []
         for name in self.names if names is None else names:
+            if name in self.failed:
+                continue
             try:
                 found += ask(self.runtime(name))
             except CPIError as error:
-                self.failed = True
+                self.failed.add(name)
                 print(f"bosh-cpi: {name}: {error.message}", file=sys.stderr)
         return found
 

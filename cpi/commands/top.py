@@ -100,9 +100,7 @@ class _Look:
     def again(self) -> list[Rate]:
         """What each VM has used since the last look, the busiest first."""
         self.vms = {vm.cid: vm for vm in self._fleet.each(lambda runtime: runtime.vms())}
-        # One that could not be listed has been told of.
-        names = [name for name in self._fleet.names if not self._fleet.failed] or None
-        now = self._fleet.each(lambda runtime: runtime.usage(), names)
+        now = self._fleet.each(lambda runtime: runtime.usage())
         at, self._at = self._at, time.monotonic()
         found = rates(self._before, now, self._at - at)
         self._before = {usage.cid: usage for usage in now}

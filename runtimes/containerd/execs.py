@@ -29,20 +29,21 @@ _KILL = 9
 _LONG = 365 * 86400  # seconds; a shell may stay open for as long as somebody likes
 
 
-def process(spec: dict[str, Any], command: Sequence[str], term: str = "") -> dict[str, Any]:
+def process(
+    spec: dict[str, Any], command: Sequence[str], terminal: tuple[int, int] | None
+) -> dict[str, Any]:
     """Return the OCI process of a command in a VM: its init's, with other arguments.
 
-    term: what the terminal calls itself, "" for none.
+    terminal: its width and height in characters, None for pipes.
     """
     environment = [*spec["process"]["env"], "HOME=/root"]
-    if term:
-        environment.append(f"TERM={term}")
-    return {
-        **spec["process"],
-        "args": list(command),
-        "env": environment,
-        "terminal": bool(term),
-    }
+    document = {**spec["process"], "args": list(command), "env": environment}
+    if terminal is not None:
+        environment.append(f"TERM={os.environ.get('TERM', 'xterm')}")
+        document["terminal"] = True
+        # A size that came after the start would be too late for what asks at once.
+        document["consoleSize"] = {"width": terminal[0], "height": terminal[1]}
+    return document
 
 
 class Execs:
@@ -57,7 +58,8 @@ class Execs:
 
         When this is interrupted it is killed. Raises CloudError when it does not start.
         """
-        document = process(spec, command, os.environ.get("TERM", "xterm") * near.terminal)
+        terminal = streams.size(near.stdin) if near.terminal else None
+        document = process(spec, command, terminal)
         running = _Exec(self._client, vm_cid, f"bosh-cpi-{os.urandom(8).hex()}")
         with ExitStack() as stack:
             folder = stack.enter_context(_fifos(self._folder / running.id))
