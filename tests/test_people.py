@@ -241,6 +241,14 @@ def test_completion_knows_all_commands(shell: str, capsys: pytest.CaptureFixture
         assert word in script
 
 
+def test_files_are_completed_where_files_belong(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    for place in ("bosh_cpi___config_COMPGEN", "bosh_cpi_stemcell_inspect_pos_0_COMPGEN"):
+        assert f"{place}=_shtab_compgen_files" in script
+    assert "bosh_cpi_disk_mount_pos_1_COMPGEN=_shtab_compgen_dirs" in script
+
+
 def test_bash_completes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["completion", "bash"]) == 0
     script = tmp_path / "completion"

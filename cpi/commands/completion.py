@@ -28,5 +28,17 @@ def _print(options: argparse.Namespace, config: Config) -> int:
 
     from cpi.commands.main import parser
 
-    print(shtab.complete(parser(), shell=options.shell))
+    top = parser()
+    _complete_files(top, {"FILE": shtab.FILE, "STEMCELL": shtab.FILE, "FOLDER": shtab.DIRECTORY})
+    print(shtab.complete(top, shell=options.shell))
     return 0
+
+
+def _complete_files(parser: argparse.ArgumentParser, kinds: dict[str, Any]) -> None:
+    """Tell shtab which arguments are files, by what they are called in the help."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for below in action.choices.values():
+                _complete_files(below, kinds)
+        elif action.metavar in kinds:
+            action.complete = kinds[action.metavar]  # type: ignore[attr-defined]

@@ -13,6 +13,7 @@ from typing import Any
 from cpi.progress import Progress
 
 _LINE_SECONDS = 1.0  # between lines of a log
+_SHORT = 12  # characters
 PLAIN_WIDTH = 1000  # columns; what is not a terminal gets every row on one line
 
 
@@ -144,6 +145,11 @@ def _lines(what: str) -> Progress:
             print(f"{what}: {done >> 20} of {total >> 20} MiB", file=sys.stderr, flush=True)
 
     return show
+
+
+def short(any_cid: str) -> str:
+    """A CID for a terminal, which is narrow: the beginning of what tells it from others."""
+    return any_cid.rpartition("-")[2][:_SHORT] if sys.stdout.isatty() else any_cid
 
 
 def size(mib: int) -> str:

@@ -78,8 +78,9 @@ def _live(look: "_Look", interval: float) -> None:
     """Show a table that changes, until Ctrl-C."""
     from rich.live import Live
 
+    table = output.table(_HEADINGS, [], _RIGHT)
     try:
-        with Live(output.table(_HEADINGS, [], _RIGHT), auto_refresh=False, screen=False) as live:
+        with output.Terminal().interruptible(), Live(table, auto_refresh=False) as live:
             while True:
                 time.sleep(interval)
                 rows = [_row(rate, look.vms.get(rate.usage.cid)) for rate in look.again()]
@@ -127,7 +128,7 @@ def _row(rate: Rate, vm: VMView | None) -> list[str]:
     return [
         vm.name.instance if vm else "",
         vm.name.deployment if vm else "",
-        usage.cid,
+        output.short(usage.cid),
         f"{rate.cpu:.1f}%",
         output.bytes_size(usage.memory),
         output.bytes_size(usage.memory_limit),

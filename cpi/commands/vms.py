@@ -16,8 +16,9 @@ examples:
   bosh-cpi vms
   bosh-cpi vms --json | jq -r '.[] | select(.state != "running") | .cid'
 
-The names are BOSH's own, as it gave them to the VM. Exit status 1: a runtime could not be asked,
-which is said on stderr.
+The names are BOSH's own, as it gave them to the VM. A terminal shows the beginning of each CID's
+last part, which other commands take; a pipe and --json get all of it. Exit status 1: a runtime
+could not be asked, which is said on stderr.
 """
 _STEMCELLS = """\
 examples:
@@ -59,7 +60,7 @@ def _known_stemcells(fleet: Fleet) -> list[StemcellView]:
 def _row(vm: VMView, stemcell: StemcellView | None) -> list[str]:
     name = vm.name
     return [
-        vm.cid,
+        output.short(vm.cid),
         name.deployment,
         name.instance,
         name.index,
@@ -68,7 +69,7 @@ def _row(vm: VMView, stemcell: StemcellView | None) -> list[str]:
         vm.runtime,
         " ".join(vm.addresses),
         " ".join(vm.ports),
-        _title(stemcell) if stemcell and stemcell.name else vm.stemcell,
+        _title(stemcell) if stemcell and stemcell.name else output.short(vm.stemcell),
         "" if vm.cpu is None else f"{vm.cpu:g}",
         "" if vm.memory is None else output.size(vm.memory),
         age(vm.created_at),

@@ -5,12 +5,12 @@ import json
 import os
 import pty
 import select
-import signal
 import struct
 import subprocess
 import sys
 import termios
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -168,23 +168,32 @@ def test_exec_with_a_terminal(machine: Machine, router: VM) -> None:
         trap 'stty size; exit 5' WINCH
         sleep 60 & echo armed; wait
     """
-    near, far = pty.openpty()
-    _set_size(far, 33, 77)
-    argv = [str(BOSH_CPI), "-c", f"{machine.host.folder}/cpi.json", "exec", ROUTER, "--"]
-    words = ["setsid", "--ctty", "--wait", *machine.host.enter(*argv, "sh", "-c", script)]
-    environment = {**os.environ, "TERM": "vt220"}
-    with subprocess.Popen(words, stdin=far, stdout=far, stderr=far, env=environment) as process:
-        os.close(far)
+    with on_terminal(machine, "exec", ROUTER, "--", "sh", "-c", script) as (process, near):
         told = _read_until(near, b"vt220")
         os.write(near, b"\r")  # raw: what Enter sends
         told += _read_until(near, b"armed")
-        _set_size(near, 44, 88)
-        told += _read_until(near, b"44 88")
+        _set_size(near, 44, 150)
+        told += _read_until(near, b"44 150")
         assert process.wait(30) == 5
-    os.close(near)
-    assert b"33 77" in told
+    assert b"33 140" in told
     assert b"/dev/pts/" in told
     assert exec_leftovers(machine) == []
+
+
+@contextmanager
+def on_terminal(machine: Machine, *words: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
+    """`bosh-cpi` on a terminal of 33 lines and 140 columns, whose other end this gives."""
+    near, far = pty.openpty()
+    _set_size(far, 33, 140)
+    argv = [str(BOSH_CPI), "-c", f"{machine.host.folder}/cpi.json", *words]
+    entered = machine.host.enter("setsid", "--ctty", *argv)  # Ctrl-C is for it alone
+    environment = {**os.environ, "TERM": "vt220"}
+    with subprocess.Popen(entered, stdin=far, stdout=far, stderr=far, env=environment) as process:
+        os.close(far)
+        try:
+            yield process, near
+        finally:
+            os.close(near)  # who is still there gets SIGHUP
 
 
 def _set_size(descriptor: int, rows: int, columns: int) -> None:
@@ -199,17 +208,30 @@ def _read_until(descriptor: int, wanted: bytes) -> bytes:
     return told
 
 
-def test_a_command_ends_when_exec_is_interrupted(machine: Machine, router: VM) -> None:
-    argv = [str(BOSH_CPI), "-c", f"{machine.host.folder}/cpi.json", "exec", ROUTER, "--"]
-    script = ["sh", "-c", "echo begun; exec sleep 987654"]
-    # The helper finds what it started by its own process id, on that host.
-    code = "import os, sys; print(os.getpid(), flush=True); os.execv(sys.argv[1], sys.argv[1:])"
-    words = machine.host.enter(sys.executable, "-c", code, *argv, *script)
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+# Says which process of that host it is, then becomes the program.
+_TELLING = "import os, sys; print(os.getpid(), flush=True); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+@contextmanager
+def running(machine: Machine, *words: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """`bosh-cpi` while it runs, and its process id on that host, where it is ended at last."""
+    argv = [str(BOSH_CPI), "-c", f"{machine.host.folder}/cpi.json", *words]
+    entered = machine.host.enter(sys.executable, "-c", _TELLING, *argv)
+    with subprocess.Popen(entered, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         pid = process.stdout.readline().strip()
+        try:
+            yield process, pid
+        finally:
+            machine.host.run("kill", pid, check=False)
+
+
+def test_a_command_ends_when_exec_is_interrupted(machine: Machine, router: VM) -> None:
+    script = ["sh", "-c", "echo begun; exec sleep 987654"]
+    with running(machine, "exec", ROUTER, "--", *script) as (process, pid):
+        assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
-        machine.host.run("kill", f"-{signal.SIGTERM}", pid)
+        machine.host.run("kill", pid)
         assert process.wait(30) == 130
     assert "987654" not in router.sh("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
     assert exec_leftovers(machine) == []
@@ -232,16 +254,14 @@ def test_a_jobs_log_is_followed(machine: Machine, router: VM) -> None:
     router.sh("mkdir -p /var/vcap/sys/log/web; seq 500 > /var/vcap/sys/log/web/out.log")
     told = machine.bosh_cpi("logs", ROUTER, "--file", "web/out.log", "--lines", "3").stdout
     assert told.split() == ["498", "499", "500"]
-    argv = [str(BOSH_CPI), "-c", f"{machine.host.folder}/cpi.json", "logs", ROUTER]
-    words = machine.host.enter(*argv, "--file", "web/out.log", "--lines", "1", "--follow")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True) as process:
+    words = ("logs", ROUTER, "--file", "web/out.log", "--lines", "1", "--follow")
+    with running(machine, *words) as (process, _):
         assert process.stdout is not None
         assert process.stdout.readline() == "500\n"
         router.sh("echo more >> /var/vcap/sys/log/web/out.log")
         assert process.stdout.readline() == "more\n"
         router.sh("cd /var/vcap/sys/log/web; mv out.log out.log.1; echo rotated > out.log")
         assert process.stdout.readline() == "rotated\n"
-        process.terminate()
 
 
 def test_logs_lead_nowhere_outside(machine: Machine, router: VM) -> None:
@@ -275,6 +295,16 @@ def test_top(machine: Machine, router: VM, db: VM) -> None:
     table = machine.bosh_cpi("top", "--once", "--interval", "0.2").stdout
     assert ROUTER in table
     assert "512 MiB" in table
+
+
+def test_top_goes_on_until_ctrl_c(machine: Machine, router: VM) -> None:
+    with on_terminal(machine, "top", "--interval", "0.2") as (process, near):
+        short = router.cid.rpartition("-")[2][:12].encode()
+        for _ in range(2):
+            assert ROUTER.encode() in _read_until(near, short)
+        os.write(near, b"\x03")
+        _read_until(near, b"\x1b[?25h")  # the cursor is back
+        assert process.wait(30) == 0
 
 
 # doctor. The VMs are there; each test breaks something, and mends it with what the doctor says.
