@@ -140,14 +140,25 @@ def test_vms_are_listed_for_people_and_scripts(
     heading, row = capsys.readouterr().out.splitlines()
     assert heading.split()[:3] == ["VM", "DEPLOYMENT", "INSTANCE"]
     assert row.split() == [
-        *(cid, "cf", "db/0-1", "3", "db", "running", "fake"),
+        *(cid, "cf", "db/0-1", "3", "running", "fake"),
         *("10.245.0.2", "fake/1", "1.5", "2", "GiB"),
     ]
     assert run(path, "vms", "--json") == 0
     (document,) = json.loads(capsys.readouterr().out)
-    assert document["instance"] == "db/0-1"
+    assert (document["instance"], document["job"]) == ("db/0-1", "db")
     assert document["addresses"] == ["10.245.0.2"]
     assert (document["cpu"], document["memory"], document["index"]) == (1.5, 2048, "3")
+
+
+def test_a_job_of_another_name_is_shown(
+    path: str, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (machine,) = machines(config).values()
+    machine.metadata = {"deployment": "cf", "instance_group": "db", "job": "mysql", "index": "0"}
+    assert run(path, "vms") == 0
+    heading, row = capsys.readouterr().out.splitlines()
+    assert "JOB" in heading
+    assert "mysql" in row
 
 
 def test_stemcells_and_top(path: str, capsys: pytest.CaptureFixture[str]) -> None:

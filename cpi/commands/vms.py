@@ -44,10 +44,12 @@ def _vms(options: argparse.Namespace, config: Config) -> int:
             output.show_json([document(vm) for vm in found])
             return fleet.status
         stemcells = {one.cid: one for one in _known_stemcells(fleet)} if found else {}
-    headings = ["VM", "DEPLOYMENT", "INSTANCE", "INDEX", "JOB", "STATE", "RUNTIME", "ADDRESSES"]
-    headings += ["PORTS", "STEMCELL", "CPU", "MEMORY", "AGE"]
-    rows = [_row(vm, stemcells.get(vm.stemcell)) for vm in found]
-    output.show_table(headings, rows, right="CPU MEMORY AGE")
+    # BOSH calls a job like its instance group, unless somebody makes a VM by hand.
+    jobs = any(vm.name.job not in ("", vm.name.group) for vm in found)
+    names = ["VM", "DEPLOYMENT", "INSTANCE", "INDEX", *(["JOB"] * jobs)]
+    rest = ["STATE", "RUNTIME", "ADDRESSES", "PORTS", "STEMCELL", "CPU", "MEMORY", "AGE"]
+    rows = [_row(vm, stemcells.get(vm.stemcell), jobs=jobs) for vm in found]
+    output.show_table([*names, *rest], rows, right="CPU MEMORY AGE")
     return fleet.status
 
 
@@ -57,14 +59,14 @@ def _known_stemcells(fleet: Fleet) -> list[StemcellView]:
     return sorted(found, key=lambda one: bool(one.name))
 
 
-def _row(vm: VMView, stemcell: StemcellView | None) -> list[str]:
+def _row(vm: VMView, stemcell: StemcellView | None, *, jobs: bool) -> list[str]:
     name = vm.name
     return [
         output.short(vm.cid),
         name.deployment,
         name.instance,
         name.index,
-        name.job,
+        *([name.job] * jobs),
         vm.state,
         vm.runtime,
         " ".join(vm.addresses),

@@ -51,7 +51,8 @@ def _libvirt(subject: Subject) -> Finding:
             mine, theirs = _dotted(connection.getLibVersion()), _dotted(connection.getVersion())
             kind = connection.getType()
     except CPIError as error:
-        return failure(error.message, _mend(subject, error.message))
+        reason = error.message.partition("; is libvirt's daemon")[0]  # the mending says it
+        return failure(reason, _mend(subject, error.message))
     return ok(f"{mine} with {kind} {theirs} answers at {uri}")
 
 
