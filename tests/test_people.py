@@ -20,6 +20,7 @@ from cpi.config import Config
 from cpi.errors import CPIError, NotSupported, VMNotFound
 from cpi.streams import Carrier, Remote, Streams
 from cpi.views import Usage, VMView, name_of
+from runtimes import registry
 from tests.fake_runtime import WORLDS, FakeRuntime, Machine
 from tests.support import call
 
@@ -331,8 +332,14 @@ def test_a_command_that_does_not_read_its_input_ends_all_the_same() -> None:
 
 
 def test_a_finding_of_the_fake_runtime_is_shown(
-    path: str, config: Config, capsys: pytest.CaptureFixture[str]
+    path: str,
+    config: Config,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    # Fast tests touch no daemon.
+    monkeypatch.setattr(registry, "REGISTRY", {"fake": registry.REGISTRY["fake"]})
     WORLDS[config.text("state_dir")].findings = [failure("[it] broke", "mend it")]
     assert run(path, "doctor") == 1
     told = capsys.readouterr().out

@@ -35,6 +35,7 @@ TOOLS = (
     ("qemu-img", "qemu-utils", "stemcells without a disk in them"),
 )
 
+FIRST = Checks["Host"]()  # which anybody can run
 CHECKS = Checks["Host"]()
 
 
@@ -53,7 +54,7 @@ class Host:
         return f"bosh-cpi --config {self.path}" if self.path else "bosh-cpi"
 
 
-@CHECKS.add("python")
+@FIRST.add("python")
 def _python(_host: Host) -> Finding:
     found = sys.version_info[:2]
     told = f"bosh-containerd-cpi {VERSION} on Python {sys.version.split()[0]}"
@@ -66,7 +67,7 @@ def _python(_host: Host) -> Finding:
     return ok(told)
 
 
-@CHECKS.add("configuration")
+@FIRST.add("configuration")
 def _configuration(host: Host) -> Finding:
     if host.problem:
         return failure(
@@ -84,11 +85,11 @@ def _configuration(host: Host) -> Finding:
     return ok(str(host.path))
 
 
-@CHECKS.add("root")
+@FIRST.add("root")
 def _root(host: Host) -> Finding:
     if os.geteuid() != 0:
         return failure(
-            f"user {os.geteuid()} can neither mount nor make networks",
+            f"user {os.geteuid()} can neither mount nor make networks, and nothing else is checked",
             f"sudo {host.command} doctor",
         )
     return ok("this is root")
