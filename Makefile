@@ -11,10 +11,10 @@ PACKAGES := containerd runc openssl containernetworking-plugins iptables iproute
 	util-linux qemu-utils mmdebstrap pigz python3-venv libvirt-dev pkg-config gcc libc6-dev python3-dev
 TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring \
 	docker.io docker-registry skopeo umoci apache2-utils procps \
-	libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 ovmf libxml2-utils dnsmasq-base
+	ruby libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 ovmf libxml2-utils dnsmasq-base
 
 .DEFAULT_GOAL := help
-.PHONY: help setup packages test-packages demo stemcell test test-fast lint fmt bench bench-calls bench-disks bench-stemcells bench-kvm proto clean
+.PHONY: help client install setup packages test-packages demo stemcell release test test-fast lint fmt bench bench-calls bench-service bench-disks bench-stemcells bench-kvm proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,6 +41,12 @@ $(VENV)/.proto: $(PROTOS) $(VENV)/.done
 	@$(BIN)/python -m grpc_tools.protoc --proto_path=proto --python_out=. --pyi_out=. $(PROTOS)
 	@touch $@
 
+client: ## make the thin client build/cpi.pyz, one file for any Python from 3.10 on
+	@$(PYTHON) -m tools.client_zipapp
+
+install: setup ## install the CPI, its service and its units on this host (PREFIX=/opt/bosh-containerd-cpi)
+	@tools/install $(or $(PREFIX),/opt/bosh-containerd-cpi)
+
 demo: setup ## run a VM's whole life through the cpi executable (STEMCELL=path, INIT=runit, ADDRESS=socket)
 	@$(BIN)/python -m tools.demo $(if $(INIT),--init $(INIT)) \
 		$(if $(STEMCELL),--stemcell $(STEMCELL)) $(if $(ADDRESS),--address $(ADDRESS))
@@ -48,6 +54,9 @@ demo: setup ## run a VM's whole life through the cpi executable (STEMCELL=path, 
 stemcell: setup ## make a stemcell from Debian's packages (INIT=systemd|runit, AGENT=path MONIT=path)
 	@$(BIN)/python -m tools.make_stemcell --init $(or $(INIT),systemd) \
 		$(if $(AGENT),--agent $(AGENT)) $(if $(MONIT),--monit $(MONIT)) $(if $(OUTPUT),--output $(OUTPUT))
+
+release: $(VENV)/.done ## make the BOSH release in build/, by BOSH's CLI where there is one (VERSION=1.2.3)
+	@$(BIN)/python -m tools.release_tarball $(if $(VERSION),--version $(VERSION))
 
 test: setup test-packages lint ## run everything: real daemons, as root
 	@$(BIN)/python -m pytest
@@ -68,11 +77,14 @@ bench-disks: setup ## time persistent disks: calls, and fio in a VM beside the h
 	@tools/apt-install fio
 	@$(BIN)/python -m tools.bench_disks $(if $(RUNS),--runs $(RUNS))
 
-bench: bench-calls bench-disks bench-stemcells bench-kvm ## all benchmarks
+bench: bench-calls bench-service bench-disks bench-stemcells bench-kvm ## all benchmarks
 
 bench-calls: setup ## time every call of the contract as a process (STEMCELL=path, RUNS=7, VMS=50)
 	@$(BIN)/python -m tools.bench $(if $(STEMCELL),--stemcell $(STEMCELL)) \
 		$(if $(RUNS),--runs $(RUNS)) $(if $(VMS),--vms $(VMS))
+
+bench-service: setup ## time the thin client through the service (RUNS=21)
+	@$(BIN)/python -m tools.bench_service $(if $(RUNS),--runs $(RUNS))
 
 bench-stemcells: setup ## time stemcells beside ctr, docker, skopeo, and by hand (SIZES=50,100 RUNS=3)
 	@tools/apt-install --idle docker.io skopeo

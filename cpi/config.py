@@ -2,29 +2,26 @@
 
 BOSH merges a cpi-config's properties flat into the context, beside keys of its own; so a key that
 is unknown is an error in the file, but only a name in the log when it comes with the context. Every
-key is declared once, here or in its runtime's `keys` module, and docs/configuration.md is made from
-that.
+key is declared once, in cpi.keys, or in the `keys` of the service or of its runtime, and
+docs/configuration.md is made from that.
 """
 
 from __future__ import annotations
 
-import json
 import re
 
+from cpi import documents
 from cpi.arguments import kind
 from cpi.cid import shown
 from cpi.errors import CPIError
-from cpi.log import LEVELS
 from runtimes import registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
 # What the director and the CLI put into the context themselves.
 CONTEXT_OWN = frozenset({"director_uuid", "request_id", "vm"})
-
-_FILE_LIMIT = 1024 * 1024  # bytes
 
 
 class Key:
@@ -33,11 +30,12 @@ class Key:
     name: dotted path in the JSON. type: string, path, integer, boolean, list of strings, list of
     paths or object. unit: for the documentation. pattern: regular expression for the whole string.
     least: smallest integer. context_only_forbids: the context may set false but not true, so that
-    the host has the last word.
+    the host has the last word. client: a client of the host's service may set it with its calls.
     """
 
     __slots__ = (
         "choices",
+        "client",
         "context_only_forbids",
         "default",
         "doc",
@@ -60,6 +58,7 @@ class Key:
         pattern: str = "",
         least: int | None = None,
         context_only_forbids: bool = False,
+        client: bool = False,
     ) -> None:
         self.name = name
         self.type = type
@@ -70,147 +69,15 @@ class Key:
         self.pattern = pattern
         self.least = least
         self.context_only_forbids = context_only_forbids
-
-
-KEYS = (
-    Key(
-        "runtime",
-        "string",
-        registry.DEFAULT,
-        "",
-        "What runs VMs that do not choose themselves. A VM's cloud_properties come first, then the "
-        "call's context, then the file.",
-    ),
-    Key(
-        "runtimes",
-        "list of strings",
-        (),
-        "",
-        "Runtimes besides `runtime` that a stemcell is imported for when it is uploaded, where its "
-        "format can serve them.",
-    ),
-    Key(
-        "state_dir",
-        "path",
-        "/var/lib/bosh-containerd-cpi",
-        "",
-        "What has to outlive a restart of the host, on a disk with room.",
-    ),
-    Key(
-        "run_dir",
-        "path",
-        "/run/bosh-containerd-cpi",
-        "",
-        "What a restart of the host may lose: locks, namespaces, sockets.",
-    ),
-    Key("disk_dir", "path", "", "", "Persistent disks. Empty means `<state_dir>/disks`."),
-    Key(
-        "disk_stores",
-        "object",
-        {},
-        "",
-        "More folders for persistent disks, by name: `{fast: /mnt/nvme/disks}`. A disk chooses one "
-        "with `store` in its cloud_properties; `default` is `disk_dir`.",
-    ),
-    Key(
-        "stemcell_limit",
-        "integer",
-        64 << 10,
-        "MiB",
-        "Largest disk, or root file system, that is taken out of a stemcell.",
-        least=1,
-    ),
-    Key(
-        "registry.plain_http",
-        "list of strings",
-        (),
-        "",
-        "Registries without TLS, as `host:port`, that light stemcells may come from.",
-    ),
-    Key(
-        "registry.ca_file",
-        "path",
-        "",
-        "",
-        "Certificates to trust registries by (PEM). Empty means docker's "
-        "`/etc/docker/certs.d/<registry>/ca.crt` where there is one, else the system's.",
-    ),
-    Key(
-        "registry.docker_config",
-        "path",
-        "",
-        "",
-        "Docker config with credentials for registries, as `docker login` writes it, with its "
-        "credential helpers. Empty means that of the user the CPI runs as.",
-    ),
-    Key(
-        "registry.require_digest",
-        "boolean",
-        False,
-        "",
-        "Refuse light stemcells that name an image by a tag alone.",
-    ),
-    Key("log_level", "string", "info", "", "Least severe lines to log.", choices=LEVELS),
-    Key(
-        "agent.mbus",
-        "string",
-        "",
-        "",
-        "Message bus URL for agents, with its password; `env.bosh.mbus` overrides it.",
-    ),
-    Key("agent.ntp", "list of strings", (), "", "Time servers for agents."),
-    Key(
-        "agent.blobstore",
-        "object",
-        {},
-        "",
-        "Blobstore for agents, as they take it: `{provider, options}`; `env.bosh.blobstores` "
-        "overrides it. Empty means the agent's own folder, which is what `bosh create-env` uses.",
-    ),
-    Key(
-        "network.bridge",
-        "string",
-        "bosh0",
-        "",
-        "Bridge of the default network, made when missing.",
-        pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}",
-    ),
-    Key("network.mtu", "integer", 1500, "bytes", "MTU of the default network.", least=576),
-    Key(
-        "network.dynamic_subnets",
-        "list of strings",
-        ("10.245.0.0/16",),
-        "",
-        "Subnets (CIDR) that dynamic networks take addresses from.",
-    ),
-    Key(
-        "network.masquerade",
-        "boolean",
-        True,
-        "",
-        "Whether VMs reach the outside through the host's address (NAT).",
-    ),
-    Key(
-        "network.cni_plugin_dirs",
-        "list of paths",
-        (),
-        "",
-        "Folders with CNI plugins. Empty means the usual places: `/opt/cni/bin`, `/usr/lib/cni`, "
-        "`/usr/libexec/cni`.",
-    ),
-    Key(
-        "network.cni_config_dir",
-        "path",
-        "/etc/cni/net.d",
-        "",
-        "Folder with the host's own CNI networks, which a BOSH network can name.",
-    ),
-)
+        self.client = client
 
 
 def declared() -> dict[str, Key]:
-    """Return every key by name: the general ones, then the runtimes'."""
-    return {key.name: key for key in (*KEYS, *registry.keys())}
+    """Return every key by name: the general ones, the service's, then the runtimes'."""
+    from cpi import keys  # which declare them by Key
+    from cpi.service import keys as service_keys
+
+    return {key.name: key for key in (*keys.KEYS, *service_keys.KEYS, *registry.keys())}
 
 
 class Config:
@@ -230,7 +97,7 @@ class Config:
         """
         if path is None:
             return cls.of({})
-        return cls.of(_document(path), f"configuration file {shown(path)}")
+        return cls.of(documents.load_file(path), documents.named(path))
 
     @classmethod
     def of(cls, document: Mapping[str, object], source: str = "configuration") -> Config:
@@ -244,21 +111,24 @@ class Config:
             else:
                 unknown.append(name)
         if unknown:
-            raise CPIError(f"{source} has unknown keys: {_suggestions(unknown, keys)}")
+            raise CPIError(f"{source} has unknown keys: {suggestions(unknown, keys)}")
         return cls(keys, values)
 
-    def with_context(self, context: Mapping[str, object]) -> tuple[Config, list[str]]:
+    def with_context(
+        self, context: Mapping[str, object], *, of_client: bool = False
+    ) -> tuple[Config, list[str]]:
         """Lay a call's context over this; return that and the names of the keys it ignored.
 
         A key of type object is replaced as a whole. The director's own keys are neither used nor
-        reported. Raises CPIError for a known key with a wrong value.
+        reported. of_client: it comes from a client of the service, which sets only keys that are
+        its own business. Raises CPIError for a key with a wrong value.
         """
         values = dict(self._values)
         ignored = []
         own = {name: value for name, value in context.items() if name not in CONTEXT_OWN}
         for name, value in _leaves(own, self._keys, "context"):
             key = self._keys.get(name)
-            if key is None:
+            if key is None or (of_client and not key.client):
                 ignored.append(name)
                 continue
             checked = _checked(key, value, "context")
@@ -267,6 +137,10 @@ class Config:
             else:
                 values[name] = checked
         return Config(self._keys, values), ignored
+
+    def knows(self, name: str) -> bool:
+        """Tell whether there is such a key."""
+        return name in self._keys
 
     def text(self, name: str) -> str:
         """Return a key of type string or path."""
@@ -302,23 +176,6 @@ class Config:
         if not isinstance(value, dict):
             raise KeyError(f"{name} is no object")
         return value
-
-
-def _document(path: str) -> Mapping[str, object]:
-    """Read a JSON object from a file. Raises CPIError naming file and reason."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_FILE_LIMIT + 1)
-        if len(content) > _FILE_LIMIT:
-            raise ValueError(f"larger than {_FILE_LIMIT} bytes")
-        document = json.loads(content.decode("utf-8"))
-        if not isinstance(document, dict):
-            raise ValueError("not a JSON object")
-    except OSError as error:
-        raise CPIError(f"cannot read configuration file {shown(path)}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:  # bad JSON and bad UTF-8 are ValueErrors
-        raise CPIError(f"configuration file {shown(path)} cannot be used: {error}") from error
-    return document
 
 
 def _leaves(
@@ -369,6 +226,8 @@ def _fits(key: Key, value: object, wanted: str) -> bool:
         return clean or (value == "" and key.default == "")
     if key.choices:
         return value in key.choices
+    if value == "" and key.default == "":
+        return True
     return not key.pattern or re.fullmatch(key.pattern, value) is not None
 
 
@@ -384,12 +243,13 @@ def _wanted(key: Key) -> str:
     return f"{'an' if key.type[0] in 'aeiou' else 'a'} {key.type}{absolute}"
 
 
-def _suggestions(unknown: list[str], keys: dict[str, Key]) -> str:
-    """Name unknown keys, each with the known one it looks like."""
+def suggestions(unknown: Iterable[str], known: Iterable[str]) -> str:
+    """Name unknown names, each with the known one it looks like."""
     import difflib  # only a wrong file pays for it
 
     parts = []
+    known = list(known)
     for name in unknown:
-        close = difflib.get_close_matches(name, keys, 1)
+        close = difflib.get_close_matches(name, known, 1)
         parts.append(shown(name, 60) + (f" (did you mean {close[0]}?)" if close else ""))
     return ", ".join(parts)

@@ -8,12 +8,12 @@ undone their work.
 from __future__ import annotations
 
 import errno
-import json
 import time
 
 from cpi import methods
 from cpi.arguments import kind
 from cpi.cid import shown
+from cpi.documents import decode, failure, require_object
 from cpi.errors import CPIError, InvalidCall, NoDiskSpace, VMCreationFailed
 from cpi.redact import redacted
 
@@ -21,15 +21,15 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cpi.config import Config
     from cpi.log import Log
-
-# 8 MiB. Real requests have a few KiB, of certificates mostly.
-REQUEST_LIMIT = 8 * 1024 * 1024
+    from cpi.service.guard import Guard
 
 
-def handle(request: object, config: Config, log: Log) -> dict[str, object]:
+def handle(
+    request: object, config: Config, log: Log, guard: Guard | None = None
+) -> dict[str, object]:
     """Answer one request, given as bytes of JSON or as the object that they are.
 
-    Raises no Exception.
+    guard: what holds a client of the service to what the host allows it. Raises no Exception.
     """
     try:
         document = decode(request) if isinstance(request, bytes) else request
@@ -40,7 +40,7 @@ def handle(request: object, config: Config, log: Log) -> dict[str, object]:
         return failure(_unexpected("request", error, log, request), log)
     started = time.monotonic()
     try:
-        result = _run(name, given, context, api_version, config, log)
+        result = _run(name, given, context, api_version, config, log, guard)
     except Exception as error:
         typed = error if isinstance(error, CPIError) else None
         if typed is None:
@@ -52,39 +52,9 @@ def handle(request: object, config: Config, log: Log) -> dict[str, object]:
     return {"result": result, "error": None, "log": log.text}
 
 
-def failure(error: CPIError, log: Log) -> dict[str, object]:
-    """Return the response for an error."""
-    told = {"type": error.type, "message": error.message, "ok_to_retry": error.ok_to_retry}
-    return {"result": None, "error": told, "log": log.text}
-
-
-def decode(request: bytes) -> object:
-    """Parse a request. Raises InvalidCall naming what is wrong with it."""
-    if len(request) > REQUEST_LIMIT:
-        raise InvalidCall(f"the request is larger than {REQUEST_LIMIT} bytes (8 MiB)")
-    if not request.strip():
-        raise InvalidCall("the request is empty; it must be one JSON object")
-    try:
-        return json.loads(request.decode("utf-8"), parse_constant=_no_constant)
-    except UnicodeDecodeError as error:
-        raise InvalidCall(
-            f"the request is not UTF-8: {error.reason} at byte {error.start}"
-        ) from error
-    except RecursionError as error:
-        raise InvalidCall("the request is nested too deeply") from error
-    except ValueError as error:
-        raise InvalidCall(f"the request is not JSON: {error}") from error
-
-
-def _no_constant(name: str) -> None:
-    """Refuse NaN and infinities, which are not JSON although Python reads them."""
-    raise ValueError(f"{name} is no JSON number")
-
-
 def _envelope(document: object) -> tuple[str, list[object], dict[str, object], int]:
     """Return method, arguments, context and api_version. Raises InvalidCall."""
-    if not isinstance(document, dict):
-        raise InvalidCall(f"the request must be a JSON object, got {kind(document)}")
+    document = require_object(document)
     name = document.get("method")
     if not isinstance(name, str):
         got = kind(name) if "method" in document else "none"
@@ -99,12 +69,17 @@ def _envelope(document: object) -> tuple[str, list[object], dict[str, object], i
     api_version = document.get("api_version")
     if api_version is None:  # the director's info has none
         api_version = 1
-    if isinstance(api_version, bool) or api_version not in range(1, methods.API_VERSION + 1):
+    known = range(1, methods.API_VERSION + 1)
+    if (
+        not isinstance(api_version, int)
+        or isinstance(api_version, bool)
+        or api_version not in known
+    ):
         got = str(api_version)[:20] if type(api_version) is int else kind(api_version)
         raise InvalidCall(
             f"the request's api_version must be 1 to {methods.API_VERSION}, got {got}"
         )
-    return name, given, context or {}, int(api_version)
+    return name, given, context or {}, api_version
 
 
 def _run(
@@ -114,20 +89,32 @@ def _run(
     api_version: int,
     config: Config,
     log: Log,
+    guard: Guard | None,
 ) -> object:
     """Run a method. Raises what is wrong with the call, and whatever its runtime raises."""
-    config, ignored = config.with_context(context)
+    config, ignored = config.with_context(context, of_client=guard is not None)
     log.set_level(config.text("log_level"))
     method = methods.find(name, api_version)
     log.info(_started(name, method, given, context))
-    if ignored:
-        log.info(f"not used from the context: {', '.join(shown(key, 60) for key in ignored)}")
+    _tell_ignored(ignored, config, log)
     arguments = methods.checked(name, method, given)
     call = methods.Call(name, api_version, config, log)
     try:
-        return method.run(call, *arguments)
+        if guard is None:
+            return method.run(call, *arguments)
+        return guard.run(call, name, arguments, lambda: method.run(call, *arguments))
     finally:
         call.close()
+
+
+def _tell_ignored(ignored: list[str], config: Config, log: Log) -> None:
+    """Name the keys of the context that are not used, and why."""
+    hosts = [name for name in ignored if config.knows(name)]
+    unknown = [name for name in ignored if name not in hosts]
+    for reason, names in (("", unknown), (", as they are the host's to decide", hosts)):
+        if names:
+            told = ", ".join(shown(name, 60) for name in names)
+            log.info(f"not used from the context{reason}: {told}")
 
 
 def _started(

@@ -73,6 +73,30 @@ def umount(target: Path, flags: int = 0) -> None:
         _check(result, target)
 
 
+def bind_folder(source: Path, target: Path) -> None:
+    """Bind a folder, without what is mounted below it, apart from all sharing of mounts.
+
+    No part of its path may be a symbolic link, not even one that is put there meanwhile: whoever
+    can write in a folder above it could have anything bound. Raises OSError with the part.
+    """
+    flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    descriptor = os.open("/", flags)
+    seen = Path("/")
+    try:
+        for part in source.parts[1:]:
+            seen /= part
+            try:
+                below = os.open(part, flags, dir_fd=descriptor)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(seen)) from None
+            os.close(descriptor)
+            descriptor = below
+        mount(f"/proc/self/fd/{descriptor}", target, flags=MS_BIND)
+    finally:
+        os.close(descriptor)
+    mount("none", target, flags=MS_PRIVATE)
+
+
 def is_mount_point(path: Path) -> bool:
     """Tell whether something is mounted exactly there, a bind of the same file system included."""
     return device_of(path) is not None

@@ -12,11 +12,17 @@ LEVELS = ("debug", "info", "warn", "error")
 
 
 class Log:
-    """Collects one request's lines."""
+    """Collects one request's lines.
 
-    def __init__(self, level: str = "info") -> None:
+    tag: what stderr shows before each line, where several requests write there. quiet: write
+    nothing to stderr.
+    """
+
+    def __init__(self, level: str = "info", *, tag: str = "", quiet: bool = False) -> None:
         self._least = LEVELS.index(level)
         self._lines: list[str] = []
+        self._tag = f"[{tag}] " if tag else ""
+        self._quiet = quiet
 
     def debug(self, message: str) -> None:
         self._write("debug", message)
@@ -46,6 +52,6 @@ class Log:
         line = f"{stamp} {level.upper()} {message}\n"
         self._lines.append(line)
         # A stderr that is closed (None) or whose reader has gone must not undo what works.
-        if sys.stderr is not None:
+        if sys.stderr is not None and not self._quiet:
             with suppress(OSError, ValueError):
-                sys.stderr.write(line)
+                sys.stderr.write(f"{self._tag}{line}")

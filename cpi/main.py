@@ -13,13 +13,14 @@ import signal
 import sys
 from contextlib import suppress
 
+from cpi import installed
 from cpi.errors import CPIError, InvalidCall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cpi.config import Config
+    from cpi.log import Log
 
 CONFIG_OPTIONS = ("-c", "--config", "--configPath", "-configPath")
 
@@ -28,7 +29,7 @@ usage: cpi [-c cpi.json]
 
 Run BOSH VMs as containers. Reads one BOSH CPI request (JSON) from stdin until its end and writes
 one JSON response to stdout. Logs go to stderr. The exit status is 0 even when the response is an
-error.
+error. With `endpoint` in the configuration, the host's service (bosh-cpi serve) does the work.
 
   -c, --config, --configPath FILE   configuration (JSON); without it, defaults
   -h, --help                        show this
@@ -62,6 +63,8 @@ def main() -> None:
     answer_to = _guard_stdout()
     try:
         output = _output(sys.argv[1:])
+    except installed.Elsewhere as elsewhere:
+        output = _installed(elsewhere, answer_to)
     except BaseException:  # a signal in the few lines outside _response's own guard
         output = _LAST_RESORT
     _write(answer_to, output)
@@ -103,7 +106,7 @@ def _output(argv: Sequence[str]) -> bytes:
 
 def _response(argv: Sequence[str]) -> bytes:
     """Return the response to the request on stdin, whatever happens."""
-    from cpi.handle import failure, handle
+    from cpi.documents import failure
     from cpi.log import Log
 
     log = Log()
@@ -111,8 +114,9 @@ def _response(argv: Sequence[str]) -> bytes:
         _raise_on_signals()
         # Read first, even if it is for nothing: its writer must not meet a closed pipe.
         request = _read_request()
-        config = _config(argv)
-        response = handle(request, config, log)
+        response = _answer(argv, request, log)
+    except installed.Elsewhere:
+        raise
     except CPIError as error:
         log.error(error.message)
         response = failure(error, log)
@@ -129,6 +133,41 @@ def _response(argv: Sequence[str]) -> bytes:
     except (TypeError, ValueError, RecursionError) as error:
         broken = CPIError(f"the result cannot be written as JSON: {error}")
         return json.dumps(failure(broken, log)).encode() + b"\n"
+
+
+def _answer(argv: Sequence[str], given: bytes, log: Log) -> dict[str, object]:
+    """Answer a request: by the service if one is configured, else here. Raises CPIError."""
+    from cpi import documents
+
+    path = _config_file(argv)
+    document = {} if path is None else documents.load_file(path)
+    request = documents.require_object(documents.decode(given))
+    context = request.get("context")
+    context = context if isinstance(context, dict) else {}
+    if document.get("endpoint") or context.get("endpoint"):
+        from cpi import client
+
+        return client.forward(client.endpoint_of(document, context), request, document, log)
+    try:
+        from cpi.config import Config
+        from cpi.handle import handle
+    except ModuleNotFoundError:  # this is the client alone
+        raise installed.Elsewhere(installed.program(document), given) from None
+    source = "configuration" if path is None else documents.named(path)
+    return handle(request, Config.of(document, source), log)
+
+
+def _installed(elsewhere: installed.Elsewhere, answer_to: int) -> bytes:
+    """Have the installed CPI answer; return the response if it cannot."""
+    try:
+        installed.run(elsewhere, sys.argv[1:], answer_to)
+    except OSError as error:
+        from cpi.documents import failure
+        from cpi.log import Log
+
+        problem = f"cannot run the installed CPI {elsewhere.program}: {error.strerror}"
+        return json.dumps(failure(CPIError(problem), Log())).encode()
+    return _LAST_RESORT
 
 
 def _raise_on_signals() -> None:
@@ -157,7 +196,7 @@ def _read_request() -> bytes:
 
     Raises InvalidCall when stdin cannot be read.
     """
-    from cpi.handle import REQUEST_LIMIT
+    from cpi.documents import REQUEST_LIMIT
 
     if os.isatty(0):
         sys.stderr.write("cpi: type a JSON request, then Ctrl-D; cpi --help tells more\n")
@@ -175,10 +214,8 @@ def _read_request() -> bytes:
             size += len(chunk)
 
 
-def _config(argv: Sequence[str]) -> Config:
-    """Load the configuration that the command line names. Raises InvalidCall or CPIError."""
-    from cpi.config import Config
-
+def _config_file(argv: Sequence[str]) -> str | None:
+    """Return the configuration file that the command line names. Raises InvalidCall."""
     path = None
     words = list(argv)
     while words:
@@ -190,7 +227,7 @@ def _config(argv: Sequence[str]) -> Config:
                 raise InvalidCall(f"cpi: {option} needs a file; see cpi --help")
             value = words.pop(0)
         path = value
-    return Config.load(path)
+    return path
 
 
 def _write(descriptor: int, output: bytes) -> None:

@@ -4,7 +4,7 @@ Sizes are MiB, as in BOSH. Source of the shapes: bosh-director's cloud calls (ap
 and bosh-agent's settings.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,11 +43,21 @@ class PortForward:
 
 
 @dataclass(frozen=True)
+class HostMount:
+    """A folder of the host that appears in the VM; both paths are absolute and plain."""
+
+    host: str
+    vm: str
+    read_only: bool = True
+
+
+@dataclass(frozen=True)
 class VMProperties:
     """VM cloud_properties. None means no limit.
 
     cpu: CPUs (fractions allowed); memory, ephemeral_disk, root_disk: MiB; pids: processes and
     threads. root_disk, firmware (bios or uefi), machine and cpu_model are for full VMs alone.
+    host_service: the VM gets the socket for guests of the host's service (cpi.guest_socket).
     """
 
     cpu: float | None = None
@@ -56,6 +66,8 @@ class VMProperties:
     pids: int | None = None
     privileged: bool = False
     ports: tuple[PortForward, ...] = ()
+    host_service: bool = False
+    mounts: tuple[HostMount, ...] = ()
     root_disk: int | None = None
     firmware: str | None = None
     machine: str | None = None
@@ -115,3 +127,20 @@ class VMResources:
     cpu: int
     ram: int
     ephemeral_disk_size: int
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """Something that nobody owns, as a killed call leaves it.
+
+    kind, name, why: for people. lock: what must be held while `remove` takes it away, a CID most
+    often. certain: nobody can want it, so that it may go unasked. size: bytes on the host's disk.
+    """
+
+    kind: str
+    name: str
+    why: str
+    lock: str
+    remove: Callable[[], object] = field(repr=False)
+    certain: bool = True
+    size: int = 0

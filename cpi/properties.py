@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 
+from cpi import host_mounts
 from cpi.arguments import LARGEST_MIB, kind
 from cpi.cid import shown
 from cpi.errors import CloudError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 KNOWN = (
     *("cpu", "memory", "ephemeral_disk", "pids", "privileged", "ports", "runtime"),
+    *("host_service", "mounts"),
     *("root_disk", "firmware", "machine", "cpu_model"),
 )
 FIRMWARES = ("bios", "uefi")
@@ -50,6 +52,8 @@ def parse(given: Mapping[str, object]) -> VMProperties:
         pids=_integer("pids", given.get("pids"), 16, _MOST_PIDS, "processes and threads"),
         privileged=_flag("privileged", given.get("privileged")),
         ports=_ports(given.get("ports")),
+        host_service=_flag("host_service", given.get("host_service")),
+        mounts=host_mounts.parse(given.get("mounts")),
         root_disk=_integer("root_disk", given.get("root_disk"), 16, LARGEST_MIB, "MiB"),
         firmware=_firmware(given.get("firmware")),
         machine=_word("machine", given.get("machine")),

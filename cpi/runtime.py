@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from cpi.checks import Finding
     from cpi.config import Config
     from cpi.log import Log
-    from cpi.model import DiskProperties, Json, JsonObject, Network, VMResources, VMSpec
+    from cpi.model import (
+        DiskProperties,
+        Garbage,
+        Json,
+        JsonObject,
+        Network,
+        VMResources,
+        VMSpec,
+    )
     from cpi.streams import Streams
     from cpi.views import LogPart, LogPlaces, StemcellView, Usage, VMView
 
@@ -89,6 +97,14 @@ class Runtime(ABC):
             "ephemeral_disk": resources.ephemeral_disk_size,
         }
 
+    def restore(self, vm_cid: str) -> bool:
+        """Bring a VM back if a restart of the host took it away; tell whether it did.
+
+        It has its addresses, networks and disks then as before. A VM that ended by itself is left
+        alone: BOSH's health monitor asks for what is to be done. Twice is once. Raises CloudError.
+        """
+        return False
+
     # Persistent disks
 
     @abstractmethod
@@ -140,6 +156,10 @@ class Runtime(ABC):
         It may be another runtime's, which then does what concerns a disk in use.
         """
         return ""
+
+    def garbage(self) -> "list[Garbage]":
+        """Return what of this runtime nobody owns and no running call is at work on."""
+        return []
 
     def console(self, vm_cid: str) -> bytes:
         """Return what is kept of what a VM has printed on its console. Raises VMNotFound."""

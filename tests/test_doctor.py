@@ -22,6 +22,7 @@ from cpi.commands.network_checks import Route
 from cpi.config import Config
 from cpi.errors import CloudError
 from cpi.process import CommandFailed
+from cpi.service.sockets import main_socket
 from tests.support import fake_config
 
 
@@ -170,7 +171,7 @@ def test_after_a_restart(host: Host) -> None:
     (folder / "network.json").write_text("[]")
     found = of_host("after a restart", host)
     assert (found.status, "fake-vm-1" in found.told) == (WARNING, True)
-    assert "cloud-check" in found.mend
+    assert found.mend == "bosh-cpi restore"
 
 
 class _Unix(socketserver.ThreadingUnixStreamServer):
@@ -193,8 +194,8 @@ class _Health(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def serving(host: Host) -> Iterator[_Unix]:
-    path = host_checks.socket_of(host.config)
-    path.parent.mkdir(parents=True)
+    path = main_socket(host.config)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with _Unix(str(path), _Health) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -216,8 +217,8 @@ def test_service(host: Host, serving: _Unix) -> None:
 
 
 def test_a_socket_that_nobody_answers_is_a_failure(host: Host) -> None:
-    path = host_checks.socket_of(host.config)
-    path.parent.mkdir(parents=True)
+    path = main_socket(host.config)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     assert of_host("service", host).status == FAILURE
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cpi.handle import REQUEST_LIMIT
+from cpi.documents import REQUEST_LIMIT
 from cpi.version import VERSION
 from runtimes import registry
 from tests.support import ROOT, request
@@ -269,12 +269,17 @@ def test_info_imports_next_to_nothing() -> None:
         "cpi.arguments",
         "cpi.cid",
         "cpi.config",
+        "cpi.documents",
         "cpi.errors",
         "cpi.handle",
+        "cpi.installed",
+        "cpi.keys",
         "cpi.log",
         "cpi.main",
         "cpi.methods",
         "cpi.redact",
+        "cpi.service",
+        "cpi.service.keys",
         "runtimes",
         "runtimes.containerd",
         "runtimes.containerd.keys",

@@ -4,7 +4,7 @@ import pytest
 
 from cpi import properties
 from cpi.errors import CloudError
-from cpi.model import PortForward, VMProperties
+from cpi.model import HostMount, PortForward, VMProperties
 
 
 def test_nothing_given_means_no_limits() -> None:
@@ -21,6 +21,8 @@ def test_everything_given() -> None:
         "pids": 100,
         "privileged": True,
         "ports": ["8080:80"],
+        "host_service": True,
+        "mounts": [{"host": "/srv/a", "vm": "/mnt/a"}],
         "runtime": "fake",
         "root_disk": 4096,
         "firmware": "uefi",
@@ -34,6 +36,8 @@ def test_everything_given() -> None:
         pids=100,
         privileged=True,
         ports=(PortForward(8080, 80),),
+        host_service=True,
+        mounts=(HostMount("/srv/a", "/mnt/a"),),
         root_disk=4096,
         firmware="uefi",
         machine="pc-q35-7.2",
@@ -145,3 +149,66 @@ def test_one_port_of_the_host_leads_to_one_place(first: str, second: str, clash:
             properties.parse({"ports": [first, second]})
     else:
         assert len(properties.parse({"ports": [first, second]}).ports) == 2
+
+
+def mounts(*given: object) -> VMProperties:
+    return properties.parse({"mounts": list(given)})
+
+
+def test_mounts() -> None:
+    written = mounts(
+        {"host": "/srv/a", "vm": "/mnt/a", "read_only": False},
+        {"host": "/srv/a", "vm": "/var/vcap/shared", "read_only": None},
+        {"host": "/dev/x", "vm": "/usr/share/x"},
+    ).mounts
+    assert [mount.read_only for mount in written] == [False, True, True]
+    assert [mount.vm for mount in written] == ["/mnt/a", "/var/vcap/shared", "/usr/share/x"]
+
+
+@pytest.mark.parametrize(
+    ("mount", "told"),
+    [
+        ("/srv", "mounts[0] must be an object with host and vm, got a string"),
+        ({"host": "/a"}, "mounts[0].vm must be an absolute path, got null"),
+        ({"host": 5, "vm": "/mnt"}, "mounts[0].host must be an absolute path, got a number"),
+        ({"host": "a", "vm": "/mnt"}, "mounts[0].host must be an absolute path of printable"),
+        ({"host": "/a\nb", "vm": "/mnt"}, "mounts[0].host must be an absolute path of printable"),
+        ({"host": "/a\0b", "vm": "/mnt"}, "mounts[0].host must be an absolute path of printable"),
+        ({"host": "/" + "a" * 1024, "vm": "/mnt"}, "mounts[0].host must be an absolute path of"),
+        ({"host": "/a/../b", "vm": "/mnt"}, "mounts[0].host: '/a/../b' must be written without .."),
+        ({"host": "/a/./b", "vm": "/mnt"}, "must be written without .."),
+        ({"host": "/a//b", "vm": "/mnt"}, "must be written without .."),
+        ({"host": "/a/", "vm": "/mnt"}, "must be written without .."),
+        ({"host": "/", "vm": "/mnt"}, "must be written without .."),
+        ({"host": "/a", "vm": "/mnt", "ro": True}, "mounts[0] has unknown keys: 'ro'; known: host"),
+        ({"host": "/a", "vm": "/mnt", "read_only": "no"}, "mounts[0].read_only must be true or"),
+    ],
+)
+def test_wrong_mounts(mount: object, told: str) -> None:
+    with pytest.raises(CloudError) as raised:
+        mounts(mount)
+    assert told in raised.value.message
+
+
+@pytest.mark.parametrize(
+    "vm",
+    [
+        *("/proc", "/proc/x", "/sys/fs", "/dev/shm", "/etc", "/etc/ssl", "/run/x", "/usr", "/var"),
+        *("/var/vcap", "/var/vcap/bosh", "/var/vcap/bosh/bin", "/var/vcap/data/x", "/var/run/x"),
+        *("/var/vcap/store", "/var/vcap/jobs/x", "/var/vcap/bosh-cpi", "/warden-cpi-dev/x", "/lib"),
+    ],
+)
+def test_mounts_hide_nothing_that_the_vm_needs(vm: str) -> None:
+    with pytest.raises(CloudError, match="which the VM needs"):
+        mounts({"host": "/srv", "vm": vm})
+
+
+def test_mounts_do_not_hide_each_other() -> None:
+    for first, second in (("/mnt", "/mnt"), ("/mnt", "/mnt/a"), ("/mnt/a", "/mnt")):
+        with pytest.raises(CloudError, match="one would hide the other"):
+            mounts({"host": "/a", "vm": first}, {"host": "/b", "vm": second})
+    assert mounts({"host": "/a", "vm": "/mnt/a"}, {"host": "/a", "vm": "/mnt/ab"})
+    with pytest.raises(CloudError, match="at most 32 mounts, got 33 of them"):
+        mounts(*({"host": "/a", "vm": f"/mnt/{number}"} for number in range(33)))
+    with pytest.raises(CloudError, match="at most 32 mounts, got a string"):
+        properties.parse({"mounts": "/mnt"})

@@ -45,6 +45,10 @@ cpis:
 
 A VM's `cloud_properties` may have `runtime` too; it comes first.
 
+A client of the host's service sets only the keys that have "yes" below, in its own `cpi.json` or a
+cpi-config: they say no more than cloud_properties could. The others are the host's to decide: what
+a client sends for them is named in the log and not used.
+
 ## Keys
 """
 
@@ -55,7 +59,8 @@ def render() -> str:
     parts = [HEAD.replace("OWN", own)]
     for title, keys in _sections().items():
         parts.append(f"\n### {title}\n\n")
-        parts.append("| Key | Type | Default | Unit | Meaning |\n|---|---|---|---|---|\n")
+        parts.append("| Key | Type | Default | Unit | Client | Meaning |\n")
+        parts.append("|---|---|---|---|---|---|\n")
         parts.extend(_row(key) for key in keys)
     return "".join(parts)
 
@@ -79,7 +84,9 @@ def _row(key: Key) -> str:
     elif key.least is not None:
         kind += f", at least {key.least}"
     default = list(key.default) if isinstance(key.default, tuple) else key.default
-    return f"| `{key.name}` | {kind} | `{json.dumps(default)}` | {key.unit} | {key.doc} |\n"
+    client = "yes" if key.client else ""
+    cells = (f"`{key.name}`", kind, f"`{json.dumps(default)}`", key.unit, client, key.doc)
+    return f"| {' | '.join(cells)} |\n"
 
 
 def main() -> None:

@@ -14,7 +14,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -23,6 +24,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 CPI = Path(sys.executable).with_name("cpi")
 
 _START_SECONDS = 60
+_KILL_CONTAINERD, _START_CONTAINERD = signal.SIGUSR1, signal.SIGUSR2  # for the init
 
 # `opt` would otherwise be /opt/containerd; CRI brings its own networks and is not needed.
 _CONTAINERD_CONFIG = """\
@@ -73,6 +75,11 @@ class PrivateHost:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+    @property
+    def init(self) -> int:
+        """The process id of its first process, as the machine outside knows it."""
+        return self._init
 
     def config(self, **changes: Any) -> dict[str, Any]:
         """The CPI's configuration for this host; changes replace top-level keys."""
@@ -155,27 +162,52 @@ class PrivateHost:
             "--mount-proc",
         ]
         init = [sys.executable, "-m", "tools.private_host", "--init", str(config)]
+        with self._awaiting_containerd(), open(self.folder / "containerd.log", "wb") as log:
+            self._process = subprocess.Popen(
+                [*unshare, *init],
+                cwd=REPOSITORY,
+                env={"PATH": path, "NOTIFY_SOCKET": str(self.folder / "notify.sock")},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us, who stop it when all is undone
+            )
+        [self._init] = _children(self._process.pid)
+
+    def kill_containerd(self) -> None:
+        """End containerd at once; its shims and tasks live on."""
+        [containerd] = [pid for pid in _children(self._init) if _name(pid) == "containerd"]
+        os.kill(self._init, _KILL_CONTAINERD)
+        _await_end(containerd)
+
+    def start_containerd(self) -> None:
+        """Start containerd again."""
+        with self._awaiting_containerd():
+            os.kill(self._init, _START_CONTAINERD)
+
+    @contextmanager
+    def _awaiting_containerd(self) -> Iterator[None]:
+        """Have containerd started, then wait until it is ready."""
+        path = self.folder / "notify.sock"
+        path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
-            ready.bind(str(self.folder / "notify.sock"))
+            ready.bind(str(path))
             ready.settimeout(_START_SECONDS)
-            with open(self.folder / "containerd.log", "wb") as log:
-                self._process = subprocess.Popen(
-                    [*unshare, *init],
-                    cwd=REPOSITORY,
-                    env={"PATH": path, "NOTIFY_SOCKET": str(self.folder / "notify.sock")},
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    start_new_session=True,  # Ctrl-C is for us, who stop it when all is undone
-                )
+            yield
             try:
                 while b"READY=1" not in ready.recv(4096):
                     pass
             except TimeoutError:
                 tail = (self.folder / "containerd.log").read_text()[-2000:]
                 raise RuntimeError(f"containerd did not start:\n{tail}") from None
-        pid = self._process.pid
-        self._init = int(Path(f"/proc/{pid}/task/{pid}/children").read_text())
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
 
 
 def _await_end(pid: int) -> None:
@@ -203,11 +235,22 @@ def _run_init(config: str) -> None:
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
     # Shims and runc keep their sockets and states below /run, whatever containerd is told.
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"], check=True)
-    containerd = subprocess.Popen(["containerd", "--config", config])
+    started: list[int] = []  # containerd's process, none when it is to be dead
+
+    def start(*_: object) -> None:
+        started.append(subprocess.Popen(["containerd", "--config", config]).pid)
+
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(_KILL_CONTAINERD, lambda *_: os.kill(started.pop(), signal.SIGKILL))
+    signal.signal(_START_CONTAINERD, start)
+    start()
     while True:
-        pid, _ = os.wait()
-        if pid == containerd.pid:
+        try:
+            pid, _ = os.wait()
+        except ChildProcessError:
+            signal.pause()
+            continue
+        if pid in started:
             sys.exit("containerd has ended")
 
 

@@ -20,6 +20,7 @@ from cpi.cni.plugins import (
     Lan,
     Plugins,
     addresses,
+    as_before,
     bridge_plugins,
     host_links,
     host_plugins,
@@ -38,6 +39,7 @@ _PROPERTIES = ("bridge", "mtu", "name")
 _BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")  # IFNAMSIZ
 _CNI_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 STATE = "network.json"
+_REBUILDING = "network.rebuilding"
 _IPROUTE = "apt-get install iproute2"
 
 
@@ -103,6 +105,37 @@ class Networks:
             for attachment in attachments_in(folder / STATE):
                 stack.callback(self._plugins.delete, attachment, vm_cid, namespace)
 
+    def has_any(self, folder: Path) -> bool:
+        """Tell whether a VM has networks here."""
+        return bool(attachments_in(folder / STATE))
+
+    def is_whole(self, vm_cid: str, folder: Path) -> bool:
+        """Tell whether the VM's namespace is there; a restart of the host takes it away."""
+        return linux.is_mount_point(self.namespace(vm_cid)) and not (folder / _REBUILDING).exists()
+
+    def rebuild(self, vm_cid: str, folder: Path, then: Callable[[], None] | None = None) -> None:
+        """Make the VM's namespace and interfaces again, with the addresses and MACs they had.
+
+        `then` belongs to it: until it is done, `is_whole` says no. Published ports are still the
+        VM's; its addresses are given back for a moment, since plugins give what is free. Raises
+        CloudError, also when a plugin gives other addresses.
+        """
+        (folder / _REBUILDING).touch(0o600)
+        namespace, attachments = self.namespace(vm_cid), attachments_in(folder / STATE)
+        for attachment in reversed(attachments):
+            self._plugins.delete(attachment, vm_cid, namespace)
+        linux.unpin_network_namespace(namespace)
+        self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
+        linux.pin_network_namespace(namespace)
+        for at, attachment in enumerate(attachments):
+            result = self._plugins.add(as_before(attachment), vm_cid, namespace, lambda _: None)
+            _require_same_addresses(attachment, result)
+            attachments[at] = replace(attachment, result=result)
+            _save(folder / STATE, attachments)
+        if then:
+            then()
+        (folder / _REBUILDING).unlink()
+
     def hand_over(self, networks: Sequence[Network], folder: Path) -> list[tuple[str, int]]:
         """Leave the VM's places on bridges to interfaces that its hypervisor makes.
 
@@ -110,24 +143,34 @@ class Networks:
         `disconnect`, but is off the bridge, so that it answers to the VM's addresses no more.
         Raises NotSupported for a network without a bridge.
         """
+        bridges = []
+        for network, found in zip(networks, self.leave_bridges(folder), strict=True):
+            if found is None:
+                raise NotSupported(
+                    f"the network {network.name!r} has no bridge on the host, which a full VM "
+                    "needs; use another network for it"
+                )
+            bridges.append(found)
+        return bridges
+
+    def leave_bridges(self, folder: Path) -> list[tuple[str, int] | None]:
+        """Take what was made for a VM off its bridges; twice is once.
+
+        Returns name and MTU (bytes) of each network's bridge, None for a network without one.
+        """
         # Not from /sys, which may show another network namespace than this process is in.
         argv = ["ip", "-json", "-details", "link", "show"]
         links = {link["ifname"]: link for link in json.loads(run(argv, install_hint=_IPROUTE))}
-        bridges = []
-        for network, attachment in zip(networks, attachments_in(folder / STATE), strict=True):
+        bridges: list[tuple[str, int] | None] = []
+        for attachment in attachments_in(folder / STATE):
             mine = [links[name] for name in host_links(attachment.result or {}) if name in links]
             kinds = [link.get("linkinfo", {}).get("info_kind") for link in mine]
-            if "bridge" not in kinds:
-                raise NotSupported(
-                    f"the network {network.name!r} ({attachment.network}) has no bridge on the "
-                    "host, which a full VM needs; use another network for it"
-                )
-            bridge = mine[kinds.index("bridge")]
+            bridge = mine[kinds.index("bridge")] if "bridge" in kinds else None
             for link in mine:
-                if link.get("master") == bridge["ifname"]:
+                if bridge and link.get("master") == bridge["ifname"]:
                     words = ["ip", "link", "set", link["ifname"], "nomaster", "down"]
                     run(words, install_hint=_IPROUTE)
-            bridges.append((str(bridge["ifname"]), int(bridge["mtu"])))
+            bridges.append((str(bridge["ifname"]), int(bridge["mtu"])) if bridge else None)
         return bridges
 
     def _add(
@@ -183,6 +226,17 @@ def _connected(network: Network, result: CniConfig) -> Network:
             f"{network.ip}; its IPAM plugin must be able to give a wanted address"
         )
     return replace(network, mac=mac_of(result))
+
+
+def _require_same_addresses(attachment: Attachment, result: CniConfig) -> None:
+    had = {ip for ip, _, _ in addresses(attachment.result or {})}
+    has = {ip for ip, _, _ in addresses(result)}
+    if not had <= has:
+        raise CloudError(
+            f"the network {attachment.network!r} gave {', '.join(sorted(has)) or 'no address'} "
+            f"instead of {', '.join(sorted(had))}, which the VM has had; its IPAM plugin must be "
+            "able to give a wanted address"
+        )
 
 
 def _has_default_route(spec: VMSpec, network: Network) -> bool:

@@ -5,7 +5,7 @@ Plugins do all that touches a network; this renders what they read and reads wha
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
@@ -220,6 +220,27 @@ def mac_of(result: Config) -> str | None:
             mac = interface.get("mac")
             return str(mac) if mac else None
     return None
+
+
+def as_before(attachment: Attachment) -> Attachment:
+    """An attachment that asks for the addresses and the MAC that it had.
+
+    For plugins that heed it (CNI CONVENTIONS.md, "ips" and "mac"), as host-local and bridge do.
+    """
+    result = attachment.result or {}
+    ips = [str(entry["address"]) for entry in result.get("ips", [])]
+    runtime, arguments, mac = (
+        {**attachment.runtime, "ips": ips},
+        attachment.arguments,
+        mac_of(result),
+    )
+    if mac:
+        runtime["mac"], arguments = mac, f"{arguments};MAC={mac}"
+    plugins = []
+    for plugin in attachment.plugins:
+        told = plugin.get("args") or {}
+        plugins.append({**plugin, "args": {**told, "cni": {**(told.get("cni") or {}), "ips": ips}}})
+    return replace(attachment, plugins=tuple(plugins), runtime=runtime, arguments=arguments)
 
 
 def host_links(result: Config) -> list[str]:

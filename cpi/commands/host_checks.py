@@ -14,6 +14,7 @@ from cpi.checks import Checks, Finding, failure, ok, warning
 from cpi.config import Config
 from cpi.disks.store import folders_of
 from cpi.process import ENVIRONMENT
+from cpi.service.sockets import main_socket
 from cpi.version import VERSION
 
 PYTHONS = ((3, 10), (3, 13))  # which are tested, from and to
@@ -159,14 +160,14 @@ def _after_restart(host: Host) -> Finding:
         return warning(
             f"{len(lost)} VMs have lost their network namespace, as in a restart of the host: "
             f"{', '.join(lost[:3])}{', …' * (len(lost) > 3)}",
-            "bosh -d DEPLOYMENT cloud-check --resolution=recreate_vm",
+            f"{host.command} restore",
         )
     return ok(f"nothing is left over ({len(vms)} VMs have their networks)")
 
 
 @CHECKS.add("service")
 def _service(host: Host) -> Finding:
-    path = socket_of(host.config)
+    path = main_socket(host.config)
     if not path.exists():
         return warning(
             f"nothing listens at {path}; only clients without root need the service",
@@ -179,15 +180,6 @@ def _service(host: Host) -> Finding:
     if status != http.HTTPStatus.OK:
         return failure(f"{path} answers /healthz with {status}", f"{host.command} serve")
     return ok(f"answers at {path}")
-
-
-def socket_of(config: Config) -> Path:
-    """Where the service listens."""
-    try:
-        named = config.text("service.socket")
-    except KeyError:
-        named = ""
-    return Path(named or f"{config.text('run_dir')}/cpi.sock")
 
 
 def health(path: Path) -> int:

@@ -13,9 +13,12 @@ from cpi.commands import (
     console,
     disk,
     doctor,
+    gc,
     inside,
     logs,
     networks,
+    restore,
+    serve,
     stemcell,
     top as top_command,
     vms,
@@ -51,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     nouns = top.add_subparsers(metavar="COMMAND", required=True)
     for command in (
         *(doctor, vms, networks, disk, top_command, logs, console, inside, stemcell),
-        completion,
+        *(serve, restore, gc, completion),
     ):
         command.add_to(nouns)
     return top

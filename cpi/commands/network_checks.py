@@ -69,7 +69,7 @@ def _bridge(config: Config) -> Finding:
         if usual.vms:
             return failure(
                 f"{name} is missing and {len(usual.vms)} VMs are on it, as after a restart",
-                "bosh -d DEPLOYMENT cloud-check --resolution=recreate_vm",
+                "bosh-cpi restore",
             )
         return ok(f"{name} will be made with the first VM")
     if usual.state == overview.FOREIGN:

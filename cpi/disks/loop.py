@@ -17,7 +17,7 @@ from pathlib import Path
 from cpi.errors import CloudError
 
 _CONTROL = "/dev/loop-control"
-_GET_FREE, _CONFIGURE = 0x4C82, 0x4C0A
+_GET_FREE, _CONFIGURE, _CLEAR = 0x4C82, 0x4C0A, 0x4C01
 _READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
 _BLOCK = 512  # bytes
 _TRIES = 100  # another process may be faster to take the device that was free
@@ -81,19 +81,35 @@ def _configured(backing: int, part: Part, mode: int, flags: int) -> tuple[int, P
     raise OSError(errno.EBUSY, "no device stays free long enough")
 
 
-def over(image: Path) -> list[str]:
-    """Return the names of the loop devices ("loop7") over a file."""
-    wanted = os.fsencode(os.path.realpath(image))
-    found = []
+def backing_files() -> dict[str, str]:
+    """Return the file of each loop device ("loop7") that has one; it may have been deleted."""
+    found = {}
     for name in os.listdir("/sys/block"):
         if name.startswith("loop"):
             try:
                 backing = Path(f"/sys/block/{name}/loop/backing_file").read_bytes()
             except OSError:
                 continue  # it is free
-            if backing.rstrip(b"\n") == wanted:
-                found.append(name)
-    return sorted(found)
+            found[name] = os.fsdecode(backing.rstrip(b"\n")).removesuffix(" (deleted)")
+    return found
+
+
+def clear(name: str) -> None:
+    """Free a loop device ("loop7"), now or when its last user is gone; free is no error."""
+    device = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(device, _CLEAR)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+    finally:
+        os.close(device)
+
+
+def over(image: Path) -> list[str]:
+    """Return the names of the loop devices ("loop7") over a file."""
+    wanted = os.path.realpath(image)
+    return sorted(name for name, file in backing_files().items() if file == wanted)
 
 
 def wait_until_free(image: Path) -> list[str]:

@@ -80,6 +80,12 @@ class Snapshots:
         found = [self.get(path.name) for path in self._folders() if (path / _FACTS).exists()]
         yield from sorted(found, key=lambda snapshot: (snapshot.created_at, snapshot.cid))
 
+    def halves(self) -> Iterator[Path]:
+        """Yield the folders of snapshots that lack their facts or their data."""
+        for path in self._folders():
+            if not ((path / _FACTS).exists() and (path / _RAW).exists()):
+                yield path
+
     def get(self, snapshot_cid: str) -> Snapshot:
         """Return a snapshot's facts. Raises CloudError when there is none, or it is damaged."""
         facts = self._folder(snapshot_cid) / _FACTS

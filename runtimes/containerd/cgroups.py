@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpi.errors import CloudError
-from runtimes.containerd.oci_spec import CPU_PERIOD
+from runtimes.containerd.oci_spec import CPU_PERIOD, Spec, is_privileged
 
 CHILD = "vm"
 _ROOT = Path("/sys/fs/cgroup")
@@ -31,6 +31,18 @@ class Limits:
     memory: int | None = None
     pids: int | None = None
     any_device: bool = False
+
+
+def limits_of(spec: Spec) -> Limits:
+    """The limits that a VM's spec was rendered with."""
+    resources = spec["linux"]["resources"]
+    quota = resources.get("cpu", {}).get("quota")
+    return Limits(
+        cpu=None if quota is None else quota / CPU_PERIOD,
+        memory=resources.get("memory", {}).get("limit"),
+        pids=resources.get("pids", {}).get("limit"),
+        any_device=is_privileged(spec),
+    )
 
 
 def create(path: str, limits: Limits) -> None:
@@ -70,6 +82,21 @@ def remove(path: str) -> None:
                 os.rmdir(folder)
             except FileNotFoundError:
                 continue
+
+
+def empty_ones(parent: str) -> list[str]:
+    """Return the names of cgroups directly below `parent` that no process is in."""
+    found: dict[str, bool] = {}
+    for root in _hierarchies():
+        folder = root / parent.strip("/")
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.is_dir():
+                found[path.name] = found.get(path.name, True) and not _has_processes(path)
+    return sorted(name for name, is_empty in found.items() if is_empty)
+
+
+def _has_processes(path: Path) -> bool:
+    return any(file.read_text() for file in path.rglob("cgroup.procs"))
 
 
 def _hierarchies() -> Iterator[Path]:

@@ -110,7 +110,7 @@ def _try_snapshotter(store: Store) -> None:
 
 def _works(subject: Subject, name: str) -> bool:
     try:
-        _try_snapshotter(Store(subject.store.client, name))
+        _try_snapshotter(subject.store.with_snapshotter(name))
     except CPIError:
         return False
     return True
@@ -147,10 +147,16 @@ def _stopped(subject: Subject) -> Finding:
     stopped = [vm for vm in found if vm.state != "running"]
     if not stopped:
         return ok(f"all VMs run ({len(found)})")
+    told = (
+        f"{len(stopped)} of {len(found)} VMs do not run: "
+        f"{', '.join(vm.name.instance or vm.cid for vm in stopped[:5])}"
+    )
+    ended = subject.containers.tasks()
+    if any(vm.cid not in ended for vm in stopped):
+        return warning(f"{told}, as after a restart of the host", "bosh-cpi restore")
     deployments = sorted({vm.name.deployment for vm in stopped if vm.name.deployment})
     return warning(
-        f"{len(stopped)} of {len(found)} VMs do not run, as after a restart of the host: "
-        f"{', '.join(vm.name.instance or vm.cid for vm in stopped[:5])}",
+        f"{told}; they ended by themselves",
         f"bosh -d {(deployments or ['DEPLOYMENT'])[0]} cloud-check --resolution=reboot_vm",
     )
 

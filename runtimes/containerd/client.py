@@ -110,6 +110,20 @@ class Client:
         except grpc.RpcError as error:
             raise error_from(error, doing, self.address) from None
 
+    def listing(
+        self, method: str, request: "Message", reply: type[Reply], *, doing: str
+    ) -> list[Reply]:
+        """Make a call whose reply comes in pieces. Raises like `call`."""
+        stub: Callable[..., Iterable[Reply]] = self._channel.unary_stream(
+            f"/containerd.services.{method}",
+            request_serializer=_serialize,
+            response_deserializer=reply.FromString,
+        )
+        try:
+            return list(stub(request, timeout=self._timeout, metadata=self._metadata(None)))
+        except grpc.RpcError as error:
+            raise error_from(error, doing, self.address) from None
+
     def exchange(
         self,
         method: str,

@@ -38,7 +38,7 @@ class Containers:
             return None
 
     def all(self) -> Sequence[containers_pb2.Container]:
-        """Return all containers' records."""
+        """Return the records of all containers."""
         return self._client.call(
             "containers.v1.Containers/List",
             containers_pb2.ListContainersRequest(),
@@ -135,6 +135,19 @@ class Containers:
             self.stop(cid)
             raise
         return pid
+
+    def has_task(self, cid: str) -> bool:
+        """Tell whether there is a task, running or not. None outlives a restart of the host."""
+        try:
+            self._client.call(
+                "tasks.v1.Tasks/Get",
+                tasks_pb2.GetRequest(container_id=cid),
+                tasks_pb2.GetResponse,
+                doing=f"looking for the task of {cid}",
+            )
+        except NotFound:
+            return False
+        return True
 
     def init_of(self, cid: str) -> int | None:
         """Return the process id of a running task's init, or None."""

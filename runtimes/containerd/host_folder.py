@@ -5,21 +5,26 @@
     ephemeral.img    the file system mounted on data/, when its size is limited
     disks/<disk>/    below a shared tmpfs: what is mounted there appears in the running VM
     disks.json       what the VM's env says of its disks
-    network.json     see network.py
+    mounts.json      folders of the host that the VM has besides (cloud_properties.mounts)
+    mounts/<n>/      the n-th of them
+    network.json     see cpi.cni.networks
+    unfinished       see cpi.unfinished
 """
 
+import errno
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from cpi import linux
+from cpi import linux, unfinished
 from cpi.disks import loop, mount_options
 from cpi.disks.filesystems import make_ext4, mount_device
 from cpi.disks.image import MIB, make_sparse, part_of
 from cpi.disks.loop import Part
 from cpi.disks.store import read_facts, write_facts
 from cpi.errors import CloudError
-from cpi.model import DiskWishes
+from cpi.model import DiskWishes, HostMount
 
 
 class HostFolder:
@@ -31,6 +36,8 @@ class HostFolder:
         self.disks = self.path / "disks"
         self._ephemeral = self.path / "ephemeral.img"
         self._wishes = self.path / "disks.json"
+        self._mounts = self.path / "mounts"
+        self._mount_facts = self.path / "mounts.json"
 
     def exists(self) -> bool:
         return self.path.is_dir()
@@ -39,6 +46,7 @@ class HostFolder:
         """Make the folder and what disks appear in. `remove` takes away whatever there is."""
         self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.path.mkdir(mode=0o700)
+        unfinished.begin(self.path)
         self.data.mkdir(mode=0o755)
         self.disks.mkdir(mode=0o755)
         linux.mount_shared_tmpfs(self.disks)
@@ -56,6 +64,34 @@ class HostFolder:
             linux.mount_shared_tmpfs(self.disks)
         if self._ephemeral.exists() and not linux.is_mount_point(self.data):
             self._mount_data()
+        facts = read_facts(self._mount_facts) or {}
+        self._bind_all([HostMount(**mount) for mount in facts.get("mounts", ())])
+
+    def add_mounts(self, mounts: Sequence[HostMount]) -> list[Path]:
+        """Have these folders of the host in here, and return where. Raises CloudError."""
+        if mounts:
+            write_facts(self._mount_facts, {"mounts": [asdict(mount) for mount in mounts]})
+        return self._bind_all(mounts)
+
+    def _bind_all(self, mounts: Sequence[HostMount]) -> list[Path]:
+        return [self._bind(at, mount) for at, mount in enumerate(mounts)]
+
+    def _bind(self, at: int, mount: HostMount) -> Path:
+        """Here and not by the container's spec, which knows paths alone: see linux.bind_folder."""
+        target = self._mounts / str(at)
+        target.mkdir(parents=True, exist_ok=True)
+        if linux.is_mount_point(target):
+            return target
+        try:
+            linux.bind_folder(Path(mount.host), target)
+        except OSError as error:
+            reason = error.strerror
+            if error.errno == errno.ENOTDIR:
+                reason = "it is no folder, or a symbolic link, which is not followed"
+            raise CloudError(
+                f"the host's folder {mount.host} cannot be mounted: {error.filename}: {reason}"
+            ) from None
+        return target
 
     def _mount_data(self) -> None:
         _mount(Part(self._ephemeral, 0, 0), self.data, "ext4")
@@ -66,10 +102,12 @@ class HostFolder:
 
     def remove(self) -> None:
         """Unmount and delete everything; gone is no error. Persistent data is not in here."""
-        for target in [*self.attached(), self.disks, self.data]:
+        foreign = sorted(self._mounts.iterdir()) if self._mounts.is_dir() else []
+        for target in [*foreign, *self.attached(), self.disks, self.data]:
             linux.umount(target)
-        # A disk that is still mounted must stop us before anything is deleted.
-        busy = [target for target in [*self.attached(), self.data] if linux.is_mount_point(target)]
+        # What is still mounted must stop us before anything is deleted.
+        mine = [*foreign, *self.attached(), self.data]
+        busy = [target for target in mine if linux.is_mount_point(target)]
         if busy:
             raise CloudError(f"{busy[0]} is still mounted", ok_to_retry=True)
         shutil.rmtree(self.path, ignore_errors=not self.exists())

@@ -43,6 +43,7 @@ KEYS = (
         "Whether a VM may ask for `privileged: true`. A call's context can only forbid it: "
         "false in the file is final.",
         context_only_forbids=True,
+        client=True,
     ),
     Key(
         "containerd.timeout",

@@ -90,6 +90,15 @@ CPU_PERIOD = 100_000  # microseconds, the kernel's default
 
 
 @dataclass(frozen=True)
+class Folder:
+    """A folder of the host that a VM gets besides its own."""
+
+    destination: str
+    source: Path
+    read_only: bool
+
+
+@dataclass(frozen=True)
 class Container:
     """What the spec is rendered from. memory: bytes; capabilities: those of containerd itself."""
 
@@ -108,12 +117,11 @@ class Container:
     pids: int | None = None
     privileged: bool = False
     devices: Sequence[Spec] = ()
+    folders: Sequence[Folder] = ()
 
 
 def render(container: Container) -> Spec:
     """Return the spec of a VM."""
-    have = set(container.capabilities)
-    wanted = sorted(have if container.privileged else have & set(CAPABILITIES))
     spec: Spec = {
         "ociVersion": "1.0.2",
         "hostname": container.hostname,
@@ -127,7 +135,7 @@ def render(container: Container) -> Spec:
                 "container=oci",
             ],
             "user": {"uid": 0, "gid": 0},
-            "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), wanted),
+            "capabilities": _capabilities(container.capabilities, container.privileged),
         },
         "mounts": _mounts(container),
         "linux": {
@@ -156,6 +164,27 @@ def render(container: Container) -> Spec:
     return spec
 
 
+def renew(spec: Spec, capabilities: Collection[str], devices: Sequence[Spec]) -> None:
+    """Change a spec to what the host has since it was started anew.
+
+    capabilities: of containerd itself; devices: for a privileged VM.
+    """
+    privileged = is_privileged(spec)
+    spec["process"]["capabilities"] = _capabilities(capabilities, privileged)
+    if privileged:
+        spec["linux"]["devices"] = list(devices)
+
+
+def is_privileged(spec: Spec) -> bool:
+    """Tell whether a spec is a privileged VM's."""
+    return bool(spec["linux"]["resources"]["devices"][0]["allow"])
+
+
+def _capabilities(have: Collection[str], privileged: bool) -> Spec:
+    wanted = sorted(have if privileged else set(have) & set(CAPABILITIES))
+    return dict.fromkeys(("bounding", "effective", "permitted"), wanted)
+
+
 def _mounts(container: Container) -> list[Spec]:
     system = "rw" if container.privileged else "ro"
     # As on a machine with that much memory; programs size their caches by these.
@@ -175,7 +204,13 @@ def _mounts(container: Container) -> list[Spec]:
     ]
     if container.systemd:  # runit stemcells keep folders in /run that nobody would make again
         mounts.append(_mount("/run", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755", *run))
-    return mounts
+    return [*mounts, *(_folder(folder) for folder in container.folders)]
+
+
+def _folder(folder: Folder) -> Spec:
+    """Without what is mounted below it, and no program of the host's gives rights in the VM."""
+    options = ("bind", "ro" if folder.read_only else "rw", "nosuid", "nodev", "rprivate")
+    return _mount(folder.destination, "bind", str(folder.source), *options)
 
 
 def bind(destination: str, source: Path) -> Spec:

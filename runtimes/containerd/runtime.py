@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from cpi import cid, locks
+from cpi import cid, guest_socket, locks, unfinished
 from cpi.cni.networks import Networks
 from cpi.disks.store import DiskStore, folders_of, wanted
 from cpi.errors import DiskNotAttached, NotSupported, VMNotFound
@@ -29,11 +29,12 @@ if TYPE_CHECKING:
     from cpi.config import Config
     from cpi.disks.snapshots import Snapshots
     from cpi.log import Log
-    from cpi.model import DiskProperties, Json, JsonObject, Network, VMSpec
+    from cpi.model import DiskProperties, Garbage, Json, JsonObject, Network, VMSpec
     from cpi.streams import Streams
     from cpi.views import LogPart, LogPlaces, StemcellView, Usage, VMView
     from runtimes.containerd.client import Client
     from runtimes.containerd.containers import Containers
+    from runtimes.containerd.oci_spec import Folder
     from runtimes.containerd.stemcells import Stemcells
     from runtimes.containerd.store import Store
     from runtimes.containerd.vms import Place, VMs
@@ -94,8 +95,10 @@ class ContainerdRuntime(Runtime):
             connecting = pool.submit(self._networks.connect, spec, folder.path)
             if spec.properties.ephemeral_disk is not None:
                 folder.limit_data(spec.properties.ephemeral_disk)
-            place = self._place(spec.cid, folder)
+            folders = self._folders_of_host(spec, folder)
+            place = self._place(spec.cid, folder, folders)
             networks = self._vms.create(spec, place, connecting.result, undo)
+            unfinished.end(folder.path)
             undo.keep()
         return networks
 
@@ -104,6 +107,7 @@ class ContainerdRuntime(Runtime):
 
         # Whatever there is, so that this also cleans up after a create that was killed half-way.
         folder = HostFolder(self._state_dir, vm_cid)
+        unfinished.begin(folder.path)
         with ThreadPoolExecutor(1) as pool:
             disconnecting = pool.submit(self._networks.disconnect, vm_cid, folder.path)
             self._vms.stop(vm_cid)
@@ -120,11 +124,34 @@ class ContainerdRuntime(Runtime):
 
     def reboot_vm(self, vm_cid: str) -> None:
         folder = self._folder(vm_cid)
+        if self._vms.has_task(vm_cid):
+            self._mount_again(vm_cid, folder)
+            self._vms.reboot(vm_cid, folder)
+        else:
+            self._bring_back(vm_cid, folder)
+
+    def restore(self, vm_cid: str) -> bool:
+        folder = self._folder(vm_cid)
+        if unfinished.is_marked(folder.path) or not self._vms.exists(vm_cid):
+            return False
+        if self._vms.has_task(vm_cid):
+            return False
+        self._bring_back(vm_cid, folder)
+        return True
+
+    def _bring_back(self, vm_cid: str, folder: HostFolder) -> None:
+        """Start a VM of which a restart of the host has left what is on disks alone."""
+        self._mount_again(vm_cid, folder)
+        if not self._networks.is_whole(vm_cid, folder.path):
+            self._networks.rebuild(vm_cid, folder.path)
+        self._vms.start(vm_cid, self._place(vm_cid, folder))
+
+    def _mount_again(self, vm_cid: str, folder: HostFolder) -> None:
         folder.restore()
+        guest_socket.make_folder(self.config.text("run_dir"))  # a restart of the host took it
         for disk_cid in self._disk_store.attached_to(vm_cid):
             with self._lock(disk_cid):
                 self._disks.mount_again(folder, disk_cid)
-        self._vms.reboot(vm_cid, folder)
 
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
         self._vms.set_metadata(vm_cid, metadata)
@@ -189,7 +216,8 @@ class ContainerdRuntime(Runtime):
     def create_disk(self, size_mib: int, properties: "DiskProperties", vm_cid: str | None) -> str:
         wished = HostFolder(self._state_dir, vm_cid).wishes().filesystem if vm_cid else None
         disk = wanted(cid.new(self.name, cid.DISK), size_mib, properties, wished)
-        self._disk_store.create(disk)
+        with self._lock(disk.cid):
+            self._disk_store.create(disk)
         return disk.cid
 
     def delete_disk(self, disk_cid: str) -> None:
@@ -247,8 +275,17 @@ class ContainerdRuntime(Runtime):
     def delete_snapshot(self, snapshot_cid: str) -> None:
         self._snapshots.delete(snapshot_cid)
 
-    def _lock(self, disk_cid: str) -> "AbstractContextManager[None]":
-        return locks.hold(str(self._run_dir), disk_cid, log=self.log)
+    # What nobody owns
+
+    def garbage(self) -> "list[Garbage]":
+        from runtimes.containerd.garbage import Finder, Places
+
+        parent = self.config.text("containerd.cgroup_parent")
+        places = Places(self.name, self._state_dir, str(self._run_dir), parent)
+        return Finder(places, self._containers, self._store, self.delete_vm, self.log).all()
+
+    def _lock(self, name: str) -> "AbstractContextManager[None]":
+        return locks.hold(str(self._run_dir), name, log=self.log)
 
     def _folder(self, vm_cid: str) -> HostFolder:
         """A VM's folder, which is there as long as the VM is. Raises VMNotFound."""
@@ -279,7 +316,8 @@ class ContainerdRuntime(Runtime):
     def _store(self) -> "Store":
         from runtimes.containerd.store import Store
 
-        return Store(self._client, self.config.text("containerd.snapshotter"))
+        snapshotter = self.config.text("containerd.snapshotter")
+        return Store(self._client, snapshotter, self._run_dir, self.log)
 
     @cached_property
     def _stemcells(self) -> "Stemcells":
@@ -302,7 +340,8 @@ class ContainerdRuntime(Runtime):
     def _cgroup(self, vm_cid: str) -> str:
         return f"{self.config.text('containerd.cgroup_parent').rstrip('/')}/{vm_cid}"
 
-    def _place(self, vm_cid: str, folder: HostFolder) -> "Place":
+    def _place(self, vm_cid: str, folder: HostFolder, folders: "Sequence[Folder]" = ()) -> "Place":
+        """folders: of the host, for a VM that has no spec yet."""
         from runtimes.containerd.vms import Place
 
         return Place(
@@ -310,4 +349,25 @@ class ContainerdRuntime(Runtime):
             folder=folder,
             cgroup=self._cgroup(vm_cid),
             address=self.config.text("containerd.address"),
+            folders=folders,
         )
+
+    def _folders_of_host(self, spec: "VMSpec", folder: HostFolder) -> "list[Folder]":
+        """What the VM gets of the host besides its own. Raises CloudError."""
+        from runtimes.containerd.oci_spec import Folder
+
+        mounts = spec.properties.mounts
+        folders = [
+            Folder(mount.vm, source, mount.read_only)
+            for mount, source in zip(mounts, folder.add_mounts(mounts), strict=True)
+        ]
+        if spec.properties.host_service:
+            run_dir = self.config.text("run_dir")
+            source = guest_socket.make_folder(run_dir)
+            folders.append(Folder(guest_socket.IN_VM, source, read_only=True))
+            if not guest_socket.is_served(run_dir):
+                self.log.warn(
+                    f"{spec.cid} has host_service, but nothing listens at {source}/"
+                    f"{guest_socket.SOCKET} yet; start the host's service: bosh-cpi serve"
+                )
+        return folders

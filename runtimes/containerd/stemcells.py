@@ -148,7 +148,7 @@ class Stemcells:
         key: hex digits that name what is imported, so that a killed import's rest goes as well.
         """
         folder = self._imports / key
-        with locks.hold(self._run_dir, f"import-{key[:32]}", log=self._log):
+        with locks.hold(self._run_dir, import_lock(key), log=self._log):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True, mode=0o700)
             try:
@@ -220,6 +220,11 @@ class Stemcells:
 
     def _cid(self, digest: str) -> str:
         return cid.new(self._runtime, cid.STEMCELL, digest.partition(":")[2][:_CID_DIGITS])
+
+
+def import_lock(key: str) -> str:
+    """The name of the lock of an import folder's."""
+    return f"import-{key[:32]}"
 
 
 def _size(image: Path) -> int:

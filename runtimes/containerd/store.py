@@ -6,11 +6,14 @@ Nothing here knows of stemcells or VMs.
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import BinaryIO
 
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253 - loaded with the client only
 
+from cpi import locks
+from cpi.log import Log
 from runtimes.containerd.api import (
     content_pb2,
     diff_pb2,
@@ -27,14 +30,22 @@ AHEAD = 8
 
 # Long enough for the largest stemcell; a killed process' lease goes away by itself afterwards.
 LEASE_SECONDS = 3600
+_LABEL_LOCKS = "bosh.run_dir"
 
 
 class Store:
     """containerd's content, snapshots and images, for one snapshotter."""
 
-    def __init__(self, client: Client, snapshotter: str) -> None:
+    def __init__(self, client: Client, snapshotter: str, run_dir: Path, log: Log) -> None:
+        """run_dir: where locks are."""
         self.client = client
         self.snapshotter = snapshotter
+        self._run_dir = str(run_dir)
+        self._log = log
+
+    def with_snapshotter(self, snapshotter: str) -> "Store":
+        """The same containerd with another snapshotter."""
+        return Store(self.client, snapshotter, Path(self._run_dir), self._log)
 
     # Leases
 
@@ -42,27 +53,48 @@ class Store:
     def lease(self) -> Iterator[str]:
         """Hold a lease; when it ends, containerd collects what nothing else refers to.
 
-        On success that happens in its own time, after a failure before this returns.
+        A lock of its name is held as long, so that the lease of a killed process is known. On
+        success that happens in its own time, after a failure before this returns.
         """
         expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + LEASE_SECONDS))
         name = f"bosh-cpi-{os.urandom(8).hex()}"
+        failed = True
+        with locks.hold(self._run_dir, name, log=self._log):
+            try:  # from here on: a signal may come in the middle of making it
+                self._create_lease(name, expiry)
+                yield name
+                failed = False
+            finally:
+                self.delete_lease(name, sync=failed)
+
+    def _create_lease(self, name: str, expiry: str) -> None:
+        labels = {"containerd.io/gc.expire": expiry, _LABEL_LOCKS: self._run_dir}
         self.client.call(
             "leases.v1.Leases/Create",
-            leases_pb2.CreateRequest(id=name, labels={"containerd.io/gc.expire": expiry}),
+            leases_pb2.CreateRequest(id=name, labels=labels),
             leases_pb2.CreateResponse,
             doing="creating a lease",
         )
-        failed = True
-        try:
-            yield name
-            failed = False
-        finally:
+
+    def delete_lease(self, name: str, *, sync: bool) -> None:
+        """Delete a lease; sync: what only it held is gone before this returns; gone: no error."""
+        with suppress(NotFound):
             self.client.call(
                 "leases.v1.Leases/Delete",
-                leases_pb2.DeleteRequest(id=name, sync=failed),
+                leases_pb2.DeleteRequest(id=name, sync=sync),
                 Empty,
                 doing=f"deleting the lease {name}",
             )
+
+    def leases(self) -> list[str]:
+        """Return the names of leases whose locks are where ours are."""
+        found = self.client.call(
+            "leases.v1.Leases/List",
+            leases_pb2.ListRequest(),
+            leases_pb2.ListResponse,
+            doing="listing leases",
+        ).leases
+        return [lease.id for lease in found if lease.labels.get(_LABEL_LOCKS) == self._run_dir]
 
     # Content
 
@@ -202,6 +234,16 @@ class Store:
             snapshots_pb2.UsageResponse,
             doing=f"measuring the snapshot {key}",
         ).size
+
+    def snapshots(self) -> list[str]:
+        """Return the names of all snapshots."""
+        replies = self.client.listing(
+            "snapshots.v1.Snapshots/List",
+            snapshots_pb2.ListSnapshotsRequest(snapshotter=self.snapshotter),
+            snapshots_pb2.ListSnapshotsResponse,
+            doing="listing snapshots",
+        )
+        return [info.name for reply in replies for info in reply.info]
 
     def remove_snapshot(self, key: str) -> None:
         """Remove a snapshot; one that is gone is no error."""

@@ -46,12 +46,16 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 @dataclass(frozen=True)
 class Place:
-    """What the host has for one VM: its network, folder and limiting cgroup, and containerd."""
+    """What the host has for one VM: its network, folder and limiting cgroup, and containerd.
+
+    folders: of the host, that the VM gets.
+    """
 
     namespace: Path
     folder: HostFolder
     cgroup: str
     address: str
+    folders: Sequence[oci_spec.Folder] = ()
 
 
 class VMs:
@@ -108,6 +112,20 @@ class VMs:
 
     def exists(self, vm_cid: str) -> bool:
         return self._containers.find(vm_cid) is not None
+
+    def has_task(self, vm_cid: str) -> bool:
+        """Tell whether the VM has run since the host was started."""
+        return self._containers.has_task(vm_cid)
+
+    def start(self, vm_cid: str, place: Place) -> None:
+        """Start a VM that has not run since the host was started. Raises VMNotFound, CloudError."""
+        spec = json.loads(self._get(vm_cid).spec.value)
+        capabilities = host.capabilities_of_server(place.address)
+        oci_spec.renew(spec, capabilities, host.devices())
+        self._containers.set_spec(vm_cid, spec)
+        cgroups.remove(place.cgroup)  # what a killed call made may lack limits
+        cgroups.create(place.cgroup, cgroups.limits_of(spec))
+        self.reboot(vm_cid, place.folder)
 
     def reboot(self, vm_cid: str, folder: HostFolder) -> None:
         """Start a VM's init anew on the same root file system and network. Raises VMNotFound.
@@ -209,6 +227,7 @@ def _container(
         pids=limits.pids,
         privileged=privileged,
         devices=host.devices() if privileged else (),
+        folders=place.folders,
     )
 
 

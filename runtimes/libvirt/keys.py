@@ -28,6 +28,7 @@ def _keys(runtime: str, scheme: str, path: str, uris: str, pool_path: str) -> tu
             "CPUs",
             "CPUs of a VM that does not say how many.",
             least=1,
+            client=True,
         ),
         Key(
             f"{runtime}.memory",
@@ -36,6 +37,7 @@ def _keys(runtime: str, scheme: str, path: str, uris: str, pool_path: str) -> tu
             "MiB",
             "Memory of a VM that does not say.",
             least=32,
+            client=True,
         ),
         Key(
             f"{runtime}.ephemeral_disk",
@@ -44,6 +46,7 @@ def _keys(runtime: str, scheme: str, path: str, uris: str, pool_path: str) -> tu
             "MiB",
             "Ephemeral disk of a VM that does not say; it takes the room that is used.",
             least=16,
+            client=True,
         ),
         Key(
             f"{runtime}.shutdown_timeout",
@@ -88,7 +91,15 @@ KEYS = (
         "the bridge that containers use; on another machine, where there is none, `bosh`.",
         pattern=rf"({_NAME})?",
     ),
-    Key("kvm.firmware", "string", "bios", "", "Firmware of VMs.", choices=("bios", "uefi")),
+    Key(
+        "kvm.firmware",
+        "string",
+        "bios",
+        "",
+        "Firmware of VMs.",
+        choices=("bios", "uefi"),
+        client=True,
+    ),
     Key(
         "kvm.machine",
         "string",
@@ -96,6 +107,7 @@ KEYS = (
         "",
         "Machine type, such as `q35`. Empty means `pc`, whose disks come and go with every kernel.",
         pattern=_WORD,
+        client=True,
     ),
     Key(
         "kvm.cpu_model",
@@ -104,6 +116,7 @@ KEYS = (
         "",
         "CPU model in libvirt's words, or `host`. Empty means `host` with KVM, else QEMU's own.",
         pattern=_WORD,
+        client=True,
     ),
     Key(
         "kvm.detach_timeout",

@@ -88,6 +88,22 @@ class Nics:
         if self._host:
             self._host.disconnect(vm_cid, folder)
 
+    def restore(self, vm_cid: str, folder: Path, start: Callable[[], None]) -> bool:
+        """Make again what a restart of the host took of a VM's bridges; tell whether it did.
+
+        start: starts the VM, which belongs to it. On networks of libvirt's there is nothing to do.
+        """
+        host = self._host
+        if host is None or not host.has_any(folder) or host.is_whole(vm_cid, folder):
+            return False
+
+        def then() -> None:
+            host.leave_bridges(folder)
+            start()
+
+        host.rebuild(vm_cid, folder, then)
+        return True
+
     # Bridges of the host
 
     def _on_bridges(

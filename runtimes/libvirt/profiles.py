@@ -120,6 +120,15 @@ def require_possible(profile: Profile, wanted: VMProperties, networks: int) -> N
 
     networks: how many interfaces it is to have.
     """
+    if wanted.host_service:
+        raise NotSupported(
+            "cloud_properties.host_service is for containers, which share the host's sockets; a "
+            "full VM reaches the host's service with endpoint: https://<host>:<port>"
+        )
+    if wanted.mounts:
+        raise NotSupported(
+            "cloud_properties.mounts is for containers; a full VM shares no folders with the host"
+        )
     for name in profile.without:
         value = getattr(wanted, name, None)
         if value is not None and (name, value) != ("firmware", "bios"):

@@ -4,17 +4,17 @@ import base64
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from cpi import cid, locks
+from cpi import cid, locks, unfinished
 from cpi.cni.networks import Networks
 from cpi.disks.store import Disk, DiskStore, folders_of, wanted
 from cpi.errors import NotSupported
 from cpi.runtime import Runtime
 from cpi.undo import Undo
-from runtimes.libvirt import sweep
 from runtimes.libvirt.addresses import Addresses, FileAddresses, PoolAddresses
 from runtimes.libvirt.client import Connection, is_local, is_unprivileged
 from runtimes.libvirt.cold_disks import ColdDisks
@@ -26,6 +26,7 @@ from runtimes.libvirt.folder import Folder
 from runtimes.libvirt.nics import Nics
 from runtimes.libvirt.profiles import KVM, VIRTUALBOX, Profile, require_possible
 from runtimes.libvirt.stemcells import Stemcells
+from runtimes.libvirt.sweep import Sweep
 from runtimes.libvirt.vms import VMs
 from runtimes.libvirt.volumes import Pool
 
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from cpi.checks import Finding
     from cpi.config import Config
     from cpi.log import Log
-    from cpi.model import DiskProperties, Json, JsonObject, Network, VMSpec
+    from cpi.model import DiskProperties, Garbage, Json, JsonObject, Network, VMSpec
     from cpi.streams import Streams
     from cpi.views import StemcellView, Usage, VMView
 
@@ -102,10 +103,12 @@ class LibvirtRuntime(Runtime):
             if self._local:
                 os.makedirs(folder.parent, mode=0o700, exist_ok=True)
                 folder.mkdir(mode=0o700)
+                unfinished.begin(folder)
             undo.push(lambda: self._nics.disconnect(spec.cid, folder))
             # CNI's plugins take as long as the volumes.
             connecting = threads.submit(self._nics.connect, spec, folder)
             networks = self._vms.create(spec, connecting, undo)
+            unfinished.end(folder)
             undo.keep()
         return networks
 
@@ -117,6 +120,7 @@ class LibvirtRuntime(Runtime):
 
     def _clear(self, vm_cid: str) -> None:
         """Delete everything of a VM; its disks are released as it ends."""
+        unfinished.begin(self._folder(vm_cid))
         disk_cids = self._place.attached_to(vm_cid)
         self._vms.delete(vm_cid)
         for disk_cid in disk_cids:
@@ -131,6 +135,13 @@ class LibvirtRuntime(Runtime):
 
     def reboot_vm(self, vm_cid: str) -> None:
         self._vms.reboot(vm_cid)
+
+    def restore(self, vm_cid: str) -> bool:
+        # The domain itself libvirt starts with the host, where its driver can.
+        folder = self._folder(vm_cid)
+        if unfinished.is_marked(folder) or self._vms.is_unfinished(vm_cid):
+            return False
+        return self._nics.restore(vm_cid, folder, lambda: self._vms.start(vm_cid))
 
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
         self._vms.set_metadata(vm_cid, metadata)
@@ -176,7 +187,9 @@ class LibvirtRuntime(Runtime):
         if vm_cid and (domain := self._vms.find(vm_cid)) is not None:
             wished = self._vms.facts(domain).filesystem
         disk = wanted(cid.new(self.name, cid.DISK, _short()), size_mib, properties, wished)
-        self._place.create(disk)
+        # Where libvirt is elsewhere, the lock is held while the disk is made here, to be sent.
+        with self._lock(disk.cid) if self._local else nullcontext():
+            self._place.create(disk)
         return disk.cid
 
     def delete_disk(self, disk_cid: str) -> None:
@@ -246,10 +259,20 @@ class LibvirtRuntime(Runtime):
     def _sweep(self) -> None:
         """Delete what killed calls left, where all calls are this machine's."""
         if self._local:
-            for vm_cid in sweep.orphans(self._vms, self._is_held):
-                self.log.warn(f"deleting what a killed call left of {vm_cid}")
-                with self._lock(vm_cid):
-                    self._clear(vm_cid)
+            for orphan in self._sweeper.orphans():
+                self.log.warn(f"deleting what a killed call left of {orphan.name}")
+                with self._lock(orphan.lock):
+                    orphan.remove()
+
+    def garbage(self) -> "list[Garbage]":
+        if self._local:
+            return self._sweeper.all()
+        self.log.info(f"{self._uri} is of another machine: what calls left there is not looked for")
+        return []
+
+    @property
+    def _sweeper(self) -> Sweep:
+        return Sweep(self._vms, self._state_dir, self._is_held, self._clear)
 
     def _lock(self, name: str) -> "AbstractContextManager[None]":
         return locks.hold(self.config.text("run_dir"), name, log=self.log)
@@ -268,7 +291,7 @@ class LibvirtRuntime(Runtime):
         here = DiskStore(folders_of(self.config))
         if self._local:
             return Files(here, self._state_dir, self._pool)
-        scratch = Scratch(self._state_dir / "uploads", self._lock, self._is_held)
+        scratch = Scratch(self._state_dir / "scratch", self._lock, self._is_held)
         return Volumes(self._connection, self._pool, here, scratch, self.log)
 
     @cached_property

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from stemcell_convert.streams import Source
 
 _DIGITS = 40  # hexadecimal, of a sha256
-_DISK, FACTS = ".stemcell", ".json"
+DISK, FACTS = ".stemcell", ".json"
 _ROOT = ".root"
 _CHUNK = 1 << 20
 
@@ -82,7 +82,7 @@ class Stemcells:
 
     def delete(self, stemcell_cid: str) -> None:
         """Delete a stemcell; one that is gone is no error. Raises CloudError while VMs use it."""
-        name = _id(stemcell_cid) + _DISK
+        name = _id(stemcell_cid) + DISK
         volume = self._pool.find(name)
         if volume is not None:
             path = path_of(volume)
@@ -120,11 +120,11 @@ class Stemcells:
                 manifest = beside(image) or of_properties(properties)
                 own = cid.new(self._profile.name, cid.STEMCELL, _digits(image, manifest))
                 name = _id(known_as or own)
-                with self._lock(f"import-{self._profile.name}-{name}"[:60]):
+                with self._lock(import_lock(self._profile.name, name)):
                     if self._facts(name) is None:
                         self._import_disk(source, kind, name, means, manifest)
                     else:
-                        self._log.info(f"{image} is imported already, as {name}{_DISK}")
+                        self._log.info(f"{image} is imported already, as {name}{DISK}")
                 return known_as or own
         except UnsupportedStemcell as error:
             raise NotSupported(str(error)) from None
@@ -162,12 +162,12 @@ class Stemcells:
     def _store(self, name: str, raw: Path, settings: str, resolution: str) -> None:
         report = LogReport(self._log)
         with Undo(self._log) as undo:
-            self._pool.delete(name + _DISK)  # what a killed import left
+            self._pool.delete(name + DISK)  # what a killed import left
             self._pool.delete(name + FACTS)
-            undo.push(lambda: self._pool.delete(name + _DISK))
+            undo.push(lambda: self._pool.delete(name + DISK))
             size, kind = raw.stat().st_size, self._profile.base_format
-            volume = self._pool.create(Volume(name + _DISK, size, kind, mode=SHARED))
-            with report.progress(f"uploading {name}{_DISK}") as show:
+            volume = self._pool.create(Volume(name + DISK, size, kind, mode=SHARED))
+            with report.progress(f"uploading {name}{DISK}") as show:
                 self._pool.upload(volume, raw, show)
             base = Base(path_of(volume), kind, size, settings, resolution)
             document = json.dumps(asdict(base)).encode()
@@ -184,6 +184,11 @@ class Stemcells:
             return Base(**json.loads(self._pool.read(volume, limit=4096)))
         except (ValueError, TypeError):
             return None  # killed while it was written
+
+
+def import_lock(runtime: str, identifier: str) -> str:
+    """The name of the lock of an import."""
+    return f"import-{runtime}-{identifier}"[:60]
 
 
 def _id(stemcell_cid: str) -> str:

@@ -20,7 +20,7 @@ from cpi.undo import Undo
 from runtimes.libvirt import client, domain_xml, media, settings_iso, vboxmanage, virtualbox_xml
 from runtimes.libvirt.accelerators import domain_type
 from runtimes.libvirt.client import Connection, told, told_existing
-from runtimes.libvirt.disks import hint_of
+from runtimes.libvirt.disks import hint_of, is_running
 from runtimes.libvirt.domain_xml import Disk, Domain, Facts, Interface
 from runtimes.libvirt.notes import Notes
 from runtimes.libvirt.profiles import Profile
@@ -89,6 +89,16 @@ class VMs:
                 domain.create()
             else:
                 vboxmanage.start(vm_cid, domain.UUIDString())
+
+    def start(self, vm_cid: str) -> None:
+        """Start a VM if it does not run. Raises VMNotFound, CloudError."""
+        domain = self.get(vm_cid)
+        try:
+            if not is_running(domain):
+                self._start(domain, vm_cid)
+        except CloudError:
+            if not is_running(domain):  # else libvirt was just about to do it
+                raise
 
     def find(self, vm_cid: str) -> Any:
         """The VM's domain, or None."""

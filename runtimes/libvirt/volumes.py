@@ -166,7 +166,7 @@ def path_of(volume: Any) -> str:
         return str(volume.path())
 
 
-def capacity_of(volume: Any) -> int:
-    """A volume's size for whoever uses it, in bytes."""
+def capacity_of(volume: Any, *, taken: bool = False) -> int:
+    """A volume's size for whoever uses it, or the room that it has taken, in bytes."""
     with told("looking at a volume"):
-        return int(volume.info()[1])
+        return int(volume.info()[2 if taken else 1])

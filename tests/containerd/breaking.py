@@ -74,3 +74,4 @@ def drop_leases(machine: Machine) -> None:
     """The lease of a killed process expires by itself; here nobody waits an hour for it."""
     for lease in machine.ctr("leases", "ls", "-q").split():
         machine.ctr("leases", "rm", "--sync", lease)
+        (machine.host.folder / "run/locks" / lease).unlink(missing_ok=True)

@@ -79,6 +79,13 @@ def machine(host: PrivateHost) -> Machine:
 
 
 @pytest.fixture(scope="session")
+def other_machine() -> Iterator[Machine]:
+    """A second host, for tests after which a host is not what it was."""
+    with PrivateHost() as private:
+        yield Machine(private)
+
+
+@pytest.fixture(scope="session")
 def stemcell(machine: Machine, image: Path) -> str:
     return str(machine.call("create_stemcell", str(image), {"name": "test", "version": "1"}))
 

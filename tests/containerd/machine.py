@@ -170,7 +170,7 @@ class Machine:
             "leases": sorted(self.ctr("leases", "ls", "-q").split()),
             "snapshots": sorted(line.split()[0] for line in self._snapshots()),
             "mounts": sorted(line.split()[4] for line in mounts if folder in line.split()[4]),
-            "loops": self._loops(),
+            "loops": self.loops(),
             "files": sorted(str(path) for path in state if path.name not in lasting),
             "namespaces": sorted(path.name for path in self.host.folder.glob("run/netns/*")),
             "locks": sorted(path.name for path in self.host.folder.glob("run/locks/*")),
@@ -188,7 +188,8 @@ class Machine:
     def _snapshots(self) -> list[str]:
         return self.ctr("snapshots", "ls").splitlines()[1:]
 
-    def _loops(self) -> list[str]:
+    def loops(self) -> list[str]:
+        """The files below the host's folder that loop devices are over."""
         found = json.loads(self.host.run("losetup", "--list", "--json").stdout or "{}")
         files = [str(loop["back-file"]) for loop in found.get("loopdevices", [])]
         return sorted(file for file in files if file.startswith(str(self.host.folder)))

@@ -150,6 +150,35 @@ def test_a_stemcells_killed_import_is_done_anew(
     assert machine.call(*arguments) == stemcell
 
 
+def test_garbage_is_found_and_removed_and_nothing_else(
+    machine: KvmMachine, image: Path, make_guest: Make, stemcell: str, tmp_path: Path
+) -> None:
+    guest = make_guest()
+    disk = machine.create_disk(64, vm=guest.cid)
+    machine.call("attach_disk", guest.cid, disk)
+    config = machine.configure()
+    before = machine.leftovers()
+    upload = "runtimes.libvirt.volumes:Pool.upload"
+    os.link(image, tmp_path / "image")  # beside which no stemcell.MF tells its version
+    of_another = {"name": "x", "version": "2"}
+    arguments: tuple[Any, ...] = ("create_stemcell", str(tmp_path / "image"), of_another)
+    assert broken(machine, upload, "kill", *arguments, config=config) == ""
+    assert _gc(machine) == {"import", "lock", "volume"}
+    assert _gc(machine, "--yes") == {"import", "lock", "volume"}
+    for step in ("runtimes.libvirt.nics:Nics.connect", "runtimes.libvirt.vms:VMs._start"):
+        assert broken(machine, step, "kill", *create(stemcell), config=config) == ""
+        assert _gc(machine) == {"VM", "lock"}
+        assert _gc(machine, "--yes") == {"VM", "lock"}
+        assert machine.leftovers() == before
+    assert _gc(machine) == set()
+
+
+def _gc(machine: KvmMachine, *words: str) -> set[str]:
+    found = json.loads(machine.bosh_cpi("gc", "--json", *words).stdout)
+    assert all(one["removed"] == ("--yes" in words) for one in found)
+    return {one["kind"] for one in found}
+
+
 def test_a_disk_that_a_vm_does_not_let_go_of_stays(machine: KvmMachine, make_guest: Make) -> None:
     guest = make_guest()
     guest.wait_for_agent()

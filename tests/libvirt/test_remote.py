@@ -237,7 +237,7 @@ def test_a_volume_that_is_not_the_disk_is_refused(
 
 
 def test_what_a_killed_call_left_here_is_removed(remote: RemoteMachine, disk: str) -> None:
-    left = own_state(remote.host) / "uploads" / disk
+    left = own_state(remote.host) / "scratch" / disk
     left.write_bytes(b"left")
     remote.create_disk(64)
     assert not left.exists()

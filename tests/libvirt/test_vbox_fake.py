@@ -159,6 +159,8 @@ def test_what_the_driver_loses_silently_is_an_error(lab: Lab, what: str) -> None
         ({"machine": "q35"}, "machine"),
         ({"cpu_model": "host"}, "cpu_model"),
         ({"cpu": 0.5}, "cpu: 0.5"),
+        ({"host_service": True}, "host_service is for containers"),
+        ({"mounts": [{"host": "/srv", "vm": "/mnt"}]}, "mounts is for containers"),
     ],
 )
 def test_what_the_driver_cannot_set_is_not_supported(

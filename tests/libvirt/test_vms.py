@@ -149,18 +149,65 @@ def test_a_machine_that_is_none_is_refused_by_libvirts_words(
 
 
 def test_vms_come_back_when_the_host_does(machine: KvmMachine, make_guest: Make) -> None:
-    """Autostart: the bridge is made and the VM runs before anybody calls the CPI."""
-    networks = {"default": {**MANUAL["default"], "ip": "10.252.0.10", "gateway": "10.252.0.1",
-                            "dns": [], "cloud_properties": {"bridge": "bosh9"}}}  # fmt: skip
-    guest = make_guest(networks=networks)
+    """libvirt starts the VM on its bridge before anybody calls the CPI; restore does the rest."""
+    networks = {
+        "default": {**MANUAL["default"], "ip": "10.252.0.10", "gateway": "10.252.0.1", "dns": [],
+                    "cloud_properties": {"bridge": "bosh9"}},
+        "six": {**MANUAL["six"], "ip": "fd00:252::10", "cloud_properties": {"bridge": "bosh9"}},
+    }  # fmt: skip
+    guest = make_guest(networks=networks, properties={"ports": ["16869:6868"]})
     guest.wait_for_agent()
-    machine.libvirt.stop()
-    machine.libvirt.kill_guests()
-    machine.host.run("ip", "link", "del", "bosh9")
-    machine.libvirt.forget_boot()
-    machine.libvirt.start()
+    before = machine.leftovers()
+    _restart_host(machine, guest)
     wait_for(lambda: "running" in machine.virsh("list"), "the VM to run")
     guest.wait_for_agent()
+    boot = guest.sh("cat /proc/sys/kernel/random/boot_id")
+    assert not machine.can_connect("10.252.0.1", 16869)
+    assert _restored(machine) == {"back": [guest.cid], "untouched": [], "failed": {}}
+    machine.wait_for_port("10.252.0.1", 16869)
+    assert guest.sh("cat /proc/sys/kernel/random/boot_id") == boot, "the guest was left running"
+    after = machine.leftovers()
+    for changed in ("interfaces", "taps", "qemu"):
+        assert len(after.pop(changed)) == len(before.pop(changed))
+    assert after == before
+    again = machine.leftovers()
+    assert _restored(machine)["untouched"] == [guest.cid]
+    assert machine.leftovers() == again
+
+
+def test_restore_starts_a_vm_that_the_host_did_not(machine: KvmMachine, make_guest: Make) -> None:
+    guest = make_guest()
+    machine.virsh("destroy", guest.cid)
+    assert _restored(machine)["untouched"] == [guest.cid], "it ended by itself"
+    machine.virsh("autostart", "--disable", guest.cid)
+    _restart_host(machine)
+    assert "running" not in machine.virsh("list")
+    assert _restored(machine)["back"] == [guest.cid]
+    assert "running" in machine.virsh("list")
+
+
+def _restart_host(machine: KvmMachine, *running: Guest) -> None:
+    """Take from the host what a restart takes from libvirt's VMs; start libvirt again."""
+    machine.libvirt.stop()
+    if running:
+        machine.libvirt.kill_guests()
+    for pin in (machine.host.folder / "run/netns").iterdir():
+        machine.host.run("umount", str(pin))
+    machine.host.run("rm", "-rf", "--one-file-system", str(machine.host.folder / "run"))
+    machine.host.run(
+        "sh", "-c", "for t in nat filter; do iptables -t $t -F; iptables -t $t -X; done"
+    )
+    links = machine.host.run("ls", "/sys/class/net").stdout.split()
+    for link in links:
+        if link.startswith(("bosh", "veth")):
+            machine.host.run("ip", "link", "delete", link, check=False)
+    machine.libvirt.forget_boot()
+    machine.libvirt.start()
+
+
+def _restored(machine: KvmMachine) -> dict[str, object]:
+    done: dict[str, object] = json.loads(machine.bosh_cpi("restore", "--json").stdout)
+    return done
 
 
 def test_no_kvm_is_told_once(machine: KvmMachine, stemcell: str, make_guest: Make) -> None:

@@ -1,0 +1,80 @@
+"""`bosh-cpi gc`: what nobody owns on this host."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from cpi.commands import output
+from cpi.commands.nouns import switch
+from cpi.config import Config
+from cpi.errors import CPIError
+from cpi.garbage import collect_garbage, read_cids
+from cpi.log import Log
+from cpi.model import Garbage
+
+_EXAMPLES = """\
+examples:
+  bosh-cpi gc
+  bosh-cpi gc --yes
+  bosh vms --json > vms.json && bosh-cpi gc --bosh-vms vms.json
+
+Killed calls leave garbage; what a call is at work on, and disks with their facts, are none. With
+--bosh-vms, VMs that no CID in FILE names are garbage too. FILE must name the VMs of all directors
+that use this host, and the directors' own (the CID that `bosh create-env` keeps in its state file),
+which `bosh vms` does not list: look at what is shown before you add --yes. Exit status 1 when
+something could not be looked at or removed.
+"""
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the command line."""
+    parser = commands.add_parser(
+        "gc",
+        help="show what nobody owns, and remove it",
+        description="Show what nobody owns on this host, and with --yes remove it.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--yes", **switch("remove what is shown"))
+    parser.add_argument("--json", **switch("print JSON"))
+    parser.add_argument(
+        "--bosh-vms",
+        type=Path,
+        metavar="FILE",
+        help="text with the CIDs of all VMs that BOSH knows, in any form",
+    )
+    parser.set_defaults(run=_gc)
+
+
+def _gc(options: argparse.Namespace, config: Config) -> int:
+    known = None if options.bosh_vms is None else read_cids(_text(options.bosh_vms))
+    log = Log("warn" if config.text("log_level") == "info" else config.text("log_level"))
+    done = collect_garbage(config, log, yes=options.yes, only_certain=False, bosh_vms=known)
+    shown = done.removed if options.yes else done.found
+    if options.json:
+        output.show_json([_document(one, removed=one in done.removed) for one in done.found])
+    else:
+        if shown:
+            rows = [[one.kind, one.name, output.size(-(-one.size >> 20)), one.why] for one in shown]
+            output.show_table(["KIND", "NAME", "TAKES", "WHY"], rows, right="TAKES")
+        print(_summary(len(shown), removed=options.yes))
+    return 1 if done.failed else 0
+
+
+def _text(file: Path) -> str:
+    try:
+        return sys.stdin.read() if str(file) == "-" else file.read_text(errors="replace")
+    except OSError as error:
+        raise CPIError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _document(one: Garbage, *, removed: bool) -> dict[str, Any]:
+    document = {"kind": one.kind, "name": one.name, "why": one.why, "bytes": one.size}
+    return {**document, "certain": one.certain, "removed": removed}
+
+
+def _summary(count: int, *, removed: bool) -> str:
+    if removed:
+        return f"{count} removed"
+    return f"{count} that nobody owns; --yes removes them" if count else "nothing that nobody owns"

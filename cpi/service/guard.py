@@ -1,0 +1,264 @@
+"""Holds a client of the service to its policy, and to what is its own.
+
+What another client has, or root has made without the service, does not exist for a client.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cpi import cid, disk_properties, networks as network_parser, properties as property_parser
+from cpi.errors import (
+    CloudError,
+    CPIError,
+    DiskNotFound,
+    NoDiskSpace,
+    NotSupported,
+    VMCreationFailed,
+)
+from cpi.log import Log
+from cpi.service import rules
+from cpi.service.holdings import Holdings, Record
+from cpi.service.policy import Policies, client_name
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cpi.config import Config
+    from cpi.methods import Call
+
+Go = Callable[[], object]
+
+# The methods that need nothing but that their things are the client's: which arguments these are.
+_OWNED = {
+    "reboot_vm": (cid.VM,),
+    "set_vm_metadata": (cid.VM,),
+    "attach_disk": (cid.VM, cid.DISK),
+    "detach_disk": (cid.VM, cid.DISK),
+    "set_disk_metadata": (cid.DISK,),
+}
+# They touch nothing on the host.
+_HARMLESS = ("info", "calculate_vm_cloud_properties")
+
+
+class Guard:
+    """For one call of one client.
+
+    client: its name, which may come from a certificate. config: the host's own, without what came
+    with the call. upload: the file that the client's stemcell has been received in, if it sent one.
+    Raises CPIError for a name that cannot be one, and for a configuration that cannot be.
+    """
+
+    def __init__(self, client: str, config: Config, upload: Path | None = None) -> None:
+        self._policy = Policies.of(config).of_client(client_name(client))
+        self._hosts_runtimes = (config.text("runtime"), *config.strings("runtimes"))
+        self._holdings = Holdings(Path(config.text("state_dir")), client)
+        self._upload = upload
+
+    def run(self, call: Call, name: str, arguments: list[Any], go: Go) -> object:
+        """Run a method, which is `go`, if the client may have it done with these arguments.
+
+        The arguments are checked by cpi.methods. Raises NotSupported, CloudError, VMCreationFailed
+        or NoDiskSpace naming the rule, the NotFound errors, and what the method raises.
+        """
+        if name in _HARMLESS:
+            return go()
+        if name in _OWNED:
+            for kind, one in zip(_OWNED[name], arguments, strict=False):
+                self._require(one, kind)
+            return go()
+        method = _METHODS.get(name)
+        if method is None:
+            raise NotSupported(f"clients of the host's service cannot have {name} done")
+        return method(self, call, arguments, go)
+
+    # Stemcells
+
+    def _create_stemcell(self, call: Call, arguments: list[Any], go: Go) -> object:
+        if self._upload is None or arguments[0] != str(self._upload):
+            raise CloudError(
+                f"the stemcell's image {cid.shown(arguments[0])} was not sent to the host's "
+                "service, which reads no files of the host for its clients"
+            )
+        rules.require_runtime(self._policy, call.config.text("runtime"))
+        runtimes = [name for name in call.runtime_names() if name in self._policy.runtimes]
+        self._set(call, "runtimes", runtimes)
+        if not self._policy.registry_credentials:
+            self._set(call, "registry.docker_config", os.devnull)
+        record = Record(cid.STEMCELL, runtimes=tuple(runtimes))
+        with self._holdings.stemcells(deleting=False):
+            return self._made(record, CloudError, go)
+
+    def _delete_stemcell(self, call: Call, arguments: list[Any], go: Go) -> object:
+        stemcell = arguments[0]
+        with self._holdings.stemcells(deleting=True):
+            record = self._holdings.find(stemcell, cid.STEMCELL)
+            others = self._holdings.holders(stemcell, cid.STEMCELL)
+            if record is None:
+                if others:
+                    raise _not_found(stemcell, cid.STEMCELL)
+                return None
+            if others:
+                call.log.info(f"{stemcell} stays, as other clients have it too")
+                self._holdings.hand_over(stemcell, others[0])
+                return None
+            self._set(call, "runtimes", [*self._hosts_runtimes, *record.runtimes])
+            go()
+            self._holdings.forget(stemcell)
+        return None
+
+    # VMs
+
+    def _create_vm(self, call: Call, arguments: list[Any], go: Go) -> object:
+        _, stemcell, properties, networks, disks, _ = arguments
+        self._require(stemcell, cid.STEMCELL)
+        for disk in disks:
+            self._require(disk, cid.DISK)
+        runtime = property_parser.runtime(properties) or call.config.text("runtime")
+        wanted = property_parser.parse(properties)
+        parsed = network_parser.parse(networks, Log("error"))  # the method itself warns
+        rules.require_runtime(self._policy, runtime)
+        rules.require_properties(self._policy, wanted)
+        rules.require_networks(self._policy, parsed, call.config.text("network.bridge"))
+        record = rules.vm_record(self._policy, runtime, wanted, call.config)
+        return self._made(record, VMCreationFailed, go)
+
+    def _delete_vm(self, call: Call, arguments: list[Any], go: Go) -> object:
+        vm = arguments[0]
+        if not self._has(vm, cid.VM):
+            runtime = call.runtime_of(vm, cid.VM)
+            if self._holdings.holders(vm, cid.VM) or runtime.has_vm(vm):
+                raise _not_found(vm, cid.VM)
+            return None  # as of one that is gone
+        with self._changing(call, vm, cid.VM):
+            go()
+            self._holdings.forget(vm)
+        return None
+
+    def _has_vm(self, call: Call, arguments: list[Any], go: Go) -> object:
+        return self._has(arguments[0], cid.VM) and go()
+
+    def _get_disks(self, call: Call, arguments: list[Any], go: Go) -> object:
+        self._require(arguments[0], cid.VM)
+        found = go()
+        disks = found if isinstance(found, list) else []
+        return [disk for disk in disks if self._has(disk, cid.DISK)]
+
+    # Persistent disks
+
+    def _create_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
+        size, properties, vm = arguments
+        if vm is None:
+            rules.require_runtime(self._policy, call.config.text("runtime"))
+        else:
+            self._require(vm, cid.VM)
+        rules.require_store(self._policy, disk_properties.parse(properties).store)
+        return self._made(Record(cid.DISK, disk=size), NoDiskSpace, go)
+
+    def _delete_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
+        disk = arguments[0]
+        with self._changing(call, disk, cid.DISK):
+            try:
+                go()
+            except DiskNotFound:  # somebody has deleted it without the service
+                self._holdings.forget(disk)
+                raise
+            self._holdings.forget(disk)
+        return None
+
+    def _has_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
+        return self._has(arguments[0], cid.DISK) and go()
+
+    def _resize_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
+        disk, size = arguments
+        with self._changing(call, disk, cid.DISK) as record:
+            self._grown(disk, record, size, go)
+        return None
+
+    def _update_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
+        disk, size, properties = arguments
+        with self._changing(call, disk, cid.DISK) as record:
+            rules.require_store(self._policy, disk_properties.parse(properties).store)
+            fresh = self._grown(disk, record, size, go)
+            if isinstance(fresh, str) and fresh != disk:
+                self._holdings.rename(disk, fresh)
+        return fresh
+
+    def _snapshot_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
+        with self._changing(call, arguments[0], cid.DISK) as record:
+            return self._made(replace(record, kind=cid.SNAPSHOT), NoDiskSpace, go)
+
+    def _delete_snapshot(self, call: Call, arguments: list[Any], go: Go) -> object:
+        snapshot = arguments[0]
+        if self._has(snapshot, cid.SNAPSHOT):  # else it is as of one that is gone
+            with self._changing(call, snapshot, cid.SNAPSHOT):
+                go()
+                self._holdings.forget(snapshot)
+        return None
+
+    # What they have in common
+
+    def _has(self, one: str, kind: str) -> bool:
+        return self._holdings.find(one, kind) is not None
+
+    def _require(self, one: str, kind: str) -> Record:
+        record = self._holdings.find(one, kind)
+        if record is None:
+            raise _not_found(one, kind)
+        return record
+
+    def _set(self, call: Call, key: str, value: object) -> None:
+        """Have the call done with another configuration; no runtime has seen it yet."""
+        section, _, name = key.rpartition(".")
+        document: dict[str, object] = {name: value}
+        call.config, _ = call.config.with_context({section: document} if section else document)
+
+    def _made(self, record: Record, error: type[CPIError], go: Go) -> object:
+        """Run what makes a thing, which counts from before it is made."""
+        allowed = rules.within_quotas(self._policy, error)
+        with self._holdings.reserve(record, allowed) as name:
+            result = go()
+            name(str(result[0] if isinstance(result, list) else result))
+        return result
+
+    @contextmanager
+    def _changing(self, call: Call, one: str, kind: str) -> Iterator[Record]:
+        """Let no other call change the record of this thing meanwhile. Raises NotFound errors."""
+        with call.hold(f"{one}.record"):
+            yield self._require(one, kind)
+
+    def _grown(self, disk: str, record: Record, size: int, go: Go) -> object:
+        """Run what gives a disk another size; killed half-way the larger one counts."""
+        larger = replace(record, disk=max(size, record.disk))
+        self._holdings.change(disk, larger, rules.within_quotas(self._policy, NoDiskSpace))
+        try:
+            return go()
+        except BaseException:
+            self._holdings.change(disk, record)
+            raise
+
+
+def _not_found(one: str, kind: str) -> CPIError:
+    error = cid.NOT_FOUND.get(kind, CPIError)
+    return error(f"there is no {kind} {cid.shown(one)}")
+
+
+_METHODS: dict[str, Callable[[Guard, Call, list[Any], Go], object]] = {
+    "create_stemcell": Guard._create_stemcell,
+    "delete_stemcell": Guard._delete_stemcell,
+    "create_vm": Guard._create_vm,
+    "delete_vm": Guard._delete_vm,
+    "has_vm": Guard._has_vm,
+    "get_disks": Guard._get_disks,
+    "create_disk": Guard._create_disk,
+    "delete_disk": Guard._delete_disk,
+    "has_disk": Guard._has_disk,
+    "resize_disk": Guard._resize_disk,
+    "update_disk": Guard._update_disk,
+    "snapshot_disk": Guard._snapshot_disk,
+    "delete_snapshot": Guard._delete_snapshot,
+}

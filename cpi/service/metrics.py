@@ -1,0 +1,87 @@
+"""What the service counts, in Prometheus' text form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+
+from cpi.config import Config
+from cpi.disks.image import MIB
+from cpi.disks.store import DiskStore, folders_of
+from cpi.methods import METHODS
+from cpi.service.workers import Pool
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_SECONDS = (0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+_DONE = "done"
+
+
+class Metrics:
+    """All figures of one service."""
+
+    def __init__(self, config: Config, pool: Pool) -> None:
+        self._registry = CollectorRegistry()
+        self._calls = Counter(
+            "bosh_cpi_calls",
+            "Calls, by how they ended: done, or the type of their error.",
+            ["method", "client", "outcome"],
+            registry=self._registry,
+        )
+        self._seconds = Histogram(
+            "bosh_cpi_call_seconds",
+            "How long calls took, their waiting included.",
+            ["method"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._uploaded = Counter(
+            "bosh_cpi_uploaded_bytes", "Bytes of stemcell images received.", registry=self._registry
+        )
+        self._registry.register(_State(config, pool))
+
+    def called(self, method: object, client: str, error: object, seconds: float) -> None:
+        """Count a call that has ended; error is that of its response."""
+        name = method if isinstance(method, str) and method in METHODS else "unknown"
+        kind = str(error["type"]).rpartition("::")[2] if isinstance(error, dict) else _DONE
+        self._calls.labels(name, client, kind).inc()
+        self._seconds.labels(name).observe(seconds)
+
+    def uploaded(self, size: int) -> None:
+        """Count bytes of an image that came."""
+        self._uploaded.inc(size)
+
+    def text(self) -> bytes:
+        """All figures as Prometheus reads them."""
+        return bytes(generate_latest(self._registry))
+
+
+class _State:
+    """What is looked up when somebody asks."""
+
+    def __init__(self, config: Config, pool: Pool) -> None:
+        self._vms = Path(config.text("state_dir")) / "vms"
+        self._disks = DiskStore(folders_of(config))
+        self._pool = pool
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        yield _gauge("calls_running", "Calls at work now.", self._pool.running)
+        yield _gauge("calls_waiting", "Calls that wait for a worker.", self._pool.waiting)
+        yield _gauge("vms", "VMs on this host.", _entries(self._vms))
+        disks = list(self._disks.all())
+        images = [self._disks.image(disk) for disk in disks]
+        taken = sum(path.stat().st_blocks * 512 for path in images if path.exists())
+        yield _gauge("disks", "Persistent disks.", len(disks))
+        yield _gauge("disk_bytes", "Sizes of all disks.", sum(disk.size for disk in disks) * MIB)
+        yield _gauge("disk_allocated_bytes", "What they take on the host.", taken)
+
+
+def _gauge(name: str, text: str, value: int) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"bosh_cpi_{name}", text, value)
+
+
+def _entries(folder: Path) -> int:
+    return sum(1 for _ in folder.iterdir()) if folder.is_dir() else 0

@@ -1,0 +1,142 @@
+"""The host's service, from its start to its end: `bosh-cpi serve`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import ssl
+import sys
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+from cpi import guest_socket
+from cpi.config import Config
+from cpi.errors import CPIError
+from cpi.service import sockets
+from cpi.service.calls import Calls
+from cpi.service.metrics import Metrics
+from cpi.service.policy import GUEST, LOCAL, Policies
+from cpi.service.server import App, Listener, serve_all
+from cpi.service.workers import Pool
+from cpi.version import VERSION
+
+_HOUSEKEEPING_SECONDS = 5
+
+
+class Service:
+    """Everything of one service that runs."""
+
+    def __init__(self, config: Config, config_file: str | None) -> None:
+        """Open the sockets. Raises CPIError when something of the configuration cannot be."""
+        Policies.of(config)
+        self._config = config
+        self._tls = sockets.tls_context(config) if config.text("service.tcp") else None
+        self._pool = Pool(config_file, config.integer("service.max_calls"))
+        metrics = Metrics(config, self._pool)
+        self._app = App(Calls(config, self._pool, metrics), metrics)
+        self._own: list[Path] = []
+        self._listeners = self._open()
+        self._signals = threading.Event()
+        self._received: list[int] = []
+
+    def _open(self) -> list[Listener]:
+        """Return a listener for each socket, those that systemd has opened among them."""
+        given = sockets.from_systemd()
+        unix = next((one for one in given if one.family == socket.AF_UNIX), None)
+        tcp = next((one for one in given if one.family != socket.AF_UNIX), None)
+        config = self._config
+        if unix is None:
+            mode = int(config.text("service.socket_mode"), 8)
+            group = config.text("service.socket_group")
+            path = sockets.main_socket(config)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unix = sockets.unix(path, mode, group)
+            self._own.append(path)
+        guest = guest_socket.make_folder(config.text("run_dir")) / guest_socket.SOCKET
+        self._own.append(guest)
+        found = [
+            Listener(unix, LOCAL, self._app),
+            # Everybody in a VM may use it; on the host, its folder's parent is root's alone.
+            Listener(sockets.unix(guest, 0o666), GUEST, self._app),
+        ]
+        if self._tls is not None:
+            tcp = tcp or sockets.tcp(config.text("service.tcp"))
+            found.append(Listener(tcp, "", self._app, self._tls))
+        return found
+
+    def run(self) -> None:
+        """Serve until SIGTERM or Ctrl-C; a second one interrupts what still runs."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._on_signal)
+        notify = os.environ.pop("NOTIFY_SOCKET", "")
+        self._pool.start()
+        serve_all(self._listeners)
+        told = ", ".join(str(listener.bind_addr) for listener in self._listeners)
+        print(f"bosh-containerd-cpi {VERSION} serves on {told}", file=sys.stderr)
+        _tell_systemd(notify, "READY=1")
+        while not self._stop_asked():
+            self._signals.wait(_HOUSEKEEPING_SECONDS)
+            self._signals.clear()
+            self._keep_house()
+        _tell_systemd(notify, "STOPPING=1")
+        self._stop()
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        self._received.append(number)
+        self._signals.set()
+
+    def _stop_asked(self) -> bool:
+        return any(number != signal.SIGHUP for number in self._received)
+
+    def _keep_house(self) -> None:
+        for listener in self._listeners:
+            listener.close_slow()
+        self._pool.trim()
+        if signal.SIGHUP in self._received:
+            self._received.remove(signal.SIGHUP)
+            self._reload(self._tls)
+
+    def _reload(self, context: ssl.SSLContext | None) -> None:
+        """Read the certificates anew; new connections use them."""
+        if context is not None:
+            try:
+                sockets.load_certificates(context, self._config)
+                print("certificates are read anew", file=sys.stderr)
+            except CPIError as error:
+                print(f"still with the old certificates: {error.message}", file=sys.stderr)
+
+    def _stop(self) -> None:
+        """Take no more, finish what runs, and end the workers."""
+        print(f"stopping; {self._pool.running} calls still run", file=sys.stderr)
+        self._app.stopping = True
+        ending = [threading.Thread(target=listener.stop) for listener in self._listeners]
+        for thread in ending:
+            thread.start()
+        asked = len(self._received)
+        while any(thread.is_alive() for thread in ending):
+            self._signals.wait(0.2)
+            self._signals.clear()
+            if len(self._received) > asked:
+                asked = len(self._received)
+                print("asked again: interrupting what still runs", file=sys.stderr)
+                self._pool.interrupt_all()
+        self._pool.close()
+        for path in self._own:
+            with suppress(OSError):
+                path.unlink()
+
+
+def _tell_systemd(address: str, state: str) -> None:
+    """sd_notify(3)."""
+    if address:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, suppress(OSError):
+            told.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
+
+
+def run(config: Config, config_file: str | None) -> None:
+    """Be the service. Raises CPIError when it cannot start."""
+    if os.geteuid() != 0:
+        raise CPIError("the service makes containers and mounts: run it as root")
+    Service(config, config_file).run()

@@ -1,0 +1,144 @@
+"""A process of the service that answers calls, one after the other.
+
+A process and no thread: an interrupted create is undone by the same means as in a `cpi` process,
+and what a call leaks or breaks ends with it. The service speaks to it over a socket pair; when that
+ends in the middle of a call, nobody waits for the answer any more, and the call is interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+from cpi.cid import shown
+from cpi.config import Config, declared
+from cpi.documents import failure
+from cpi.errors import CPIError
+from cpi.handle import handle
+from cpi.log import Log
+from cpi.main import Interrupted
+from cpi.service import frames
+from cpi.service.guard import Guard
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+def main() -> None:
+    """Answer calls until the service has no more: `worker DESCRIPTOR [CONFIG]`."""
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    config = Config.load(sys.argv[2] if len(sys.argv) > 2 else None)
+    # A terminal's signals are for the service alone; SIGTERM means something during a call only.
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    _practise(config)
+    jobs: queue.SimpleQueue[dict[str, object] | None] = queue.SimpleQueue()
+    busy = threading.Event()
+    threading.Thread(target=_read, args=(connection, jobs, busy), daemon=True).start()
+    while (job := jobs.get()) is not None:
+        response, interrupted = _answer(job, config, busy)
+        try:
+            frames.send(connection, response)
+        except OSError:
+            break
+        if interrupted:
+            break  # signals are ignored from here on
+    os._exit(0)
+
+
+def _read(
+    connection: socket.socket,
+    jobs: queue.SimpleQueue[dict[str, object] | None],
+    busy: threading.Event,
+) -> None:
+    """Queue what comes; interrupt what runs when nothing more can come."""
+    job: dict[str, object] | None = {}
+    while job is not None:
+        try:
+            job = frames.receive(connection)
+        except OSError:
+            job = None
+        if job is not None:
+            busy.set()
+        elif busy.is_set():
+            os.kill(os.getpid(), signal.SIGTERM)
+        jobs.put(job)
+
+
+def _practise(config: Config) -> None:
+    """Have everything loaded before the first call."""
+    name = config.text("runtime")
+    call = {"method": "has_vm", "arguments": [f"{name}-vm-0"], "context": {}, "api_version": 2}
+    handle(call, config, Log("error", quiet=True))
+
+
+def _answer(
+    job: Mapping[str, object], config: Config, busy: threading.Event
+) -> tuple[dict[str, object], bool]:
+    """Run one call; return the response and whether it was interrupted."""
+    request, client = job["request"], str(job["client"])
+    log = Log(tag=_tag(client, request))
+    upload = Path(str(job["upload"])) if job.get("upload") else None
+    response: dict[str, object] | None = None
+    try:
+        signal.signal(signal.SIGTERM, _interrupt)
+        _lay_over(request, job.get("config"))
+        response = handle(request, config, log, Guard(client, config, upload))
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    except CPIError as error:
+        response = failure(error, log)
+    except Interrupted as error:
+        log.error(f"interrupted by {error}: nobody waits for the answer any more")
+        # It may have come when all was done; then the service has it undone by another call.
+        done = response or failure(CPIError("interrupted", ok_to_retry=True), log)
+        return done, True
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        busy.clear()
+    return response, False
+
+
+def _interrupt(number: int, frame: object) -> None:
+    """Have the call undone, once: a second interrupt would interrupt the undoing."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Interrupted(signal.Signals(number).name)
+
+
+def _tag(client: str, request: object) -> str:
+    """What tells this call's lines in the service's log from those of others."""
+    context = request.get("context") if isinstance(request, dict) else None
+    number = context.get("request_id") if isinstance(context, dict) else None
+    return f"{client} {shown(number, 40)[1:-1]}" if isinstance(number, str) else client
+
+
+def _lay_over(request: object, config: object) -> None:
+    """Put the client's configuration under the call's context, key by key."""
+    if isinstance(request, dict) and isinstance(config, dict):
+        context = request.get("context")
+        given = context if isinstance(context, dict) else {}
+        request["context"] = _laid(config, given, tuple(declared()), "")
+
+
+def _laid(
+    below: Mapping[str, object], above: Mapping[str, object], keys: tuple[str, ...], prefix: str
+) -> dict[str, object]:
+    """A section such as `agent` is laid over key by key, a key is replaced as a whole."""
+    both = dict(below)
+    for name, value in above.items():
+        old, path = both.get(name), f"{prefix}{name}"
+        section = path not in keys and any(key.startswith(f"{path}.") for key in keys)
+        if section and isinstance(old, dict) and isinstance(value, dict):
+            both[name] = _laid(old, value, keys, f"{path}.")
+        else:
+            both[name] = value
+    return both
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""A mark in a VM's folder while the VM is made or deleted, by which a killed call is known later.
+
+BOSH does not count on such a VM: its create has never answered, or its delete was asked for.
+"""
+
+from pathlib import Path
+
+_MARK = "unfinished"
+
+
+def begin(folder: Path) -> None:
+    """Mark a VM's folder, if there is one."""
+    if folder.is_dir():
+        (folder / _MARK).touch(0o600)
+
+
+def end(folder: Path) -> None:
+    """Record that the VM is made."""
+    (folder / _MARK).unlink(missing_ok=True)
+
+
+def is_marked(folder: Path) -> bool:
+    """Tell whether a call that makes or deletes the VM is at work, or was killed."""
+    return (folder / _MARK).exists()

@@ -1,0 +1,154 @@
+"""What calls that were killed left of VMs and stemcells, recognised by having no owner."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from cpi import cid, locks, unfinished
+from cpi.errors import CPIError
+from cpi.folders import entries, size_of
+from cpi.log import Log
+from cpi.model import Garbage
+from runtimes.containerd import cgroups, inside
+from runtimes.containerd.api import containers_pb2
+from runtimes.containerd.containers import Containers
+from runtimes.containerd.stemcells import import_lock
+from runtimes.containerd.store import Store
+
+_IMPORT = re.compile(r"[0-9a-f]{32,128}")  # of another runtime's imports the names are others
+
+
+@dataclass(frozen=True)
+class Places:
+    """Whose garbage is looked for, and where on the host."""
+
+    runtime: str
+    state_dir: Path
+    run_dir: str
+    cgroup_parent: str
+
+
+class Finder:
+    """Looks once, at all there is."""
+
+    def __init__(
+        self,
+        places: Places,
+        containers: Containers,
+        store: Store,
+        delete_vm: Callable[[str], None],
+        log: Log,
+    ) -> None:
+        """delete_vm: deletes whatever there is of a VM."""
+        self._places = places
+        self._containers = containers
+        self._store = store
+        self._delete_vm = delete_vm
+        self._log = log
+
+    def all(self) -> list[Garbage]:
+        """Return what nobody owns. Raises CloudError when containerd does not answer."""
+        # Locks are looked at last of all: what is not held then was not being made before either.
+        records = {record.id: record for record in self._containers.all() if self._is_vm(record.id)}
+        found = [
+            *self._vms(records),
+            *self._rests("snapshot", self._store.snapshots(), self._store.remove_snapshot, records),
+            *self._rests("cgroup", self._cgroups(), self._remove_cgroup, records),
+            *self._leases(),
+            *self._imports(),
+        ]
+        return [one for one in found if not locks.is_held(self._places.run_dir, one.lock)]
+
+    def _vms(self, records: dict[str, containers_pb2.Container]) -> Iterator[Garbage]:
+        folders = self._places.state_dir / "vms"
+        for path in entries(folders):
+            if not self._is_vm(path.name):
+                continue
+            if unfinished.is_marked(path):
+                why = "a call that made or deleted it was killed"
+                yield self._vm(path.name, why, partial(unfinished.is_marked, path), certain=True)
+            elif path.name not in records:
+                if inside.pids_of(path.name):
+                    self._log.warn(f"{path.name} runs, and this containerd knows nothing of it")
+                    continue
+                why = "containerd has no container for it"
+                yield self._vm(path.name, why, partial(self._has_no_container, path.name))
+        for name, record in records.items():
+            folder = folders / name
+            # Another CPI may use this containerd; its VMs have their folders elsewhere.
+            if not folder.exists() and str(folder / "data") in _sources(record):
+                why = f"its folder {folder} is gone"
+                yield self._vm(name, why, partial(self._has_no_folder, name))
+
+    def _vm(
+        self, name: str, why: str, is_still: Callable[[], bool], *, certain: bool = False
+    ) -> Garbage:
+        """is_still: asked again under the lock: the call that made the VM may just have ended."""
+
+        def remove() -> None:
+            if is_still():
+                self._delete_vm(name)
+
+        return Garbage("VM", name, why, name, remove, certain, size_of(self._folder_of(name)))
+
+    def _has_no_container(self, name: str) -> bool:
+        return self._containers.find(name) is None
+
+    def _has_no_folder(self, name: str) -> bool:
+        return not self._folder_of(name).exists()
+
+    def _rests(
+        self,
+        kind: str,
+        names: list[str],
+        remove: Callable[[str], None],
+        records: dict[str, containers_pb2.Container],
+    ) -> Iterator[Garbage]:
+        """What is named by a VM that is gone; another CPI's, in the making, would look like it."""
+
+        def remove_still(name: str) -> None:
+            if self._has_no_folder(name) and self._has_no_container(name):
+                remove(name)
+
+        for name in names:
+            if self._is_vm(name) and name not in records and self._has_no_folder(name):
+                why = "there is no VM of this name"
+                yield Garbage(kind, name, why, name, partial(remove_still, name), certain=False)
+
+    def _cgroups(self) -> list[str]:
+        return cgroups.empty_ones(self._places.cgroup_parent)
+
+    def _remove_cgroup(self, name: str) -> None:
+        cgroups.remove(f"{self._places.cgroup_parent.rstrip('/')}/{name}")
+
+    def _leases(self) -> Iterator[Garbage]:
+        for name in self._store.leases():
+            why = "the call that held it was killed; what it had stored goes with it"
+            remove = partial(self._store.delete_lease, name, sync=True)
+            yield Garbage("lease", name, why, name, remove)
+
+    def _imports(self) -> Iterator[Garbage]:
+        for path in entries(self._places.state_dir / "imports"):
+            if _IMPORT.fullmatch(path.name):
+                why = "the import of a stemcell was killed"
+                remove = partial(shutil.rmtree, path, ignore_errors=True)
+                lock = import_lock(path.name)
+                yield Garbage("import", str(path), why, lock, remove, size=size_of(path))
+
+    def _is_vm(self, name: str) -> bool:
+        try:
+            return cid.runtime_of(name, cid.VM) == self._places.runtime
+        except CPIError:
+            return False
+
+    def _folder_of(self, name: str) -> Path:
+        return self._places.state_dir / "vms" / name
+
+
+def _sources(record: containers_pb2.Container) -> set[str]:
+    """The folders of the host that a container has."""
+    return {mount["source"] for mount in json.loads(record.spec.value).get("mounts", [])}
