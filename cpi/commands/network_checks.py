@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
-from typing import Any
 
 from cpi.checks import Checks, Finding, failure, ok, warning
 from cpi.cni import overview
@@ -13,6 +12,7 @@ from cpi.cni.plugins import CNI_VERSION, USUAL_PLUGIN_DIRS, Plugins
 from cpi.config import Config
 from cpi.errors import CPIError
 from cpi.process import CommandFailed, run
+from cpi.service.routes import elsewhere
 
 PLUGINS = ("bridge", "host-local", "firewall", "portmap")
 _SYSCTLS = Path("/proc/sys/net")
@@ -137,7 +137,8 @@ def _firewall(_config: Config) -> Finding:
 @CHECKS.add("subnets")
 def _subnets(config: Config) -> Finding:
     ours = {bridge.name for bridge in overview.bridges(config)}
-    routes = [route for route in _routes() if route.device not in ours]
+    routes = [Route(str(subnet), device) for subnet, device in elsewhere("")]
+    routes = [route for route in routes if route.device not in ours]
     wanted = config.strings("network.dynamic_subnets")
     clashes = list(clashing(wanted, routes))
     if not clashes:
@@ -187,18 +188,6 @@ def free_subnet(routes: Sequence[Route]) -> str:
         (one for one in candidates if not any(_overlap(one, route.subnet) for route in routes)),
         "192.168.128.0/17",
     )
-
-
-def _routes() -> list[Route]:
-    found: list[dict[str, Any]] = []
-    for version in ("-4", "-6"):
-        answer = run(["ip", "-json", version, "route"], install_hint="apt-get install iproute2")
-        found += json.loads(answer or b"[]")
-    return [
-        Route(str(route["dst"]), str(route.get("dev", "")))
-        for route in found
-        if route.get("dst", "default") != "default" and route.get("type") != "unreachable"
-    ]
 
 
 def _sysctl(name: str) -> str:
