@@ -14,6 +14,7 @@ from cpi.errors import NotSupported
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from cpi.checks import Finding
     from cpi.config import Config
     from cpi.log import Log
     from cpi.model import (
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
         VMResources,
         VMSpec,
     )
+    from cpi.streams import Streams
+    from cpi.views import LogPart, LogPlaces, StemcellView, Usage, VMView
 
 
 class Runtime(ABC):
@@ -196,6 +199,46 @@ class Runtime(ABC):
     def delete_network(self, network_cid: str) -> None:
         """Delete a managed network."""
         raise self._not_supported("delete_network")
+
+    # For people (cpi.commands)
+
+    def vms(self) -> "list[VMView]":
+        """Return all VMs of this CPI, running or not, by CID."""
+        raise self._not_supported("listing VMs")
+
+    def stemcells(self) -> "list[StemcellView]":
+        """Return all imported stemcells, by CID."""
+        raise self._not_supported("listing stemcells")
+
+    def usage(self) -> "list[Usage]":
+        """Return what each running VM has used, by CID."""
+        raise self._not_supported("usage of VMs")
+
+    def run_inside(self, vm_cid: str, command: "Sequence[str]", streams: "Streams") -> int:
+        """Run a command as root in a running VM and return its exit status.
+
+        Nothing of it is left when this is interrupted. Raises VMNotFound, NotSupported, and
+        CloudError when the VM does not run or has no such command.
+        """
+        raise self._not_supported("running commands in its VMs")
+
+    def log_places(self, vm_cid: str) -> "LogPlaces":
+        """Return where a VM's own logs are. Raises VMNotFound."""
+        raise self._not_supported("reading logs in its VMs")
+
+    def read_log(
+        self, vm_cid: str, path: str, after: "LogPart | None", limit: int
+    ) -> "LogPart | None":
+        """Return what a file in a VM, which need not run, has behind `after`; None: no such file.
+
+        Without `after` its end; `limit` bytes at most. Links lead nowhere outside the VM. Raises
+        VMNotFound.
+        """
+        raise self._not_supported("reading logs in its VMs")
+
+    def checks(self) -> "list[Finding]":
+        """Return what is well and what is not, for this runtime on this host."""
+        return []
 
     def _not_supported(self, method: str) -> NotSupported:
         return NotSupported(f"the {self.name} runtime does not support {method}")

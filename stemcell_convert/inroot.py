@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import stat
+from io import FileIO
 from pathlib import Path
 from types import TracebackType
 
@@ -49,15 +50,23 @@ class Root:
 
     def read(self, path: str, limit: int = 1 << 20) -> bytes:
         """Return the first `limit` bytes of a regular file, links followed inside the root."""
+        with self.open(path) as file:
+            return file.read(limit)
+
+    def open(self, path: str) -> FileIO:
+        """Open a regular file to read, links followed inside the root."""
         # Opening alone could do something: a FIFO holds up, a watchdog's device node starts it.
         found = self._open(path, os.O_PATH)
         try:
             if not stat.S_ISREG(os.fstat(found).st_mode):
                 raise FileNotFoundError(f"{path} is not a regular file")
-            with open(f"/proc/self/fd/{found}", "rb", buffering=0) as file:
-                return file.read(limit)
+            return FileIO(f"/proc/self/fd/{found}", "r")
         finally:
             os.close(found)
+
+    def folder(self, path: str) -> int:
+        """Return a descriptor (O_PATH) of a folder, which the caller closes."""
+        return self._open(path, os.O_PATH | os.O_DIRECTORY)
 
     def exists(self, path: str) -> bool:
         """Tell whether something is there, links followed inside the root."""

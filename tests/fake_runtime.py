@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpi import cid
+from cpi.checks import Finding
 from cpi.errors import (
     CloudError,
     DiskNotAttached,
@@ -20,6 +21,7 @@ from cpi.errors import (
 )
 from cpi.model import DiskProperties, Json, JsonObject, Network, VMResources, VMSpec
 from cpi.runtime import Runtime
+from cpi.views import StemcellView, Usage, VMView
 
 if TYPE_CHECKING:
     from cpi.config import Config
@@ -54,6 +56,7 @@ class World:
     disks: dict[str, Disk] = dataclasses.field(default_factory=dict)
     snapshots: set[str] = dataclasses.field(default_factory=set)
     addresses_given: int = 0
+    findings: list[Finding] = dataclasses.field(default_factory=list)
 
 
 WORLDS: dict[str, World] = {}
@@ -178,6 +181,31 @@ class FakeRuntime(Runtime):
 
     def delete_snapshot(self, snapshot_cid: str) -> None:
         self.world.snapshots.discard(snapshot_cid)
+
+    def vms(self) -> list[VMView]:
+        return [
+            VMView(
+                cid=name,
+                runtime=self.name,
+                state="running",
+                agent_id=machine.spec.agent_id,
+                stemcell=machine.spec.stemcell_cid,
+                addresses=tuple(network.ip or "" for network in machine.networks),
+                cpu=machine.spec.properties.cpu,
+                memory=machine.spec.properties.memory,
+                metadata=machine.metadata,
+            )
+            for name, machine in sorted(self.world.machines.items())
+        ]
+
+    def stemcells(self) -> list[StemcellView]:
+        return [StemcellView(name, self.name, "fake", "1") for name in sorted(self.world.stemcells)]
+
+    def usage(self) -> list[Usage]:
+        return [Usage(name, memory=1 << 20) for name in sorted(self.world.machines)]
+
+    def checks(self) -> list[Finding]:
+        return self.world.findings
 
     def _machine(self, vm_cid: str) -> Machine:
         if vm_cid not in self.world.machines:

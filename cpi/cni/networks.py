@@ -102,12 +102,12 @@ class Networks:
         with ExitStack() as stack:  # one plugin's failure does not keep the rest
             stack.callback(self._ports.release, vm_cid)
             stack.callback(linux.unpin_network_namespace, namespace)
-            for attachment in _load(folder / STATE):
+            for attachment in attachments_in(folder / STATE):
                 stack.callback(self._plugins.delete, attachment, vm_cid, namespace)
 
     def has_any(self, folder: Path) -> bool:
         """Tell whether a VM has networks here."""
-        return bool(_load(folder / STATE))
+        return bool(attachments_in(folder / STATE))
 
     def is_whole(self, vm_cid: str, folder: Path) -> bool:
         """Tell whether the VM's namespace is there; a restart of the host takes it away."""
@@ -121,7 +121,7 @@ class Networks:
         CloudError, also when a plugin gives other addresses.
         """
         (folder / _REBUILDING).touch(0o600)
-        namespace, attachments = self.namespace(vm_cid), _load(folder / STATE)
+        namespace, attachments = self.namespace(vm_cid), attachments_in(folder / STATE)
         for attachment in reversed(attachments):
             self._plugins.delete(attachment, vm_cid, namespace)
         linux.unpin_network_namespace(namespace)
@@ -162,7 +162,7 @@ class Networks:
         argv = ["ip", "-json", "-details", "link", "show"]
         links = {link["ifname"]: link for link in json.loads(run(argv, install_hint=_IPROUTE))}
         bridges: list[tuple[str, int] | None] = []
-        for attachment in _load(folder / STATE):
+        for attachment in attachments_in(folder / STATE):
             mine = [links[name] for name in host_links(attachment.result or {}) if name in links]
             kinds = [link.get("linkinfo", {}).get("info_kind") for link in mine]
             bridge = mine[kinds.index("bridge")] if "bridge" in kinds else None
@@ -271,7 +271,8 @@ def _save(path: Path, attachments: Sequence[Attachment]) -> None:
     fresh.replace(path)
 
 
-def _load(path: Path) -> list[Attachment]:
+def attachments_in(path: Path) -> list[Attachment]:
+    """What a VM has of networks, none for a VM that is gone. path: of its STATE file."""
     try:
         documents = json.loads(path.read_bytes())
     except FileNotFoundError:

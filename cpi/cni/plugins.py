@@ -4,7 +4,7 @@ Plugins do all that touches a network; this renders what they read and reads wha
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
@@ -85,23 +85,31 @@ def _everything(subnet: str) -> str:
     return "::/0" if ip_network(subnet).version == 6 else "0.0.0.0/0"
 
 
+def networks_in(folder: Path) -> Iterator[tuple[Path, str, tuple[Config, ...], str]]:
+    """The host's CNI networks: file, name, plugins, and why it cannot be read or ""."""
+    for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+        if file.suffix not in (".conflist", ".conf", ".json"):
+            continue
+        try:
+            document = json.loads(file.read_bytes())
+            plugins = tuple(document.get("plugins", [document]))
+            yield file, str(document.get("name")), plugins, ""
+        except (OSError, ValueError, AttributeError) as error:
+            yield file, "", (), str(error)
+
+
 def host_plugins(name: str, folder: Path) -> tuple[Config, ...]:
     """Return the plugins of the host's CNI network `name`, as configured in `folder`.
 
     Raises NetworkNotFound, listing what there is.
     """
     found: list[str] = []
-    files = sorted(folder.iterdir()) if folder.is_dir() else []
-    for file in files:
-        if file.suffix not in (".conflist", ".conf", ".json"):
-            continue
-        try:
-            document = json.loads(file.read_bytes())
-        except (OSError, ValueError) as error:
-            raise CloudError(f"the CNI configuration {file} cannot be read: {error}") from None
-        if document.get("name") == name:
-            return tuple(document.get("plugins", [document]))
-        found.append(str(document.get("name")))
+    for file, title, plugins, problem in networks_in(folder):
+        if problem:
+            raise CloudError(f"the CNI configuration {file} cannot be read: {problem}")
+        if title == name:
+            return plugins
+        found.append(title)
     raise NetworkNotFound(
         f"there is no CNI network {name!r} in {folder} (found: {', '.join(found) or 'none'}); add "
         "its configuration there, or leave `name` out to use a bridge"
@@ -112,7 +120,7 @@ class Plugins:
     """The host's CNI plugins."""
 
     def __init__(self, folders: Sequence[str]) -> None:
-        self._folders = [folder for folder in folders or USUAL_PLUGIN_DIRS if Path(folder).is_dir()]
+        self.folders = [folder for folder in folders or USUAL_PLUGIN_DIRS if Path(folder).is_dir()]
 
     def add(
         self,
@@ -161,7 +169,7 @@ class Plugins:
             "CNI_CONTAINERID": container,
             "CNI_NETNS": str(namespace) if namespace.exists() else "",
             "CNI_IFNAME": attachment.interface,
-            "CNI_PATH": ":".join(self._folders),
+            "CNI_PATH": ":".join(self.folders),
             "CNI_ARGS": attachment.arguments,
         }
         try:
@@ -178,14 +186,20 @@ class Plugins:
         parsed: Config | None = json.loads(answer) if answer.strip() else None
         return parsed
 
+    def versions(self, name: str) -> list[str]:
+        """The versions of CNI that a plugin speaks. Raises CloudError for one that is not there."""
+        answer = run([self._find(name)], stdin=b"{}", env={"CNI_COMMAND": "VERSION"})
+        found: list[str] = json.loads(answer).get("supportedVersions", [])
+        return found
+
     def _find(self, name: str) -> str:
         if "/" in name or name.startswith("."):
             raise CloudError(f"{name!r} is no name of a CNI plugin")
-        for folder in self._folders:
+        for folder in self.folders:
             if (Path(folder) / name).exists():
                 return str(Path(folder) / name)
         raise CloudError(
-            f"the CNI plugin {name} is in none of {', '.join(self._folders) or USUAL_PLUGIN_DIRS}; "
+            f"the CNI plugin {name} is in none of {', '.join(self.folders) or USUAL_PLUGIN_DIRS}; "
             "apt-get install containernetworking-plugins, or set network.cni_plugin_dirs"
         )
 

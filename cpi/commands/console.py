@@ -5,12 +5,10 @@ import sys
 import time
 from typing import Any
 
-from cpi import cid
+from cpi.commands.fleet import Fleet
+from cpi.commands.names import HELP
 from cpi.config import Config
-from cpi.errors import VMNotFound
-from cpi.log import Log
 from cpi.runtime import Runtime
-from runtimes import registry
 
 _EXAMPLES = """\
 examples:
@@ -34,29 +32,29 @@ def add_to(commands: Any) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("vm", metavar="VM", help="CID of the VM")
+    parser.add_argument("vm", metavar="VM", help=HELP)
     parser.add_argument("--lines", type=int, metavar="N", help="the last N lines alone")
     parser.add_argument("--follow", action="store_true", help="go on as the VM prints more")
     parser.set_defaults(run=_show)
 
 
 def _show(options: argparse.Namespace, config: Config) -> int:
-    name = cid.runtime_of(options.vm, cid.VM)
-    if name not in registry.REGISTRY:
-        raise VMNotFound(f"{options.vm} is of a runtime that this CPI does not have: {name}")
-    runtime = registry.load(name)(config, Log("error"))
-    try:
-        told = runtime.console(options.vm)
-        shown = told if options.lines is None else _last(told, options.lines)
-        _write(shown)
-        if options.follow:
-            _follow(runtime, options.vm, told)
-    finally:
-        runtime.close()
+    with Fleet(config) as fleet:
+        vm = fleet.vm(options.vm)
+        return show(fleet.runtime(vm.runtime), vm.cid, options.lines, follow=options.follow)
+
+
+def show(runtime: Runtime, vm_cid: str, lines: int | None, *, follow: bool) -> int:
+    """Print the last lines (None: all) of what is kept, and what comes."""
+    told = runtime.console(vm_cid)
+    _write(told if lines is None else last_lines(told, lines))
+    if follow:
+        _follow(runtime, vm_cid, told)
     return 0
 
 
-def _last(told: bytes, lines: int) -> bytes:
+def last_lines(told: bytes, lines: int) -> bytes:
+    """The end of what was read."""
     return b"".join(told.splitlines(keepends=True)[-lines:]) if lines > 0 else b""
 
 

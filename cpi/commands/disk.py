@@ -8,7 +8,7 @@ from typing import Any
 
 from cpi import cid, linux, locks
 from cpi.commands import output
-from cpi.commands.nouns import Verbs, add_noun, switch
+from cpi.commands.nouns import Verbs, add_command, add_noun, switch
 from cpi.config import Config
 from cpi.disks import image as images, loop
 from cpi.disks.filesystems import FILE_SYSTEMS, mount_device, replay
@@ -16,6 +16,7 @@ from cpi.disks.snapshots import Snapshot, Snapshots
 from cpi.disks.store import Disk, DiskStore, folders_of
 from cpi.errors import CloudError, CPIError
 from cpi.log import Log
+from cpi.views import name_of
 
 _EXAMPLES = """\
 examples:
@@ -48,6 +49,8 @@ class Host:
 def add_to(nouns: Any) -> None:
     """Add the commands to the command line."""
     add_noun(nouns, "disk", "persistent disks and their snapshots", _EXAMPLES, _verbs())
+    run, _, arguments = _verbs()["list"]
+    add_command(nouns, "disks", run, "list all disks (disk list)", _EXAMPLES, arguments)
 
 
 def _verbs() -> Verbs:
@@ -142,19 +145,13 @@ def _list(options: argparse.Namespace, config: Config) -> int:
             disk["state"],
             disk["attached_to"],
             disk["metadata"].get("deployment", ""),
-            _instance(disk["metadata"]),
+            name_of(disk["metadata"]).instance,
         ]
         for disk in found
     ]
     headings = ["DISK", "SIZE", "TAKES", "FS", "STORE", "STATE", "VM", "DEPLOYMENT", "INSTANCE"]
     output.show_table(headings, rows, right="SIZE TAKES")
     return 0
-
-
-def _instance(metadata: dict[str, str]) -> str:
-    """The instance's name as BOSH shows it (bosh-director, MetadataUpdater)."""
-    group, identifier = metadata.get("instance_group", ""), metadata.get("instance_id", "")
-    return f"{group}/{identifier}" if group else ""
 
 
 def _show(options: argparse.Namespace, config: Config) -> int:

@@ -8,7 +8,21 @@ import os
 import sys
 from collections.abc import Sequence
 
-from cpi.commands import console, disk, gc, restore, serve, stemcell
+from cpi.commands import (
+    completion,
+    console,
+    disk,
+    doctor,
+    gc,
+    inside,
+    logs,
+    networks,
+    restore,
+    serve,
+    stemcell,
+    top as top_command,
+    vms,
+)
 from cpi.config import Config
 from cpi.errors import CPIError
 from cpi.version import VERSION
@@ -38,12 +52,11 @@ def parser() -> argparse.ArgumentParser:
         help=f"configuration (JSON); also ${CONFIG_VARIABLE}",
     )
     nouns = top.add_subparsers(metavar="COMMAND", required=True)
-    console.add_to(nouns)
-    disk.add_to(nouns)
-    gc.add_to(nouns)
-    restore.add_to(nouns)
-    serve.add_to(nouns)
-    stemcell.add_to(nouns)
+    for command in (
+        *(doctor, vms, networks, disk, top_command, logs, console, inside, stemcell),
+        *(serve, restore, gc, completion),
+    ):
+        command.add_to(nouns)
     return top
 
 
@@ -51,7 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 for a failure, 2 for a wrong command."""
     options = parser().parse_args(argv)
     try:
-        status: int = options.run(options, Config.load(options.config))
+        load = getattr(options, "load", Config.load)
+        status: int = options.run(options, load(options.config))
         return status
     except CPIError as error:
         print(f"bosh-cpi: {error.message}", file=sys.stderr)

@@ -13,7 +13,8 @@ from typing import Any
 from cpi.progress import Progress
 
 _LINE_SECONDS = 1.0  # between lines of a log
-_PLAIN_WIDTH = 1000  # columns; what is not a terminal gets every row on one line
+_SHORT = 12  # characters
+PLAIN_WIDTH = 1000  # columns; what is not a terminal gets every row on one line
 
 
 def show_json(document: object) -> None:
@@ -23,19 +24,26 @@ def show_json(document: object) -> None:
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
     """Print rows under headings; the headings named in `right`, in words, stand to the right."""
-    from rich import box
     from rich.console import Console
-    from rich.table import Table
 
-    terminal = sys.stdout.isatty()
-    console = Console(width=None if terminal else _PLAIN_WIDTH, highlight=False, markup=False)
-    table = Table(box=box.SIMPLE_HEAD if terminal else None, pad_edge=False)
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    console = Console(width=width, highlight=False, markup=False)
+    console.print(table(headings, rows, right))
+
+
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> Any:
+    """A table for rich, with a line below the headings on a terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    made = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
     for heading in headings:
         justify = "right" if heading in right.split() else "left"
-        table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        made.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        table.add_row(*row)
-    console.print(table)
+        made.add_row(*(Text(cell) for cell in row))  # as it is: no markup in what BOSH wrote
+    return made
 
 
 def show_facts(document: Mapping[str, object]) -> None:
@@ -139,11 +147,27 @@ def _lines(what: str) -> Progress:
     return show
 
 
+def short(any_cid: str) -> str:
+    """A CID for a terminal, which is narrow: the beginning of what tells it from others."""
+    return any_cid.rpartition("-")[2][:_SHORT] if sys.stdout.isatty() else any_cid
+
+
 def size(mib: int) -> str:
     """A size in MiB, for people."""
     if mib >= 1024 and mib % 1024 == 0:
         return f"{mib // 1024} GiB"
     return f"{mib} MiB"
+
+
+def bytes_size(count: float | None) -> str:
+    """A number of bytes, for people; "" for what is not known."""
+    if count is None:
+        return ""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" or count >= 10 else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
 
 
 def confirmed(question: str, yes: bool) -> bool:

@@ -51,7 +51,7 @@ def create(path: str, limits: Limits) -> None:
     Raises CloudError when the kernel refuses one.
     """
     try:
-        if (_ROOT / "cgroup.controllers").exists():
+        if is_v2():
             _create_v2(path, limits)
         else:
             _create_v1(path, limits)
@@ -59,6 +59,16 @@ def create(path: str, limits: Limits) -> None:
         raise CloudError(
             f"cannot limit the VM's cgroup: {error.filename}: {error.strerror}"
         ) from None
+
+
+def is_v2() -> bool:
+    """Tell whether the host has cgroup v2 alone."""
+    return (_ROOT / "cgroup.controllers").exists()
+
+
+def folder(controller: str, path: str = "/") -> Path:
+    """Where a cgroup is on v1 for a controller, "" for v2's own hierarchy."""
+    return _ROOT / controller / path.lstrip("/")
 
 
 def remove(path: str) -> None:
@@ -91,7 +101,7 @@ def _has_processes(path: Path) -> bool:
 
 def _hierarchies() -> Iterator[Path]:
     """Where cgroups are mounted: one place on v2, one for each controller on v1."""
-    if (_ROOT / "cgroup.controllers").exists():
+    if is_v2():
         yield _ROOT
         return
     for folder in sorted(_ROOT.iterdir()):

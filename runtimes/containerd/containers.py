@@ -46,6 +46,17 @@ class Containers:
             doing="listing containers",
         ).containers
 
+    def tasks(self) -> Mapping[str, task_pb2.Process]:
+        """Return the init process of each container that has a task."""
+        processes = self._client.call(
+            "tasks.v1.Tasks/List",
+            tasks_pb2.ListTasksRequest(),
+            tasks_pb2.ListTasksResponse,
+            doing="listing tasks",
+        ).tasks
+        # Each says which container it is of in `id`, as the only one (services/tasks/local.go).
+        return {process.id or process.container_id: process for process in processes}
+
     def create(
         self, cid: str, image: str, spec: Mapping[str, Any], labels: Mapping[str, str]
     ) -> None:

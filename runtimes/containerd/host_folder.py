@@ -96,6 +96,10 @@ class HostFolder:
     def _mount_data(self) -> None:
         _mount(Part(self._ephemeral, 0, 0), self.data, "ext4")
 
+    def data_size(self) -> int:
+        """Bytes that /var/vcap/data takes on the host, 0 where it shares the host's room."""
+        return self._ephemeral.stat().st_blocks * 512 if self._ephemeral.exists() else 0
+
     def remove(self) -> None:
         """Unmount and delete everything; gone is no error. Persistent data is not in here."""
         foreign = sorted(self._mounts.iterdir()) if self._mounts.is_dir() else []

@@ -5,6 +5,7 @@ must not wait for it.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -20,18 +21,26 @@ from runtimes.containerd.disks import Disks
 from runtimes.containerd.host_folder import HostFolder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from contextlib import AbstractContextManager
+    from typing import TypeVar
 
+    from cpi.checks import Finding
     from cpi.config import Config
     from cpi.disks.snapshots import Snapshots
     from cpi.log import Log
     from cpi.model import DiskProperties, Garbage, Json, JsonObject, Network, VMSpec
+    from cpi.streams import Streams
+    from cpi.views import LogPart, LogPlaces, StemcellView, Usage, VMView
     from runtimes.containerd.client import Client
     from runtimes.containerd.containers import Containers
     from runtimes.containerd.oci_spec import Folder
     from runtimes.containerd.stemcells import Stemcells
     from runtimes.containerd.store import Store
     from runtimes.containerd.vms import Place, VMs
+    from stemcell_convert.inroot import Root
+
+    Result = TypeVar("Result")
 
 
 class ContainerdRuntime(Runtime):
@@ -146,6 +155,61 @@ class ContainerdRuntime(Runtime):
 
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
         self._vms.set_metadata(vm_cid, metadata)
+
+    # For people
+
+    def vms(self) -> "list[VMView]":
+        from runtimes.containerd import listing
+
+        return listing.vms(self._containers, self.name)
+
+    def stemcells(self) -> "list[StemcellView]":
+        from runtimes.containerd import listing
+
+        return listing.stemcells(self._store, self.name, self.config.text("runtime"))
+
+    def usage(self) -> "list[Usage]":
+        from runtimes.containerd import listing
+
+        parent = self.config.text("containerd.cgroup_parent").rstrip("/")
+        return list(listing.used(self._containers, self._store, parent, self._state_dir))
+
+    def run_inside(self, vm_cid: str, command: Sequence[str], streams: "Streams") -> int:
+        from runtimes.containerd.execs import Execs
+
+        return self._vms.run_inside(
+            vm_cid, command, streams, Execs(self._client, self._run_dir / "exec")
+        )
+
+    def log_places(self, vm_cid: str) -> "LogPlaces":
+        from runtimes.containerd import logs
+
+        systemd = self._vms.has_systemd(vm_cid)
+        return self._look(vm_cid, lambda root, runs: logs.places(root, runs=runs, systemd=systemd))
+
+    def read_log(
+        self, vm_cid: str, path: str, after: "LogPart | None", limit: int
+    ) -> "LogPart | None":
+        from runtimes.containerd import logs
+
+        return self._look(vm_cid, lambda root, _: logs.part(root, path, after, limit))
+
+    def _look(self, vm_cid: str, work: "Callable[[Root, bool], Result]") -> "Result":
+        """Look into a VM's root file system; `work` is told whether the VM runs."""
+        from runtimes.containerd import logs
+
+        pid = self._vms.init_of(vm_cid)
+        if pid is not None:
+            with suppress(ProcessLookupError, FileNotFoundError):  # it may end just now
+                return logs.running(pid, lambda root: work(root, True))
+        data = self._folder(vm_cid).data
+        mounts = self._store.mounts(vm_cid)
+        return logs.stopped(mounts, self._mount_point, data, lambda root: work(root, False))
+
+    def checks(self) -> "list[Finding]":
+        from runtimes.containerd import checks
+
+        return checks.all_of(checks.Subject(self.config, self._store, self._containers))
 
     # Persistent disks
 

@@ -43,6 +43,10 @@ class Store:
         self._run_dir = str(run_dir)
         self._log = log
 
+    def with_snapshotter(self, snapshotter: str) -> "Store":
+        """The same containerd with another snapshotter."""
+        return Store(self.client, snapshotter, Path(self._run_dir), self._log)
+
     # Leases
 
     @contextmanager
@@ -221,6 +225,15 @@ class Store:
         except NotFound:
             return False
         return True
+
+    def usage(self, key: str) -> int:
+        """Return how many bytes a snapshot takes, without those below it. Raises NotFound."""
+        return self.client.call(
+            "snapshots.v1.Snapshots/Usage",
+            snapshots_pb2.UsageRequest(snapshotter=self.snapshotter, key=key),
+            snapshots_pb2.UsageResponse,
+            doing=f"measuring the snapshot {key}",
+        ).size
 
     def snapshots(self) -> list[str]:
         """Return the names of all snapshots."""

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cpi import linux
 from cpi.cni.networks import nameservers, published
@@ -23,6 +24,10 @@ from runtimes.containerd.store import Store
 from stemcell_convert import adapt
 from stemcell_convert.facts import SYSTEMD
 from stemcell_convert.inroot import Root
+
+if TYPE_CHECKING:
+    from cpi.streams import Streams
+    from runtimes.containerd.execs import Execs
 
 STORE = "/var/vcap/store"
 _MOUNTED_LAST = "/var/vcap/bosh/managed_disk_settings.json"
@@ -165,6 +170,26 @@ class VMs:
             settings = json.loads(root.read(path, _SETTINGS_LIMIT))
             settings["disks"]["persistent"][disk_cid] = hint
             root.write(path, json.dumps(settings).encode(), 0o600)
+
+    def init_of(self, vm_cid: str) -> int | None:
+        """The process id of a VM's init, None when it does not run. Raises VMNotFound."""
+        self._get(vm_cid)
+        return self._containers.init_of(vm_cid)
+
+    def has_systemd(self, vm_cid: str) -> bool:
+        """Tell whether a VM's init is systemd. Raises VMNotFound."""
+        spec = json.loads(self._get(vm_cid).spec.value)
+        program: str = spec["process"]["args"][0]
+        return program.rpartition("/")[2] in ("init", "systemd")
+
+    def run_inside(
+        self, vm_cid: str, command: Sequence[str], streams: "Streams", execs: "Execs"
+    ) -> int:
+        """Run a command in a running VM; return its exit status. Raises VMNotFound, CloudError."""
+        spec = json.loads(self._get(vm_cid).spec.value)
+        if self._containers.init_of(vm_cid) is None:
+            raise CloudError(f"the VM {vm_cid} does not run; reboot it first")
+        return execs.run(vm_cid, spec, command, streams)
 
     def _get(self, vm_cid: str) -> containers_pb2.Container:
         container = self._containers.find(vm_cid)

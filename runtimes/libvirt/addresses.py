@@ -38,6 +38,16 @@ class FileAddresses(Addresses):
             Reservations(folder).release(vm_cid)
 
 
+def reserved(folder: Path, vm_cid: str) -> list[str]:
+    """The addresses that a VM has on libvirt's networks of this machine."""
+    return [
+        path.name
+        for network in sorted(folder.glob(f"{_OURS}*"))
+        for path in sorted(network.iterdir())
+        if Reservations(network).owner(path.name) == vm_cid
+    ]
+
+
 class PoolAddresses(Addresses):
     """In names of volumes, `<network>_<address>_<vm cid>.address`, where libvirt is elsewhere.
 

@@ -17,6 +17,7 @@ import libvirt
 from cpi.errors import CloudError, CPIError, NetworkNotFound, NoDiskSpace, NotSupported, VMNotFound
 from cpi.log import Log
 from runtimes.libvirt import vboxmanage
+from runtimes.libvirt.hints import hint
 from runtimes.libvirt.one_at_a_time import OneAtATime, Turn
 
 BOTH = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
@@ -134,6 +135,11 @@ class Connection:
         self._happened = threading.Event()  # something that was watched for
 
     @property
+    def shown(self) -> str:
+        """The URI, for people."""
+        return _without_password(self.uri)
+
+    @property
     def raw(self) -> Any:
         """libvirt's own connection. Raises CloudError, naming URI, cause and next step."""
         with self._opening:
@@ -160,9 +166,9 @@ class Connection:
             if vboxmanage.NOT_READY in str(error):
                 raise vboxmanage.refusal(libvirt.getVersion()) from None
             failure = translated(f"connecting to {_without_password(self.uri)}", error)
-            hint, passes = _hint(self.uri, failure.message)
+            told_so, passes = hint(self.uri, failure.message, local=is_local(self.uri))
             raise CloudError(
-                failure.message + hint, ok_to_retry=failure.ok_to_retry and passes
+                failure.message + told_so, ok_to_retry=failure.ok_to_retry and passes
             ) from None
 
     def can_run(self, domain_type: str) -> bool:
@@ -269,6 +275,11 @@ def _handle_events() -> None:
             time.sleep(_LOOK_AGAIN)
 
 
+IS_RUNNING, IS_OFF, IS_PAUSED = (
+    libvirt.VIR_DOMAIN_RUNNING,
+    libvirt.VIR_DOMAIN_SHUTOFF,
+    libvirt.VIR_DOMAIN_PAUSED,
+)
 SPARSE_UPLOAD = libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
 REUSE_TARGET = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
 RESIZE_BYTES = libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES
@@ -283,6 +294,23 @@ METADATA = libvirt.VIR_DOMAIN_METADATA_ELEMENT
 REMOVED = libvirt.VIR_DOMAIN_EVENT_ID_DEVICE_REMOVED
 LIFECYCLE = libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE
 JOB_COMPLETED = libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED
+
+
+def statistics(connection: Any) -> list[Any]:
+    """Each running domain with what it uses. Raises libvirt's error."""
+    what = (
+        libvirt.VIR_DOMAIN_STATS_CPU_TOTAL
+        | libvirt.VIR_DOMAIN_STATS_BALLOON
+        | libvirt.VIR_DOMAIN_STATS_BLOCK
+    )
+    active = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
+    found: list[Any] = connection.getAllDomainStats(what, active)
+    return found
+
+
+def version_of_library() -> int:
+    """libvirt's version, as it counts: 9.1.0 is 9001000."""
+    return int(libvirt.getVersion())
 
 
 def destroy(domain: Any) -> None:
@@ -347,33 +375,6 @@ def abort(stream: Any) -> None:
     """End a stream that failed; the failure is what counts."""
     with suppress(libvirt.libvirtError):
         stream.abort()
-
-
-def _hint(uri: str, message: str) -> tuple[str, bool]:
-    """What to do about a connection that fails, and whether it may pass by itself."""
-    if not is_local(uri):
-        return _remote_hint(uri, message)
-    if "No such file" in message or "Connection refused" in message:
-        return (
-            "; is libvirt's daemon running, and its socket there? apt-get install "
-            "libvirt-daemon-system, systemctl start libvirtd"
-        ), True
-    if "Permission denied" in message or "authentication" in message:
-        return "; the CPI needs root, or membership of the group libvirt", False
-    return "", True
-
-
-def _remote_hint(uri: str, message: str) -> tuple[str, bool]:
-    if "ssh" in uri.partition("://")[0]:
-        refused = "Permission denied" in message or "Host key verification" in message
-        return "; ssh to that machine has to work for this user without a question", not refused
-    if any(word in message for word in ("certificate", "private key", "TLS confirmation")):
-        return (
-            "; this machine needs a client certificate of the CA that libvirt there trusts, and "
-            "that CA's own, in /etc/pki or the URI's `pkipath`, and the server one for the name "
-            "in the URI; virt-pki-validate and https://libvirt.org/kbase/tlscerts.html help"
-        ), False
-    return "; does libvirt listen there (libvirtd-tls.socket, port 16514), and let this in?", True
 
 
 def is_local(uri: str) -> bool:

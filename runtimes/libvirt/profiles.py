@@ -29,6 +29,8 @@ class Profile:
     concurrent (several calls at once), starts (without a display), cpu_shares
     (parts of a CPU).
 
+    packages: of Debian, that bring the hypervisor and libvirt's driver for it.
+
     document: the dialect of its domains' documents, of vms.DOCUMENTS. without: settings and
     cloud_properties that its driver has no way for. interfaces: the most that a VM has, or None.
     """
@@ -58,6 +60,7 @@ class Profile:
     concurrent: bool = True
     starts: bool = True
     cpu_shares: bool = True
+    packages: tuple[str, ...] = ()
     document: str = "qemu"
     without: tuple[str, ...] = ()
     interfaces: int | None = None
@@ -76,6 +79,7 @@ KVM = Profile(
     # No driver is needed for them that the disks do not need.
     settings_device={"config-drive": ("disk", "virtio"), "cdrom": ("cdrom", "scsi")},
     nic="virtio",
+    packages=("libvirt-daemon-driver-qemu", "qemu-system-x86"),
 )
 
 # Read from the driver's source (libvirt 9.0 and 11.3); docs/virtualbox.md has the table.
@@ -104,6 +108,7 @@ VIRTUALBOX = Profile(
     concurrent=False,
     starts=False,
     cpu_shares=False,
+    packages=("libvirt-daemon-driver-vbox", "virtualbox"),
     document="virtualbox",
     without=("accelerator", "firmware", "machine", "cpu_model"),
     interfaces=8,

@@ -34,9 +34,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any
 
+    from cpi.checks import Finding
     from cpi.config import Config
     from cpi.log import Log
     from cpi.model import DiskProperties, Garbage, Json, JsonObject, Network, VMSpec
+    from cpi.streams import Streams
+    from cpi.views import StemcellView, Usage, VMView
 
 _SHORT = 10  # characters, of 5 bits
 _REMOTE_POOL = "/var/lib/libvirt/images/bosh"
@@ -147,6 +150,35 @@ class LibvirtRuntime(Runtime):
         if not self.profile.console:
             raise NotSupported(f"{self.name} keeps no console log")
         return self._vms.console(vm_cid)
+
+    # For people
+
+    def vms(self) -> "list[VMView]":
+        from runtimes.libvirt import listing
+
+        return listing.vms(self._vms, self._connection, self.name, self._state_dir)
+
+    def stemcells(self) -> "list[StemcellView]":
+        from runtimes.libvirt import listing
+
+        return listing.stemcells(self._pool, self.name, self.config.text("runtime"))
+
+    def usage(self) -> "list[Usage]":
+        from runtimes.libvirt import listing
+
+        return listing.used(self._connection, self.name)
+
+    def run_inside(self, vm_cid: str, command: Sequence[str], streams: "Streams") -> int:
+        self._vms.require(vm_cid)
+        raise NotSupported(
+            f"{vm_cid} is a full VM, and nothing gets into it from outside: `bosh ssh` does, and "
+            f"`bosh-cpi console {vm_cid}` shows what it printed"
+        )
+
+    def checks(self) -> "list[Finding]":
+        from runtimes.libvirt import checks
+
+        return checks.all_of(checks.Subject(self._connection, self.profile, self.config))
 
     # Persistent disks
 

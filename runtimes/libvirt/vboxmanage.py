@@ -50,6 +50,11 @@ def version() -> tuple[int, int, int] | None:
     return (int(found[1]), int(found[2]), int(found[3])) if found else None
 
 
+def taken(libvirt: int) -> str:
+    """Which VirtualBox a libvirt takes, in words. libvirt: its version, as it counts."""
+    return next(f"VirtualBox {words}" for since, words, _, _ in TAKEN if libvirt >= since)
+
+
 def refusal(libvirt: int) -> CPIError:
     """Why libvirt's driver did not start, in one sentence. libvirt: its version, as it counts."""
     words, first, last = next(taken[1:] for taken in TAKEN if libvirt >= taken[0])

@@ -1,0 +1,119 @@
+"""`bosh-cpi doctor`: whether this host can run VMs, and what mends it where not."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from cpi.checks import FAILURE, OK, WARNING, Finding, failure
+from cpi.commands import host_checks, network_checks, output
+from cpi.commands.fleet import configured
+from cpi.commands.host_checks import Host
+from cpi.commands.nouns import add_command, switch
+from cpi.config import Config
+from cpi.errors import CPIError
+from cpi.log import Log
+from runtimes import registry
+
+_EXAMPLES = """\
+examples:
+  bosh-cpi doctor
+  bosh-cpi doctor --json | jq -r '.checks[] | select(.status == "failure") | .mend'
+
+Nothing is changed. Below what is not well is the command, or the line of cpi.json, that mends it.
+Exit status 1: at least one failure. Runtimes that are not configured get one line each.
+"""
+_MARKS = {OK: "✓", WARNING: "!", FAILURE: "✗"}
+_COLOURS = {OK: "green", WARNING: "yellow", FAILURE: "bold red"}
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the command line."""
+    json = {"--json": switch("print JSON")}
+    does = "check whether this host can run VMs"
+    parser = add_command(commands, "doctor", _doctor, does, _EXAMPLES, json)
+    parser.set_defaults(load=_load)
+
+
+def _load(path: str | None) -> Config:
+    """A file that cannot be used is a finding and no reason to stop."""
+    try:
+        return Config.load(path)
+    except CPIError:
+        return Config.of({})
+
+
+def _doctor(options: argparse.Namespace, config: Config) -> int:
+    found = findings(Host(config, options.config, _problem(options.config)))
+    failures = sum(finding.status == FAILURE for _, finding in found)
+    warnings = sum(finding.status == WARNING for _, finding in found)
+    if options.json:
+        checks = [{"of": of, **asdict(finding)} for of, finding in found]
+        output.show_json({"failures": failures, "warnings": warnings, "checks": checks})
+    else:
+        _show(found)
+        print(f"\n{len(found)} checks, {failures} failed, {warnings} warnings")
+    return 1 if failures else 0
+
+
+def _problem(path: str | None) -> str:
+    try:
+        Config.load(path)
+    except CPIError as error:
+        return error.message
+    return ""
+
+
+def findings(host: Host) -> list[tuple[str, Finding]]:
+    """What all checks found, with what each is about: the host, its network, or a runtime."""
+    if os.geteuid() != 0:  # what the others found would be that
+        return [("host", finding) for finding in host_checks.FIRST.run(host)]
+    found = [("host", finding) for finding in host_checks.FIRST.run(host)]
+    found += [("host", finding) for finding in host_checks.CHECKS.run(host)]
+    found += [("network", finding) for finding in network_checks.CHECKS.run(host.config)]
+    wanted = configured(host.config)
+    for name in (*wanted, *(other for other in registry.REGISTRY if other not in wanted)):
+        about = of_runtime(name, host.config)
+        found += [(name, one) for one in (about if name in wanted else [optional(name, about)])]
+    return found
+
+
+def of_runtime(name: str, config: Config) -> list[Finding]:
+    """What a runtime's own checks found; only why it does not load, when it does not."""
+    try:
+        runtime = registry.load(name)(config, Log("error"))
+    except CPIError as error:
+        hint = registry.REGISTRY[name].hint if name in registry.REGISTRY else ""
+        return [replace(failure(error.message, hint), check="runtime")]
+    try:
+        return runtime.checks()
+    finally:
+        runtime.close()
+
+
+def optional(name: str, found: Sequence[Finding]) -> Finding:
+    """Of a runtime that nobody has configured: the first thing that is missing, as a warning."""
+    bad = [finding for finding in found if finding.status == FAILURE]
+    if bad:
+        told = f"{bad[0].told} (only for runtime {name})"
+        return replace(bad[0], status=WARNING, told=told)
+    return Finding(OK, "could be used", check="not configured")
+
+
+def _show(found: Sequence[tuple[str, Finding]]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    width = None if sys.stdout.isatty() else output.PLAIN_WIDTH
+    console = Console(width=width, highlight=False, markup=False)
+    last = ""
+    for of, finding in found:
+        if of != last:
+            console.print(Text(of, style="bold"))
+            last = of
+        line = Text(f"  {_MARKS[finding.status]} ", style=_COLOURS[finding.status])
+        console.print(line.append(f"{finding.check}: {finding.told}", style="default"))
+        if finding.mend:
+            console.print(Text(f"      {finding.mend}", style="cyan"))

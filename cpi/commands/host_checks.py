@@ -1,0 +1,205 @@
+"""What `bosh-cpi doctor` looks at on every host. A check is one function; see cpi.checks."""
+
+import fcntl
+import http.client
+import os
+import shutil
+import socket
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpi import linux
+from cpi.checks import Checks, Finding, failure, ok, warning
+from cpi.config import Config
+from cpi.disks.store import folders_of
+from cpi.process import ENVIRONMENT
+from cpi.service.sockets import main_socket
+from cpi.version import VERSION
+
+PYTHONS = ((3, 10), (3, 13))  # which are tested, from and to
+_LOOP_CONTROL, _LOOP_GET_FREE = "/dev/loop-control", 0x4C82  # linux/loop.h
+_LOOP_KERNEL = (5, 8)  # since which LOOP_CONFIGURE is there
+_LEAST_FREE, _SCARCE = 1 << 30, 5 << 30  # bytes
+_HEALTH_SECONDS = 5
+
+# Program, Debian's package of it, and what does without it ("": nothing).
+TOOLS = (
+    ("ip", "iproute2", ""),
+    ("mke2fs", "e2fsprogs", ""),
+    ("e2fsck", "e2fsprogs", ""),
+    ("resize2fs", "e2fsprogs", ""),
+    ("sfdisk", "fdisk", ""),
+    ("tar", "tar", ""),
+    ("mkfs.xfs", "xfsprogs", "disks with ext4"),
+    ("xfs_repair", "xfsprogs", "disks with ext4"),
+    ("qemu-img", "qemu-utils", "stemcells without a disk in them"),
+)
+
+FIRST = Checks["Host"]()  # which anybody can run
+CHECKS = Checks["Host"]()
+
+
+@dataclass(frozen=True)
+class Host:
+    """This host as it is configured. path: of cpi.json, None for the defaults; problem: why the
+    file could not be read, when `config` is the defaults instead."""
+
+    config: Config
+    path: str | None = None
+    problem: str = ""
+
+    @property
+    def command(self) -> str:
+        """This program, as it has to be called for the same configuration."""
+        return f"bosh-cpi --config {self.path}" if self.path else "bosh-cpi"
+
+
+@FIRST.add("python")
+def _python(_host: Host) -> Finding:
+    found = sys.version_info[:2]
+    told = f"bosh-containerd-cpi {VERSION} on Python {sys.version.split()[0]}"
+    if found < PYTHONS[0]:
+        return failure(f"{told} is older than 3.10", "apt-get install python3  # 3.10 or newer")
+    if found > PYTHONS[1]:
+        return warning(
+            f"{told} is newer than 3.13, the newest that is tested", "python3.13 -m venv"
+        )
+    return ok(told)
+
+
+@FIRST.add("configuration")
+def _configuration(host: Host) -> Finding:
+    if host.problem:
+        return failure(
+            f"{host.problem}; what follows is about the defaults",
+            f"python3 -m json.tool {host.path}  # then docs/configuration.md",
+        )
+    if host.path is None:
+        return ok("the defaults; no file was named (--config, $BOSH_CPI_CONFIG)")
+    mode = os.stat(host.path).st_mode & 0o777
+    if mode & 0o077 and host.config.text("agent.mbus"):
+        return warning(
+            f"{host.path} has passwords and others can read it ({mode:o})",
+            f"chmod 600 {host.path}",
+        )
+    return ok(str(host.path))
+
+
+@FIRST.add("root")
+def _root(host: Host) -> Finding:
+    if os.geteuid() != 0:
+        return failure(
+            f"user {os.geteuid()} can neither mount nor make networks, and nothing else is checked",
+            f"sudo {host.command} doctor",
+        )
+    return ok("this is root")
+
+
+@CHECKS.add("loop devices")
+def _loop_devices(_host: Host) -> Finding:
+    release = os.uname().release
+    numbers = tuple(int(part) for part in release.split("-")[0].split(".")[:2])
+    if numbers < _LOOP_KERNEL:
+        return failure(f"Linux {release} is older than 5.8", "apt-get install linux-image-amd64")
+    try:
+        control = os.open(_LOOP_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return failure(f"{_LOOP_CONTROL} is not there", "modprobe loop")
+    except OSError as error:
+        mend = "run this on the host, or in a container with --privileged"
+        return failure(f"{_LOOP_CONTROL} cannot be opened: {error.strerror}", mend)
+    try:
+        number = fcntl.ioctl(control, _LOOP_GET_FREE)
+    except OSError as error:
+        return failure(f"there is no free loop device: {error.strerror}", "losetup --detach-all")
+    finally:
+        os.close(control)
+    return ok(f"/dev/loop{number} is free")
+
+
+@CHECKS.add("tools")
+def _tools(_host: Host) -> Finding:
+    missing = [tool for tool in TOOLS if shutil.which(tool[0], path=ENVIRONMENT["PATH"]) is None]
+    if not missing:
+        return ok(", ".join(program for program, _, _ in TOOLS))
+    packages = " ".join(dict.fromkeys(package for _, package, _ in missing))
+    names = ", ".join(program for program, _, _ in missing)
+    told, mend = f"{names} cannot be found", f"apt-get install {packages}"
+    without = dict.fromkeys(without for _, _, without in missing)
+    if "" in without:
+        return failure(told, mend)
+    return warning(f"{told}; only {' and '.join(without)} work", mend)
+
+
+@CHECKS.add("disk space")
+def _disk_space(host: Host) -> Finding:
+    folders = {"state_dir": Path(host.config.text("state_dir"))}
+    folders |= {f"disks ({name})": folder for name, folder in folders_of(host.config).items()}
+    told, least = [], None
+    for name, folder in folders.items():
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        room = os.statvfs(there)
+        free = room.f_bavail * room.f_frsize
+        least = free if least is None else min(least, free)
+        told.append(f"{name} {folder}: {free >> 20} MiB free")
+    text = "; ".join(told)
+    if least is not None and least < _SCARCE:
+        return (failure if least < _LEAST_FREE else warning)(text, "bosh clean-up --all")
+    return ok(text)
+
+
+@CHECKS.add("after a restart")
+def _after_restart(host: Host) -> Finding:
+    """A VM's network namespace is pinned as long as the host runs, and its folder lasts."""
+    folders = sorted((Path(host.config.text("state_dir")) / "vms").glob("*-vm-*"))
+    pins = Path(host.config.text("run_dir")) / "netns"
+    vms = [folder.name for folder in folders if (folder / "network.json").exists()]
+    lost = [name for name in vms if not linux.is_mount_point(pins / name)]
+    if lost:
+        return warning(
+            f"{len(lost)} VMs have lost their network namespace, as in a restart of the host: "
+            f"{', '.join(lost[:3])}{', …' * (len(lost) > 3)}",
+            f"{host.command} restore",
+        )
+    return ok(f"nothing is left over ({len(vms)} VMs have their networks)")
+
+
+@CHECKS.add("service")
+def _service(host: Host) -> Finding:
+    path = main_socket(host.config)
+    if not path.exists():
+        return warning(
+            f"nothing listens at {path}; only clients without root need the service",
+            f"{host.command} serve",
+        )
+    try:
+        status = health(path)
+    except (OSError, http.client.HTTPException) as error:
+        return failure(f"{path} is there and does not answer: {error}", f"{host.command} serve")
+    if status != http.HTTPStatus.OK:
+        return failure(f"{path} answers /healthz with {status}", f"{host.command} serve")
+    return ok(f"answers at {path}")
+
+
+def health(path: Path) -> int:
+    """Ask a service for its health; return the HTTP status. Raises OSError, HTTPException."""
+    connection = _UnixConnection(path)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__("localhost", timeout=_HEALTH_SECONDS)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))

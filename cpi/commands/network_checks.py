@@ -1,0 +1,198 @@
+"""What `bosh-cpi doctor` looks at of a host's network. A check is one function."""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_network
+from pathlib import Path
+
+from cpi.checks import Checks, Finding, failure, ok, warning
+from cpi.cni import overview
+from cpi.cni.plugins import CNI_VERSION, USUAL_PLUGIN_DIRS, Plugins
+from cpi.config import Config
+from cpi.errors import CPIError
+from cpi.process import CommandFailed, run
+from cpi.service.routes import elsewhere
+
+PLUGINS = ("bridge", "host-local", "firewall", "portmap")
+_SYSCTLS = Path("/proc/sys/net")
+_IPTABLES = ["iptables", "--wait", "5"]
+_INSTALL_PLUGINS = "apt-get install containernetworking-plugins"
+
+CHECKS = Checks[Config]()
+
+
+@CHECKS.add("CNI plugins")
+def _plugins(config: Config) -> Finding:
+    named = config.strings("network.cni_plugin_dirs")
+    plugins = Plugins(named)
+    if not plugins.folders:
+        return failure(
+            f"none of {', '.join(named or USUAL_PLUGIN_DIRS)} is a folder",
+            f'set in cpi.json: {{"network": {{"cni_plugin_dirs": {_usual()}}}}}'
+            if named and _usual() != "[]"
+            else _INSTALL_PLUGINS,
+        )
+    for name in PLUGINS:
+        try:
+            versions = plugins.versions(name)
+        except CPIError as error:
+            return failure(error.message, _INSTALL_PLUGINS)
+        if CNI_VERSION not in versions:
+            newest = versions[-1] if versions else "no version"
+            return failure(
+                f"the plugin {name} speaks CNI {newest} and no {CNI_VERSION}", _INSTALL_PLUGINS
+            )
+    return ok(f"{', '.join(PLUGINS)} in {', '.join(plugins.folders)} speak CNI {CNI_VERSION}")
+
+
+def _usual() -> str:
+    there = [folder for folder in USUAL_PLUGIN_DIRS if (Path(folder) / PLUGINS[0]).exists()]
+    return json.dumps(there)
+
+
+@CHECKS.add("iptables")
+def _iptables(_config: Config) -> Finding:
+    try:
+        run([*_IPTABLES, "-t", "nat", "-S", "POSTROUTING"])
+    except CommandFailed as error:
+        mend = "modprobe iptable_nat" if error.status is not None else "apt-get install iptables"
+        return failure(error.message, mend)
+    return ok("the table nat is there")
+
+
+@CHECKS.add("bridge")
+def _bridge(config: Config) -> Finding:
+    (usual, *_) = overview.bridges(config)
+    name = usual.name
+    if usual.state == overview.MISSING:
+        if usual.vms:
+            return failure(
+                f"{name} is missing and {len(usual.vms)} VMs are on it, as after a restart",
+                "bosh-cpi restore",
+            )
+        return ok(f"{name} will be made with the first VM")
+    if usual.state == overview.FOREIGN:
+        return failure(
+            f"{name} is there and no bridge", 'set in cpi.json: {"network": {"bridge": "bosh9"}}'
+        )
+    if usual.state == overview.DOWN:
+        return failure(f"{name} is down", f"ip link set {name} up")
+    return ok(f"{name} is up with {' '.join(usual.own) or 'no address'}, {len(usual.vms)} VMs")
+
+
+@CHECKS.add("forwarding")
+def _forwarding(config: Config) -> Finding:
+    (usual, *_) = overview.bridges(config)
+    if _sysctl("ipv4/ip_forward") == "1":
+        return ok("net.ipv4.ip_forward is on")
+    if usual.state == overview.UP:
+        return failure(
+            "net.ipv4.ip_forward is off, so VMs reach nothing outside their bridge",
+            "sysctl -w net.ipv4.ip_forward=1",
+        )
+    return ok("net.ipv4.ip_forward is off until CNI's bridge plugin turns it on")
+
+
+@CHECKS.add("rp_filter")
+def _rp_filter(config: Config) -> Finding:
+    """The kernel takes the greater one of the interface's and of all (ip-sysctl.rst)."""
+    strict = [
+        bridge.name
+        for bridge in overview.bridges(config)
+        if bridge.state == overview.UP
+        and max(_sysctl("ipv4/conf/all/rp_filter"), _rp_filter_of(bridge.name)) == "1"
+    ]
+    if strict:
+        return warning(
+            f"the kernel drops what comes from VMs on {', '.join(strict)} by another network of "
+            "theirs (strict reverse path filter)",
+            " && ".join(f"sysctl -w net.ipv4.conf.{name}.rp_filter=2" for name in strict),
+        )
+    return ok("not strict on any bridge of ours")
+
+
+def _rp_filter_of(bridge: str) -> str:
+    return _sysctl(f"ipv4/conf/{bridge}/rp_filter")
+
+
+@CHECKS.add("firewall")
+def _firewall(_config: Config) -> Finding:
+    lines = run([*_IPTABLES, "-S", "FORWARD"]).decode().splitlines()
+    if "-P FORWARD DROP" not in lines:
+        return ok("forwarding is not dropped")
+    let_through = any("-j CNI-FORWARD" in line for line in lines)
+    if _sysctl("bridge/bridge-nf-call-iptables") == "1" and not let_through:
+        return warning(
+            "FORWARD drops, also between VMs of one bridge (br_netfilter), and no rule of CNI's is "
+            "there yet",
+            "sysctl -w net.bridge.bridge-nf-call-iptables=0",
+        )
+    return warning(
+        "FORWARD drops (docker sets that): other machines do not reach published ports",
+        "iptables -A CNI-ADMIN -m conntrack --ctstate DNAT -j ACCEPT  # once there is a VM",
+    )
+
+
+@CHECKS.add("subnets")
+def _subnets(config: Config) -> Finding:
+    ours = {bridge.name for bridge in overview.bridges(config)}
+    routes = [Route(str(subnet), device) for subnet, device in elsewhere("")]
+    routes = [route for route in routes if route.device not in ours]
+    wanted = config.strings("network.dynamic_subnets")
+    clashes = list(clashing(wanted, routes))
+    if not clashes:
+        return ok(f"{', '.join(wanted)} clash with no route of the host")
+    subnet, route, narrower = clashes[0]
+    mend = f'set in cpi.json: {{"network": {{"dynamic_subnets": ["{free_subnet(routes)}"]}}}}'
+    told = f"{subnet} overlaps the host's route to {route.subnet} by {route.device}"
+    if narrower:
+        return failure(f"{told}, which takes VMs' addresses away", mend)
+    return warning(f"{told}, of which VMs' addresses will hide a part", mend)
+
+
+@dataclass(frozen=True)
+class Route:
+    """A route of the host, by the interface that it leads to."""
+
+    subnet: str
+    device: str
+
+
+def clashing(wanted: Sequence[str], routes: Sequence[Route]) -> Iterator[tuple[str, Route, bool]]:
+    """Subnets and routes that overlap, the worst first, and whether the route wins over ours."""
+    found = [
+        (subnet, route, _wins(subnet, route.subnet))
+        for subnet in wanted
+        for route in routes
+        if _overlap(subnet, route.subnet)
+    ]
+    yield from sorted(found, key=lambda one: not one[2])
+
+
+def _overlap(one: str, other: str) -> bool:
+    first, second = ip_network(one, strict=False), ip_network(other, strict=False)
+    return first.version == second.version and bool(first.overlaps(second))
+
+
+def _wins(subnet: str, route: str) -> bool:
+    """The longer prefix does (RFC 1812, 5.2.4.3); of the same length, who came first."""
+    return ip_network(route, strict=False).prefixlen >= ip_network(subnet).prefixlen
+
+
+def free_subnet(routes: Sequence[Route]) -> str:
+    """A private subnet that clashes with no route, as large as the default one."""
+    candidates = [f"10.{second}.0.0/16" for second in (*range(245, 255), *range(64, 245))]
+    candidates += [f"172.{second}.0.0/16" for second in range(16, 32)]
+    return next(
+        (one for one in candidates if not any(_overlap(one, route.subnet) for route in routes)),
+        "192.168.128.0/17",
+    )
+
+
+def _sysctl(name: str) -> str:
+    """A setting of this process' network namespace, "" where the kernel has none."""
+    try:
+        return (_SYSCTLS / name).read_text().strip()
+    except OSError:
+        return ""

@@ -1,0 +1,66 @@
+"""`bosh-cpi networks`: bridges of ours and CNI networks of the host, and which VMs are on them."""
+
+import argparse
+from dataclasses import asdict
+from typing import Any
+
+from cpi.cni import overview
+from cpi.commands import output
+from cpi.commands.nouns import add_command, switch
+from cpi.config import Config
+
+_EXAMPLES = """\
+examples:
+  bosh-cpi networks
+  bosh-cpi networks --json | jq '.bridges[].vms'
+
+Bridges are made when the first VM needs them. A CNI network of the host is one that a manifest can
+name in a network's cloud_properties (`name`); they are in network.cni_config_dir.
+"""
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to the command line."""
+    json = {"--json": switch("print JSON")}
+    add_command(commands, "networks", _networks, "list networks", _EXAMPLES, json)
+
+
+def _networks(options: argparse.Namespace, config: Config) -> int:
+    bridges, others = overview.bridges(config), overview.host_networks(config)
+    if options.json:
+        output.show_json(
+            {
+                "bridges": [asdict(one) for one in bridges],
+                "cni_networks": [asdict(one) for one in others],
+            }
+        )
+        return 0
+    rows = [
+        [
+            bridge.name,
+            "bridge",
+            bridge.state,
+            " ".join(bridge.subnets),
+            "yes" if bridge.masquerade else "no",
+            " ".join(bridge.own),
+            str(len(set(bridge.vms.values()))),
+            " ".join(sorted(bridge.vms, key=_numbers)),
+        ]
+        for bridge in bridges
+    ]
+    for network in others:
+        state = f"broken: {network.problem}" if network.problem else "configured"
+        kinds = "+".join(network.plugins)
+        vms = str(len(set(network.vms.values())))
+        addresses = " ".join(sorted(network.vms, key=_numbers))
+        rows.append([network.name or network.file, kinds, state, "", "", "", vms, addresses])
+    headings = ["NETWORK", "KIND", "STATE", "SUBNETS", "NAT", "GATEWAY", "VMS", "ADDRESSES"]
+    output.show_table(headings, rows, right="VMS")
+    return 0
+
+
+def _numbers(address: str) -> tuple[int, int]:
+    from ipaddress import ip_address
+
+    parsed = ip_address(address)
+    return parsed.version, int(parsed)

@@ -1,0 +1,208 @@
+"""What `bosh-cpi doctor` looks at for this runtime. A check is one function; see cpi.checks."""
+
+import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from google.protobuf.empty_pb2 import Empty  # noqa: TID253 - loaded with the client only
+
+from cpi.checks import Checks, Finding, failure, ok, run, warning
+from cpi.config import Config
+from cpi.errors import CPIError
+from cpi.process import CommandFailed, run as run_program
+from runtimes.containerd import cgroups, host
+from runtimes.containerd.api import version_pb2
+from runtimes.containerd.containers import Containers
+from runtimes.containerd.oci_spec import CAPABILITIES
+from runtimes.containerd.store import Store
+
+SUPPORTED = ((1, 6), (2, 99))  # what is taken: containerd's minor versions from and to
+_SNAPSHOTTERS = ("overlayfs", "native", "btrfs", "zfs", "fuse-overlayfs")
+_CONTROLLERS = ("cpu", "memory", "pids")
+_LEAST_FREE, _SCARCE = 1 << 30, 5 << 30  # bytes
+
+CHECKS = Checks["Subject"]()
+
+
+@dataclass
+class Subject:
+    """containerd as it is configured."""
+
+    config: Config
+    store: Store
+    containers: Containers
+
+    @property
+    def address(self) -> str:
+        return self.config.text("containerd.address")
+
+    @cached_property
+    def version(self) -> str:
+        """As containerd tells it. Raises CloudError when it does not answer."""
+        return self.store.client.call(
+            "version.v1.Version/Version",
+            Empty(),
+            version_pb2.VersionResponse,
+            doing="asking containerd for its version",
+        ).version
+
+
+def all_of(subject: Subject) -> list[Finding]:
+    """Run the checks; when containerd does not answer, only that is said of it."""
+    first = run("containerd", lambda: _containerd(subject))
+    if first.status == "failure":
+        return [first, *HOST_CHECKS.run(subject)]
+    return [first, *CHECKS.run(subject), *HOST_CHECKS.run(subject)]
+
+
+HOST_CHECKS = Checks[Subject]()  # which need no answer from containerd
+
+
+def _containerd(subject: Subject) -> Finding:
+    try:
+        version = subject.version
+    except CPIError as error:
+        return failure(error.message, _start_hint(subject.address))
+    numbers = re.match(r"v?(\d+)\.(\d+)", version)
+    found = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    if not SUPPORTED[0] <= found <= SUPPORTED[1]:
+        return failure(
+            f"containerd {version} at {subject.address} is none of 1.6, 1.7 and 2.x, which are "
+            "supported",
+            "apt-get install containerd",
+        )
+    return ok(f"{version} answers at {subject.address}")
+
+
+def _start_hint(address: str) -> str:
+    if not Path("/usr/bin/containerd").exists() and not Path("/usr/local/bin/containerd").exists():
+        return "apt-get install containerd runc"
+    if address != "/run/containerd/containerd.sock":
+        return f"containerd --address {address}  # or set containerd.address to where it listens"
+    return "systemctl start containerd"
+
+
+@CHECKS.add("snapshotter")
+def _snapshotter(subject: Subject) -> Finding:
+    name = subject.store.snapshotter
+    try:
+        _try_snapshotter(subject.store)
+    except CPIError as error:
+        working = next((other for other in _SNAPSHOTTERS if _works(subject, other)), "")
+        mend = f'set in cpi.json: {{"containerd": {{"snapshotter": "{working}"}}}}'
+        return failure(
+            f"{name} does not work: {error.message}",
+            mend if working else f"ctr --address {subject.address} plugins ls type~=snapshotter",
+        )
+    return ok(f"{name} makes and removes snapshots")
+
+
+def _try_snapshotter(store: Store) -> None:
+    with store.lease() as lease:
+        key = f"{lease}-doctor"
+        try:
+            store.prepare(key, "", lease=lease)
+        finally:
+            store.remove_snapshot(key)
+
+
+def _works(subject: Subject, name: str) -> bool:
+    try:
+        _try_snapshotter(subject.store.with_snapshotter(name))
+    except CPIError:
+        return False
+    return True
+
+
+@CHECKS.add("containerd's disk")
+def _room(subject: Subject) -> Finding:
+    """Where snapshots are is told by the mounts of one."""
+    store = subject.store
+    with store.lease() as lease:
+        key = f"{lease}-doctor"
+        try:
+            (mount, *_) = store.prepare(key, "", lease=lease)
+            folder = Path(mount.source)
+            for option in mount.options:
+                if option.startswith("upperdir="):
+                    folder = Path(option.partition("=")[2])
+            room = os.statvfs(folder)
+        finally:
+            store.remove_snapshot(key)
+    free = room.f_bavail * room.f_frsize
+    told = f"{free >> 20} MiB are free where containerd keeps root file systems"
+    if free < _SCARCE:
+        return (failure if free < _LEAST_FREE else warning)(told, "bosh clean-up --all")
+    return ok(told)
+
+
+@CHECKS.add("VMs that do not run")
+def _stopped(subject: Subject) -> Finding:
+    from runtimes.containerd.listing import vms
+    from runtimes.containerd.runtime import ContainerdRuntime
+
+    found = vms(subject.containers, ContainerdRuntime.name)
+    stopped = [vm for vm in found if vm.state != "running"]
+    if not stopped:
+        return ok(f"all VMs run ({len(found)})")
+    told = (
+        f"{len(stopped)} of {len(found)} VMs do not run: "
+        f"{', '.join(vm.name.instance or vm.cid for vm in stopped[:5])}"
+    )
+    ended = subject.containers.tasks()
+    if any(vm.cid not in ended for vm in stopped):
+        return warning(f"{told}, as after a restart of the host", "bosh-cpi restore")
+    deployments = sorted({vm.name.deployment for vm in stopped if vm.name.deployment})
+    return warning(
+        f"{told}; they ended by themselves",
+        f"bosh -d {(deployments or ['DEPLOYMENT'])[0]} cloud-check --resolution=reboot_vm",
+    )
+
+
+@CHECKS.add("capabilities")
+def _capabilities(subject: Subject) -> Finding:
+    missing = sorted(set(CAPABILITIES) - host.capabilities_of_server(subject.address))
+    if missing:
+        return warning(
+            f"containerd itself lacks {', '.join(missing)}, so VMs do as well",
+            "run containerd on the host, or in a container with --privileged",
+        )
+    return ok("containerd has all that VMs are given")
+
+
+@HOST_CHECKS.add("runc")
+def _runc(_subject: Subject) -> Finding:
+    try:
+        first = run_program(["runc", "--version"]).decode().splitlines()[0]
+    except CommandFailed as error:
+        return failure(error.message, "apt-get install runc")
+    return ok(first)
+
+
+@HOST_CHECKS.add("cgroups")
+def _cgroups(subject: Subject) -> Finding:
+    root = cgroups.folder("")
+    systemd = ", systemd manages them" if Path("/run/systemd/system").is_dir() else ""
+    if cgroups.is_v2():
+        have = (root / "cgroup.controllers").read_text().split()
+        missing = [name for name in _CONTROLLERS if name not in have]
+        if missing:
+            return failure(
+                f"cgroup v2 has no controller {', '.join(missing)} here",
+                f"echo +{' +'.join(missing)} > /sys/fs/cgroup/cgroup.subtree_control"
+                "  # in the parent, when this is a container",
+            )
+        return ok(f"v2{systemd}")
+    missing = [name for name in (*_CONTROLLERS, "devices") if not cgroups.folder(name).is_dir()]
+    if missing:
+        return failure(
+            f"no cgroup is mounted for {', '.join(missing)}",
+            " && ".join(
+                f"mkdir -p {root}/{name} && mount -t cgroup -o {name} cgroup {root}/{name}"
+                for name in missing
+            ),
+        )
+    mode = "hybrid (v1, with v2 beside it)" if (root / "unified").is_dir() else "v1"
+    return ok(f"{mode}{systemd}")

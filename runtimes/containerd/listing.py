@@ -1,0 +1,123 @@
+"""VMs and stemcells as `bosh-cpi vms`, `stemcells` and `top` show them."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from cpi import cid
+from cpi.errors import CPIError
+from cpi.views import OTHER, RUNNING, STOPPED, StemcellView, Usage, VMView
+from runtimes.containerd import usage
+from runtimes.containerd.api import containers_pb2, images_pb2, task_pb2
+from runtimes.containerd.client import NotFound
+from runtimes.containerd.containers import Containers
+from runtimes.containerd.host_folder import HostFolder
+from runtimes.containerd.stemcells import IMAGE_PREFIX
+from runtimes.containerd.store import Store
+from runtimes.containerd.vms import (
+    LABEL_ADDRESSES,
+    LABEL_AGENT,
+    LABEL_PORTS,
+    LABEL_STEMCELL,
+    METADATA_PREFIX,
+)
+from stemcell_convert import oci
+
+_STATES = {
+    task_pb2.RUNNING: RUNNING,
+    task_pb2.STOPPED: STOPPED,
+    task_pb2.CREATED: "created",
+    task_pb2.PAUSED: "paused",
+    task_pb2.PAUSING: "paused",
+}
+
+
+def vms(containers: Containers, runtime: str) -> list[VMView]:
+    """All VMs of a namespace, by CID; other containers in it are none."""
+    tasks = containers.tasks()
+    return sorted(
+        (
+            view(container, tasks.get(container.id), runtime)
+            for container in _ours(containers.all(), runtime)
+        ),
+        key=lambda one: one.cid,
+    )
+
+
+def _ours(
+    containers: Iterable[containers_pb2.Container], runtime: str
+) -> Iterator[containers_pb2.Container]:
+    for container in containers:
+        try:
+            if cid.runtime_of(container.id, cid.VM) == runtime:
+                yield container
+        except CPIError:  # somebody else's
+            continue
+
+
+def view(
+    container: containers_pb2.Container, task: task_pb2.Process | None, runtime: str
+) -> VMView:
+    """What there is to know of a VM from its record."""
+    labels = container.labels
+    resources = json.loads(container.spec.value).get("linux", {}).get("resources", {})
+    return VMView(
+        cid=container.id,
+        runtime=runtime,
+        state=STOPPED if task is None else _STATES.get(task.status, OTHER),
+        agent_id=labels.get(LABEL_AGENT, ""),
+        stemcell=labels.get(LABEL_STEMCELL, ""),
+        addresses=tuple(labels.get(LABEL_ADDRESSES, "").split()),
+        ports=tuple(labels.get(LABEL_PORTS, "").split()),
+        **_limits(resources),
+        created_at=container.created_at.seconds or None,
+        metadata={
+            key.removeprefix(METADATA_PREFIX): value
+            for key, value in sorted(labels.items())
+            if key.startswith(METADATA_PREFIX)
+        },
+    )
+
+
+def _limits(resources: dict[str, Any]) -> dict[str, Any]:
+    cpu, memory = resources.get("cpu", {}), resources.get("memory", {})
+    return {
+        "cpu": cpu["quota"] / cpu["period"] if cpu.get("quota") else None,
+        "memory": memory["limit"] >> 20 if memory.get("limit") else None,
+        "pids": resources.get("pids", {}).get("limit"),
+    }
+
+
+def stemcells(store: Store, runtime: str, usual: str) -> list[StemcellView]:
+    """All imported stemcells. usual: the runtime that names those which are shared."""
+    images = store.find_images(f'name~="^{IMAGE_PREFIX}"')
+    return sorted((_stemcell(image, runtime, usual) for image in images), key=lambda one: one.cid)
+
+
+def _stemcell(image: images_pb2.Image, runtime: str, usual: str) -> StemcellView:
+    identifier = image.name.removeprefix(IMAGE_PREFIX).partition(":")[0]
+    own = image.target.digest.partition(":")[2].startswith(identifier)
+    labels = image.labels
+    return StemcellView(
+        cid=cid.new(runtime if own else usual, cid.STEMCELL, identifier),
+        runtime=runtime,
+        name=labels.get(oci.LABEL_NAME, ""),
+        version=labels.get(oci.LABEL_VERSION, ""),
+        operating_system=labels.get(oci.LABEL_OS, ""),
+        image=image.name,
+        created_at=image.created_at.seconds or None,
+    )
+
+
+def used(containers: Containers, store: Store, parent: str, state_dir: Path) -> Iterator[Usage]:
+    """What each VM uses that has a task, by CID. parent: the cgroup above theirs."""
+    for vm_cid in sorted(containers.tasks()):
+        counted = usage.read(f"{parent}/{vm_cid}")
+        if counted is None:  # it has gone meanwhile, or is somebody else's
+            continue
+        try:
+            disk = store.usage(vm_cid) + HostFolder(state_dir, vm_cid).data_size()
+        except NotFound:
+            continue
+        yield Usage(cid=vm_cid, disk=disk, **counted)

@@ -1,0 +1,136 @@
+"""What `bosh-cpi doctor` looks at for runtimes through libvirt. A check is one function."""
+
+import fcntl
+import os
+import shlex
+from dataclasses import dataclass
+
+from cpi.checks import FAILURE, Checks, Finding, failure, ok, run, warning
+from cpi.config import Config
+from cpi.errors import CPIError
+from cpi.process import CommandFailed, run as run_program
+from runtimes.libvirt import client, vboxmanage
+from runtimes.libvirt.client import Connection, is_local, told
+from runtimes.libvirt.profiles import Profile
+
+_KVM_GET_API_VERSION, _KVM_CREATE_VM = 0xAE00, 0xAE01  # linux/kvm.h
+_KVM_VERSION = 12  # the only one there is
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A libvirt, as one runtime uses it."""
+
+    connection: Connection
+    profile: Profile
+    config: Config
+
+    @property
+    def accelerator(self) -> str:
+        """What the configuration says of it, "" where there is no choice."""
+        if "accelerator" in self.profile.without:
+            return ""
+        return self.config.text(f"{self.profile.name}.accelerator")
+
+
+CHECKS = Checks[Subject]()  # which need an answer from libvirt
+
+
+def all_of(subject: Subject) -> list[Finding]:
+    """Run the checks; when libvirt does not answer, only that is said of it."""
+    first = run("libvirt", lambda: _libvirt(subject))
+    rest = [] if first.status == FAILURE else CHECKS.run(subject)
+    return [first, *rest]
+
+
+def _libvirt(subject: Subject) -> Finding:
+    uri = subject.connection.shown
+    try:
+        connection = subject.connection.raw
+        with told("asking libvirt for its version"):
+            mine, theirs = _dotted(connection.getLibVersion()), _dotted(connection.getVersion())
+            kind = connection.getType()
+    except CPIError as error:
+        reason = error.message.partition("; is libvirt's daemon")[0]  # the mending says it
+        return failure(reason, _mend(subject, error.message))
+    return ok(f"{mine} with {kind} {theirs} answers at {uri}")
+
+
+def _mend(subject: Subject, message: str) -> str:
+    if not is_local(subject.connection.uri):
+        return f"virsh --connect {shlex.quote(subject.connection.shown)} version"
+    if "connect socket" in message:  # libvirt's daemon does not run
+        drivers = " ".join(subject.profile.packages)
+        return f"apt-get install libvirt-daemon-system {drivers} && systemctl start libvirtd"
+    if not subject.profile.starts:  # it is VirtualBox' own command that starts VMs
+        words = vboxmanage.taken(client.version_of_library())
+        return f"apt-get install virtualbox && systemctl restart libvirtd  # {words} is taken"
+    return "systemctl restart libvirtd && journalctl --unit libvirtd --lines 20"
+
+
+@CHECKS.add("hypervisor")
+def _hypervisor(subject: Subject) -> Finding:
+    types = subject.profile.domain_types
+    if len(types) == 1:
+        return ok(f"libvirt's driver for {subject.profile.name} is there")
+    usable = [one for one in types if subject.connection.can_run(one)]
+    if not usable:
+        return failure(
+            f"libvirt can run none of {', '.join(types)}",
+            "apt-get install qemu-system-x86 && systemctl restart libvirtd",
+        )
+    return ok(f"libvirt can run {', '.join(usable)}")
+
+
+@CHECKS.add("/dev/kvm")
+def _dev_kvm(subject: Subject) -> Finding:
+    if "kvm" not in subject.profile.domain_types:
+        return ok("not needed")
+    if not is_local(subject.connection.uri):
+        return ok("is libvirt's machine's")
+    reason = unusable("/dev/kvm")
+    if not reason:
+        return ok("VMs can be made with it")
+    if subject.accelerator == "kvm":
+        return failure(f"kvm.accelerator insists on it, and {reason}", _KVM_HINT)
+    if subject.accelerator == "qemu":
+        return ok(f"{reason}, and kvm.accelerator does without")
+    return warning(f"{reason}, so VMs run in plain emulation, ten times slower", _KVM_HINT)
+
+
+_KVM_HINT = (
+    "modprobe kvm_intel || modprobe kvm_amd  # after enabling virtualization in the firmware, or "
+    "nested virtualization of the machine that this one runs on"
+)
+
+
+def unusable(path: str) -> str:
+    """Why a KVM device cannot be used, "" when it can: a VM is made, and gone at once."""
+    try:
+        device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return f"{path} is not there"
+    except OSError as error:
+        return f"{path} cannot be opened ({error.strerror})"
+    try:
+        if fcntl.ioctl(device, _KVM_GET_API_VERSION) != _KVM_VERSION:
+            return f"{path} speaks another version than {_KVM_VERSION}"
+        os.close(fcntl.ioctl(device, _KVM_CREATE_VM))
+    except OSError as error:
+        return f"{path} makes no VM ({error.strerror})"
+    finally:
+        os.close(device)
+    return ""
+
+
+@CHECKS.add("qemu-img")
+def _qemu_img(_subject: Subject) -> Finding:
+    try:
+        first = run_program(["qemu-img", "--version"]).decode().splitlines()[0]
+    except CommandFailed as error:
+        return failure(error.message, "apt-get install qemu-utils")
+    return ok(first)
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1_000_000}.{version // 1000 % 1000}.{version % 1000}"
