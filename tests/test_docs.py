@@ -23,6 +23,10 @@ _COMMAND = re.compile(r"\bbosh-cpi((?: +(?:-c|--config) +\S+)?(?: +[a-z|]+)+)")
 _MAKE = re.compile(r"(?:^|[`;&] *|sudo +)make +([a-z-]+(?: [a-z-]+)*)", re.MULTILINE)
 
 
+def _id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
 def code(page: Path) -> Iterator[str]:
     """Yield what a page has as code: its blocks, and its spans outside of them."""
     text = page.read_text()
@@ -44,7 +48,7 @@ def nouns(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
     return dict(chain.from_iterable(choices.items() for choices in found))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_links_lead_somewhere(page: Path) -> None:
     for link in _LINK.findall(_FENCED.sub("", page.read_text())):
         if "://" in link:
@@ -55,7 +59,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_commands_are_there(page: Path) -> None:
     known = nouns(parser())
     for text in code(page):
@@ -68,12 +72,21 @@ def test_commands_are_there(page: Path) -> None:
                 assert set(named[1].split("|")) <= set(verbs), f"bosh-cpi {' '.join(named[:2])}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_targets_are_there(page: Path) -> None:
     known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     for text in code(page):
         named = {word for words in _MAKE.findall(text) for word in words.split()}
         assert named <= known, named - known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_files_are_there(page: Path) -> None:
+    for path in re.findall(
+        r"`((?:cpi|deploy|release|runtimes|stemcell_convert|tests|tools)/[\w./-]+)`",
+        page.read_text(),
+    ):
+        assert (ROOT / path).exists(), path
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -105,11 +118,11 @@ def quoted() -> list[str]:
     found: list[str] = []
     ours = False
     for line in TROUBLES.read_text().splitlines():
-        if not line.startswith("| "):
+        if not line.startswith("|"):
             ours = False
         elif line.startswith("| the CPI says |"):
             ours = True
-        elif ours:
+        elif ours and not line.startswith("|-"):
             found.append(line.split("|")[1].strip())
     return found
 
@@ -120,6 +133,6 @@ def test_messages_are_those_of_the_code() -> None:
         assert re.fullmatch(r"`[^`]+`", cell), cell
         parts = [part.strip(" ") for part in cell.strip("`").split("…")]
         telling = [part for part in parts if part]
-        assert any(len(part) >= 12 for part in telling), f"says too little: {cell}"
+        assert sum(map(len, telling)) >= 12, f"says too little: {cell}"
         for part in telling:
             assert part in literals(), f"not in the code: {part!r} of {cell}"
