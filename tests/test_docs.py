@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -11,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from cpi.commands.main import parser
+from cpi.config import Config, declared
+from cpi.service.policy import Policies
 from tests.support import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -87,6 +90,20 @@ def test_files_are_there(page: Path) -> None:
         page.read_text(),
     ):
         assert (ROOT / path).exists(), path
+
+
+def test_configurations_are_valid() -> None:
+    sections = {name.partition(".")[0] for name in declared()}
+    found = 0
+    for page in PAGES:
+        for block in re.findall(
+            r"^```json\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL
+        ):
+            document = json.loads(block)
+            if set(document) <= sections:
+                Policies.of(Config.of(document, page.name))
+                found += 1
+    assert found >= 8
 
 
 def test_every_page_is_in_the_index() -> None:
