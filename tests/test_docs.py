@@ -1,0 +1,155 @@
+"""What README and docs/ name is there: links, commands, targets, and the messages they explain."""
+
+import argparse
+import ast
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from itertools import chain
+from pathlib import Path
+
+import pytest
+
+from cpi.commands.main import parser
+from cpi.config import Config, declared
+from cpi.service.policy import Policies
+from tests.support import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TROUBLES = ROOT / "docs" / "troubleshooting.md"
+
+_LINK = re.compile(r"\]\(([^)\s]+)\)")
+_FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_SPAN = re.compile(r"`([^`\n]+)`")
+_COMMAND = re.compile(r"\bbosh-cpi((?: +(?:-c|--config) +\S+)?(?: +[a-z|]+)+)")
+_MAKE = re.compile(r"(?:^|[`;&] *|sudo +)make +([a-z-]+(?: [a-z-]+)*)", re.MULTILINE)
+
+
+def _id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+def code(page: Path) -> Iterator[str]:
+    """Yield what a page has as code: its blocks, and its spans outside of them."""
+    text = page.read_text()
+    yield from _FENCED.findall(text)
+    for span in _SPAN.findall(_FENCED.sub("", text)):
+        yield f"`{span}"
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors that GitHub gives to a page's headings."""
+    headings = re.findall(r"^#+ +(.+)$", _FENCED.sub("", page.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+def nouns(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The sub-commands of a command."""
+    actions = of._actions
+    found = [a.choices for a in actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(chain.from_iterable(choices.items() for choices in found))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in _LINK.findall(_FENCED.sub("", page.read_text())):
+        if "://" in link:
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_commands_are_there(page: Path) -> None:
+    known = nouns(parser())
+    for text in code(page):
+        for words in _COMMAND.findall(text):
+            named = re.sub(r"^ +(?:-c|--config) +\S+", "", words).split()
+            for noun in named[0].split("|"):
+                assert noun in known, f"bosh-cpi {noun}"
+            verbs = nouns(known[named[0]])
+            if verbs and len(named) > 1:
+                assert set(named[1].split("|")) <= set(verbs), f"bosh-cpi {' '.join(named[:2])}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_targets_are_there(page: Path) -> None:
+    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for text in code(page):
+        named = {word for words in _MAKE.findall(text) for word in words.split()}
+        assert named <= known, named - known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_files_are_there(page: Path) -> None:
+    for path in re.findall(
+        r"`((?:cpi|deploy|release|runtimes|stemcell_convert|tests|tools)/[\w./-]+)`",
+        page.read_text(),
+    ):
+        assert (ROOT / path).exists(), path
+
+
+def test_configurations_are_valid() -> None:
+    sections = {name.partition(".")[0] for name in declared()}
+    found = 0
+    for page in PAGES:
+        for block in re.findall(
+            r"^```json\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL
+        ):
+            document = json.loads(block)
+            if set(document) <= sections:
+                Policies.of(Config.of(document, page.name))
+                found += 1
+    assert found >= 8
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = ROOT / "docs" / "README.md"
+    named = set(_LINK.findall(index.read_text()))
+    assert {page.name for page in PAGES if page.parent == index.parent} - {index.name} <= named
+
+
+@cache
+def literals() -> str:
+    """Every text of the code, one a line; what is filled in is `…`."""
+    found = []
+    for folder in ("cpi", "runtimes", "stemcell_convert"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+                elif isinstance(node, ast.JoinedStr):
+                    found.append("".join(_piece(value) for value in node.values))
+    return "\n".join(found)
+
+
+def _piece(value: ast.expr) -> str:
+    return str(value.value) if isinstance(value, ast.Constant) else "…"
+
+
+def quoted() -> list[str]:
+    """The messages in the first column of tables whose heading is "the CPI says"."""
+    found: list[str] = []
+    ours = False
+    for line in TROUBLES.read_text().splitlines():
+        if not line.startswith("|"):
+            ours = False
+        elif line.startswith("| the CPI says |"):
+            ours = True
+        elif ours and not line.startswith("|-"):
+            found.append(line.split("|")[1].strip())
+    return found
+
+
+def test_messages_are_those_of_the_code() -> None:
+    assert len(quoted()) > 50
+    for cell in quoted():
+        assert re.fullmatch(r"`[^`]+`", cell), cell
+        parts = [part.strip(" ") for part in cell.strip("`").split("…")]
+        telling = [part for part in parts if part]
+        assert sum(map(len, telling)) >= 12, f"says too little: {cell}"
+        for part in telling:
+            assert part in literals(), f"not in the code: {part!r} of {cell}"
