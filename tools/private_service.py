@@ -68,12 +68,12 @@ class Service:
             self.host, self.zipapp, {"endpoint": f"unix://{self.socket}", **config}, around
         )
 
-    def get(self, path: str) -> str:
-        """Ask for /healthz or /metrics."""
+    def get(self, path: str, socket: Path | None = None) -> str:
+        """Ask for /healthz or /metrics; by the main socket if no other is named."""
         ask = "import http.client, socket, sys; c = http.client.HTTPConnection('x'); "
         ask += "c.sock = socket.socket(socket.AF_UNIX); c.sock.connect(sys.argv[1]); "
         ask += "c.request('GET', sys.argv[2]); print(c.getresponse().read().decode())"
-        return str(self.host.run(SYSTEM_PYTHON, "-c", ask, str(self.socket), path).stdout)
+        return str(self.host.run(SYSTEM_PYTHON, "-c", ask, str(socket or self.socket), path).stdout)
 
 
 class Client:

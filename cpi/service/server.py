@@ -2,7 +2,7 @@
 
     POST /v1/call   one call of the contract; see cpi.client for what is sent
     GET  /healthz   whether calls are taken
-    GET  /metrics   figures in Prometheus' text form
+    GET  /metrics   figures in Prometheus' text form, of all clients: not for guests
 
 Each socket has threads of its own, so that nobody who can reach one of them can make the others
 wait. A connection that does not come to the point within a minute is closed.
@@ -29,7 +29,7 @@ from cpi.client import PATH, PROTOCOL
 from cpi.errors import CPIError, InvalidCall
 from cpi.service.calls import Call, Calls
 from cpi.service.metrics import CONTENT_TYPE, Metrics
-from cpi.service.policy import client_of_certificate
+from cpi.service.policy import GUEST, client_of_certificate
 from cpi.service.sockets import BACKLOG
 from cpi.version import VERSION
 
@@ -152,7 +152,7 @@ class _Gateway(Gateway):
         method, path = self.req.method.decode(), self.req.path.decode(errors="replace")
         if (method, path) == ("POST", PATH):
             self._call()
-        elif (method, path) == ("GET", "/metrics"):
+        elif (method, path) == ("GET", "/metrics") and self.req.server.client != GUEST:
             self._send("200 OK", self._app.metrics.text(), CONTENT_TYPE)
         elif (method, path) == ("GET", "/healthz"):
             status = "503 Service Unavailable" if self._app.stopping else "200 OK"

@@ -95,7 +95,9 @@ def test_the_guests_socket_is_out_of_reach_on_the_host(service: Service, host: P
     assert stat.S_IMODE(guest.stat().st_mode) == 0o666
     client = service.client(*AS_NOBODY, endpoint=f"unix://{guest}")
     assert "may not use the socket" in client("has_vm", "containerd-vm-0")["error"]["message"]
-    # Root reaches it, as those in VMs do.
+    # Root reaches it, as those in VMs do; they learn nothing of other clients.
+    assert "bosh_cpi_calls" not in service.get("/metrics", guest)
+    assert '"status": "ok"' in service.get("/healthz", guest)
     assert service.client(endpoint=f"unix://{guest}")("has_vm", "x")["result"] is False
 
 
