@@ -243,12 +243,17 @@ def _run_init(config: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(_KILL_CONTAINERD, lambda *_: os.kill(started.pop(), signal.SIGKILL))
     signal.signal(_START_CONTAINERD, start)
+    # With no child there is nothing to wait for; then an orphan, or one of these, wakes us.
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    woken, waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
     start()
     while True:
         try:
             pid, _ = os.wait()
         except ChildProcessError:
-            signal.pause()
+            select.select([woken], [], [])
+            os.read(woken, 4096)
             continue
         if pid in started:
             sys.exit("containerd has ended")
