@@ -13,7 +13,10 @@ from cpi import linux
 from cpi.checks import Checks, Finding, failure, ok, warning
 from cpi.config import Config
 from cpi.disks.store import folders_of
+from cpi.errors import CPIError
+from cpi.folders import entries
 from cpi.process import ENVIRONMENT
+from cpi.service.policy import Policies
 from cpi.service.sockets import main_socket
 from cpi.version import VERSION
 
@@ -180,6 +183,25 @@ def _service(host: Host) -> Finding:
     if status != http.HTTPStatus.OK:
         return failure(f"{path} answers /healthz with {status}", f"{host.command} serve")
     return ok(f"answers at {path}")
+
+
+@CHECKS.add("clients")
+def _clients(host: Host) -> Finding:
+    """Whether the rules for clients can be read, and which clients have anything here."""
+    try:
+        Policies.of(host.config)
+    except CPIError as error:
+        return failure(error.message, f"edit service.clients in {host.path or 'cpi.json'}")
+    ruled = ", ".join(host.config.mapping("service.clients")) or "none, so the defaults hold"
+    folder = Path(host.config.text("state_dir")) / "clients"
+    having = [f"{one.name}: {_count(one)}" for one in entries(folder)]
+    return ok(f"rules for {ruled}; {'; '.join(having) or 'none has anything here'}")
+
+
+def _count(folder: Path) -> str:
+    """How many things of each kind a client's records tell of."""
+    kinds = [path.name.split("-")[1] for path in entries(folder) if path.name.count("-") >= 2]
+    return ", ".join(f"{kinds.count(kind)} {kind}s" for kind in sorted(set(kinds))) or "nothing"
 
 
 def health(path: Path) -> int:
