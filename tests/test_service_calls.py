@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cpi.config import Config
-from cpi.errors import CPIError
+from cpi.errors import CPIError, NoDiskSpace
 from cpi.service.calls import Calls
 from cpi.service.metrics import Metrics
 from cpi.service.workers import Pool
@@ -108,6 +108,15 @@ def test_an_upload_that_stops_leaves_nothing(gone: socket.socket, tmp_path: Path
     with pytest.raises(ConnectionError):
         calls(Recorder(), tmp_path).answer("guest", sizes, io.BytesIO(document + b"half"), gone)
     assert list((tmp_path / "uploads").iterdir()) == []
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told_of(tmp_path: Path) -> None:
+    receiving = calls(Recorder(), tmp_path)
+    with (
+        open("/dev/full", "wb", buffering=0) as full,
+        pytest.raises(NoDiskSpace, match="No space left"),
+    ):
+        receiving._receive(5, io.BytesIO(b"image"), full)
 
 
 @pytest.fixture

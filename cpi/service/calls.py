@@ -160,10 +160,14 @@ class Calls:
             chunk = body.read(min(left, _CHUNK))
             if not chunk:
                 raise ConnectionError("the client went away while it sent an image")
-            file.write(chunk)
+            try:
+                file.write(chunk)
+                file.flush()
+            except OSError as error:
+                told = f"the image cannot be kept in {self._folder}: {error.strerror}"
+                raise NoDiskSpace(told) from None
             self._metrics.uploaded(len(chunk))
             left -= len(chunk)
-        file.flush()
 
     def _require_room(self, size: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -41,8 +41,6 @@ _LEFTOVER = 64 << 20  # bytes that are read for nothing, so that a client hears 
 _LEFTOVER_SECONDS = 2
 _PART = re.compile(r"([A-Za-z.]{1,16})=([0-9]{1,15})")
 
-Headers = dict[bytes, bytes]
-
 
 class App:
     """What all sockets of one service have in common."""
@@ -234,7 +232,7 @@ class _Gateway(Gateway):
 
 
 class _Body:
-    """What a client sends after its head; from the second read on it has come to the point."""
+    """What a client sends after its head; with the first piece of it, it has come to the point."""
 
     def __init__(self, stream: Any, connection: _Connection) -> None:
         self._stream = stream
