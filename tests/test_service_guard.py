@@ -121,9 +121,12 @@ def test_other_things_do_not_exist(one: Client, other: Client, owner: str) -> No
 
 def test_a_vm_takes_only_a_stemcell_and_disks_of_its_owner(one: Client, other: Client) -> None:
     stemcell, disk = other.stemcell(b"something else"), other.disk()
-    assert one.fails("create_vm", *one.arguments(stemcell)).type == "StemcellNotFound"
-    arguments = one.arguments(one.stemcell(), disks=[disk])
-    assert one.fails("create_vm", *arguments).type == "DiskNotFound"
+    refused = one.fails("create_vm", *one.arguments(stemcell))
+    assert refused.type == "StemcellNotFound"
+    assert refused.message.endswith("upload it again (bosh upload-stemcell --fix FILE)")
+    refused = one.fails("create_vm", *one.arguments(one.stemcell(), disks=[disk]))
+    assert refused.type == "DiskNotFound"
+    assert refused.message.endswith("was it made on another one (bosh cck)?")
     assert one.records() == [one.stemcell()]
     assert WORLDS[one.config.text("state_dir")].machines == {}
 

@@ -260,9 +260,16 @@ class Guard:
             raise
 
 
+# A director learns of these only when it needs the thing, from this one sentence.
+_NEXT_STEP = {
+    cid.STEMCELL: " of this client on this host; upload it again (bosh upload-stemcell --fix FILE)",
+    cid.DISK: " of this client on this host; was it made on another one (bosh cck)?",
+}
+
+
 def _not_found(one: str, kind: str) -> CPIError:
     error = cid.NOT_FOUND.get(kind, CPIError)
-    return error(f"there is no {kind} {cid.shown(one)}")
+    return error(f"there is no {kind} {cid.shown(one)}{_NEXT_STEP.get(kind, '')}")
 
 
 _METHODS: dict[str, Callable[[Guard, Call, list[Any], Go], object]] = {
