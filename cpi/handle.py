@@ -14,7 +14,7 @@ from cpi import methods
 from cpi.arguments import kind
 from cpi.cid import shown
 from cpi.documents import decode, failure, require_object
-from cpi.errors import CPIError, InvalidCall, NoDiskSpace, VMCreationFailed
+from cpi.errors import CPIError, InvalidCall, NoDiskSpace, NotSupported, VMCreationFailed
 from cpi.redact import redacted
 
 TYPE_CHECKING = False
@@ -46,7 +46,9 @@ def handle(
         if typed is None:
             objects = [value for value in given if isinstance(value, dict)]
             typed = _unexpected(name, error, log, objects, context, _agent_secrets(config))
-        log.error(f"{name} failed after {_since(started)}: {typed.type}: {typed.message}")
+        # The director asks for what a runtime may not support, and then does it another way.
+        tell = log.info if isinstance(typed, NotSupported) else log.error
+        tell(f"{name} failed after {_since(started)}: {typed.type}: {typed.message}")
         return failure(typed, log)
     log.info(f"{name} done in {_since(started)}{_created(name, result)}")
     return {"result": result, "error": None, "log": log.text}

@@ -51,6 +51,15 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert "$BOSH_CPI_CONFIG" in told
 
 
+def test_a_service_takes_its_configuration_on_either_side(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(tmp_path / "gone.json")
+    for words in (["--config", path, "serve"], ["serve", "-c", path]):
+        assert main(words) == 1
+        assert path in capsys.readouterr().err
+
+
 def test_disks_are_listed_for_people_and_scripts(
     config: Path, disk: Disk, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -103,6 +103,14 @@ def test_log_names_failure_and_what_was_created(config: Config) -> None:
     assert log.text.rstrip().endswith(f": '{disk}'")
 
 
+def test_what_a_runtime_does_not_support_is_no_error_of_the_log(config: Config) -> None:
+    """The director asks, and falls back to what every runtime can."""
+    log = Log()
+    response = handle(request("create_network", {"type": "manual"}), config, log)
+    assert error_of(response)[0] == "Bosh::Clouds::NotSupported"
+    assert re.search(r"INFO create_network failed after \d+ ms: Bosh::Clouds::NotSup", log.text)
+
+
 def test_context_sets_the_log_level(config: Config) -> None:
     response = call(config, "info", context={"log_level": "error"})
     assert response["log"] == ""

@@ -27,6 +27,10 @@ def add_to(commands: Any) -> None:
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    # Where people expect it of a daemon; the command line has it before the command as well.
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help="configuration (JSON)"
+    )
     parser.set_defaults(run=_serve)
 
 
