@@ -48,11 +48,11 @@ install: setup ## install the CPI, its service and its units on this host (PREFI
 	@tools/install $(or $(PREFIX),/opt/bosh-containerd-cpi)
 
 demo: setup ## run a VM's whole life through the cpi executable (STEMCELL=path, INIT=runit, ADDRESS=socket)
-	@$(BIN)/python -m tools.demo $(if $(INIT),--init $(INIT)) \
+	@$(BIN)/python -m demo.demo $(if $(INIT),--init $(INIT)) \
 		$(if $(STEMCELL),--stemcell $(STEMCELL)) $(if $(ADDRESS),--address $(ADDRESS))
 
 stemcell: setup ## make a stemcell from Debian's packages (INIT=systemd|runit, AGENT=path MONIT=path)
-	@$(BIN)/python -m tools.make_stemcell --init $(or $(INIT),systemd) \
+	@$(BIN)/python -m testing.stemcells.make_stemcell --init $(or $(INIT),systemd) \
 		$(if $(AGENT),--agent $(AGENT)) $(if $(MONIT),--monit $(MONIT)) $(if $(OUTPUT),--output $(OUTPUT))
 
 release: $(VENV)/.done ## make the BOSH release in build/, by BOSH's CLI where there is one (VERSION=1.2.3)
@@ -75,24 +75,24 @@ fmt: $(VENV)/.done ## format the code
 
 bench-disks: setup ## time persistent disks: calls, and fio in a VM beside the host (RUNS=5)
 	@tools/apt-install fio
-	@$(BIN)/python -m tools.bench_disks $(if $(RUNS),--runs $(RUNS))
+	@$(BIN)/python -m bench.bench_disks $(if $(RUNS),--runs $(RUNS))
 
 bench: bench-calls bench-service bench-disks bench-stemcells bench-kvm ## all benchmarks
 
 bench-calls: setup ## time every call of the contract as a process (STEMCELL=path, RUNS=7, VMS=50)
-	@$(BIN)/python -m tools.bench $(if $(STEMCELL),--stemcell $(STEMCELL)) \
+	@$(BIN)/python -m bench.bench_calls $(if $(STEMCELL),--stemcell $(STEMCELL)) \
 		$(if $(RUNS),--runs $(RUNS)) $(if $(VMS),--vms $(VMS))
 
 bench-service: setup ## time the thin client through the service (RUNS=21)
-	@$(BIN)/python -m tools.bench_service $(if $(RUNS),--runs $(RUNS))
+	@$(BIN)/python -m bench.bench_service $(if $(RUNS),--runs $(RUNS))
 
 bench-stemcells: setup ## time stemcells beside ctr, docker, skopeo, and by hand (SIZES=50,100 RUNS=3)
 	@tools/apt-install --idle docker.io skopeo
-	@$(BIN)/python -m tools.bench_stemcells $(if $(STEMCELL),--stemcell $(STEMCELL)) \
+	@$(BIN)/python -m bench.bench_stemcells $(if $(STEMCELL),--stemcell $(STEMCELL)) \
 		$(if $(SIZES),--sizes "$(SIZES)") $(if $(RUNS),--runs $(RUNS))
 
 bench-kvm: setup test-packages ## time every call on full VMs (RUNS=5)
-	@$(BIN)/python -m tools.bench_kvm $(if $(RUNS),--runs $(RUNS))
+	@$(BIN)/python -m bench.bench_kvm $(if $(RUNS),--runs $(RUNS))
 
 clean: ## remove what the targets above made here
 	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info $(API)/*_pb2.py $(API)/*_pb2.pyi

@@ -8,6 +8,7 @@ import os
 import re
 
 from cpi.errors import CPIError, DiskNotFound, NetworkNotFound, StemcellNotFound, VMNotFound
+from cpi.text import shown
 
 VM = "vm"
 DISK = "disk"
@@ -46,9 +47,3 @@ def runtime_of(cid: str, kind: str) -> str:
             f"{shown(cid)} is not a {kind} CID of this CPI (they look like <runtime>-{kind}-1f0c…)"
         )
     return match[1]
-
-
-def shown(text: str, limit: int = 120) -> str:
-    """Return foreign text quoted and shortened, safe to put into a message or a log."""
-    quoted = ascii(text)
-    return quoted if len(quoted) <= limit else quoted[:limit] + "…'"

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import json
 
-from cpi.arguments import kind
-from cpi.cid import shown
 from cpi.errors import CPIError, InvalidCall
+from cpi.text import kind, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

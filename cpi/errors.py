@@ -85,3 +85,7 @@ class NetworkNotFound(CPIError):
     """The network that the manifest names does not exist on the host."""
 
     type = "Bosh::Clouds::NetworkNotFound"
+
+
+class Interrupted(BaseException):
+    """A signal asked the process to end. No Exception, so that only undo handlers see it."""

@@ -13,8 +13,8 @@ import signal
 import sys
 from contextlib import suppress
 
-from cpi import installed
-from cpi.errors import CPIError, InvalidCall
+from cpi.client import installed
+from cpi.errors import CPIError, Interrupted, InvalidCall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,10 +52,6 @@ _LAST_RESORT = (
     b'{"result": null, "error": {"type": "Bosh::Clouds::CpiError", "message": '
     b'"the CPI failed and could not even say why", "ok_to_retry": false}, "log": ""}'
 )
-
-
-class Interrupted(BaseException):
-    """A signal asked the process to end. No Exception, so that only undo handlers see it."""
 
 
 def main() -> None:
@@ -145,12 +141,12 @@ def _answer(argv: Sequence[str], given: bytes, log: Log) -> dict[str, object]:
     context = request.get("context")
     context = context if isinstance(context, dict) else {}
     if document.get("endpoint") or context.get("endpoint"):
-        from cpi import client
+        from cpi.client import forward
 
-        return client.forward(client.endpoint_of(document, context), request, document, log)
+        return forward.forward(forward.endpoint_of(document, context), request, document, log)
     try:
-        from cpi.config import Config
-        from cpi.handle import handle
+        from cpi.config.config import Config
+        from cpi.contract.handle import handle
     except ModuleNotFoundError:  # this is the client alone
         raise installed.Elsewhere(installed.program(document), given) from None
     source = "configuration" if path is None else documents.named(path)

@@ -57,7 +57,7 @@ class VMProperties:
 
     cpu: CPUs (fractions allowed); memory, ephemeral_disk, root_disk: MiB; pids: processes and
     threads. root_disk, firmware (bios or uefi), machine and cpu_model are for full VMs alone.
-    host_service: the VM gets the socket for guests of the host's service (cpi.guest_socket).
+    host_service: the VM gets the socket for guests of the host's service (cpi.host.guest_socket).
     """
 
     cpu: float | None = None

@@ -14,8 +14,8 @@ from cpi.errors import NotSupported
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cpi.checks import Finding
-    from cpi.config import Config
+    from cpi.config.config import Config
+    from cpi.findings import Finding
     from cpi.log import Log
     from cpi.model import (
         DiskProperties,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         VMResources,
         VMSpec,
     )
-    from cpi.streams import Streams
+    from cpi.terminal import Streams
     from cpi.views import LogPart, LogPlaces, StemcellView, Usage, VMView
 
 
@@ -90,7 +90,7 @@ class Runtime(ABC):
         """Replace the VM's metadata. Raises VMNotFound."""
 
     def calculate_vm_cloud_properties(self, resources: "VMResources") -> dict[str, "Json"]:
-        """Return cloud_properties (see cpi.properties) that give a VM these resources."""
+        """Return cloud_properties that give a VM these resources."""
         return {
             "cpu": resources.cpu,
             "memory": resources.ram,

@@ -5,9 +5,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-from stemcell_convert.errors import StemcellError
 from stemcell_convert.programs import run
 from stemcell_convert.recognise import HEAD, disk_format
+from stemcell_convert.stemcell_errors import StemcellError
 
 _HINT = "apt-get install qemu-utils"
 _FOOTER = 512  # bytes, at the end of a VHD

@@ -4,8 +4,8 @@ import json
 from dataclasses import dataclass
 from typing import Literal
 
-from stemcell_convert.errors import StemcellError
 from stemcell_convert.inroot import Root
+from stemcell_convert.stemcell_errors import StemcellError
 
 SYSTEMD = "systemd"
 RUNIT = "runit"

@@ -16,9 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from stemcell_convert import image as images, oci, tars
-from stemcell_convert.errors import StemcellError
-from stemcell_convert.image import Image, blob_path
+from stemcell_convert import oci, oci_image as images, tars
+from stemcell_convert.oci_image import Image, blob_path
+from stemcell_convert.stemcell_errors import StemcellError
 
 DEFAULT_NAME = "latest"
 _REF_NAME = "org.opencontainers.image.ref.name"

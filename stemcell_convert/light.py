@@ -7,8 +7,8 @@ import tarfile
 from pathlib import Path
 
 from stemcell_convert import manifest as manifests
-from stemcell_convert.errors import StemcellError
 from stemcell_convert.manifest import Manifest
+from stemcell_convert.stemcell_errors import StemcellError
 
 
 def write(target: Path, stemcell: Manifest, reference: str, digest: str) -> None:

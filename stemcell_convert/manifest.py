@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from stemcell_convert.errors import StemcellError
+from stemcell_convert.stemcell_errors import StemcellError
 
 NAME = "stemcell.MF"
 LIMIT = 64 << 10  # bytes; YAML takes a time that grows with the square of some documents

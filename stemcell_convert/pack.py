@@ -10,9 +10,9 @@ from typing import BinaryIO, cast
 
 from isal import igzip
 
-from stemcell_convert.errors import StemcellError
 from stemcell_convert.programs import ENVIRONMENT, last_words
 from stemcell_convert.report import Progress
+from stemcell_convert.stemcell_errors import StemcellError
 from stemcell_convert.streams import CHUNK, Written, widen
 
 _LEVEL = 1  # of igzip: as fast as the disk, and a third of the size

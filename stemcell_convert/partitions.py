@@ -9,7 +9,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from stemcell_convert.errors import StemcellError
+from stemcell_convert.stemcell_errors import StemcellError
 
 SECTOR = 512
 _ENTRIES = 446  # where the MBR's four entries begin

@@ -3,7 +3,7 @@
 import subprocess
 from typing import BinaryIO
 
-from stemcell_convert.errors import StemcellError
+from stemcell_convert.stemcell_errors import StemcellError
 
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 

@@ -9,8 +9,8 @@ import io
 import zlib
 
 from stemcell_convert import tars
-from stemcell_convert.errors import StemcellError, UnsupportedStemcell
 from stemcell_convert.partitions import kind_at
+from stemcell_convert.stemcell_errors import StemcellError, UnsupportedStemcell
 from stemcell_convert.streams import Source
 
 GZIP, BZIP2 = b"\x1f\x8b", b"BZh"

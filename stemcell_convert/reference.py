@@ -7,7 +7,7 @@ registry is Docker Hub's.
 import re
 from dataclasses import dataclass
 
-from stemcell_convert.errors import StemcellError
+from stemcell_convert.stemcell_errors import StemcellError
 
 _HUB = "docker.io"
 _HOST = re.compile(

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from stemcell_convert import image as images, layout, oci
-from stemcell_convert.errors import RegistryUnreachable, StemcellError
-from stemcell_convert.image import DOCUMENT_LIMIT, INDEX_TYPES, MANIFEST_TYPES, Image
+from stemcell_convert import layout, oci, oci_image as images
+from stemcell_convert.oci_image import DOCUMENT_LIMIT, INDEX_TYPES, MANIFEST_TYPES, Image
 from stemcell_convert.reference import Reference
 from stemcell_convert.registry_client import Access, Client
 from stemcell_convert.report import Progress, Report
+from stemcell_convert.stemcell_errors import RegistryUnreachable, StemcellError
 from stemcell_convert.streams import CHUNK
 
 _TRIES = 3  # for a transfer that gets no further

@@ -21,8 +21,8 @@ import oras.utils
 import requests
 import urllib3
 
-from stemcell_convert.errors import RegistryUnreachable, StemcellError
 from stemcell_convert.reference import Reference
+from stemcell_convert.stemcell_errors import RegistryUnreachable, StemcellError
 
 _HUB, _HUB_HOST, _HUB_KEY = "docker.io", "registry-1.docker.io", "https://index.docker.io/v1/"
 _PIECE = 64 << 10  # bytes; less than that is lost when a connection breaks

@@ -14,7 +14,7 @@ from typing import BinaryIO, cast
 
 from isal import igzip, igzip_lib
 
-from stemcell_convert.errors import StemcellError, UnsupportedStemcell, over_limit
+from stemcell_convert.stemcell_errors import StemcellError, UnsupportedStemcell, over_limit
 from stemcell_convert.streams import CHUNK, Readable
 
 _MOST = 10_000  # members; no stemcell and no image has that many

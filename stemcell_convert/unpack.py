@@ -14,9 +14,9 @@ from typing import BinaryIO, cast
 
 from isal import igzip, igzip_lib
 
-from stemcell_convert.errors import StemcellError, over_limit
 from stemcell_convert.facts import LOOKED_AT
 from stemcell_convert.programs import ENVIRONMENT, last_words
+from stemcell_convert.stemcell_errors import StemcellError, over_limit
 from stemcell_convert.streams import CHUNK, Readable, widen
 
 # GNU tar never follows a link of the archive out of the folder: absolute links and those with ".."

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from stemcell_convert import tars
-from stemcell_convert.errors import StemcellError, over_limit
 from stemcell_convert.recognise import BZIPPED, DISK, GZIP, HEAD, disk_format
+from stemcell_convert.stemcell_errors import StemcellError, over_limit
 from stemcell_convert.streams import CHUNK, Source
 
 _HOLE = 4096  # bytes; as much as a file system gives for a block

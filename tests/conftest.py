@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from cpi.config import Config
-from tests.support import fake_config, fake_registered
+from cpi.config.config import Config
+from tests.support.cpi_calls import fake_config, fake_registered
 
 
 @pytest.fixture

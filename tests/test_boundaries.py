@@ -6,34 +6,34 @@ from pathlib import Path
 
 import pytest
 
-from runtimes import registry
-from tests.support import ROOT
+from runtimes import catalog
+from testing.repository import REPOSITORY
 
 # What handles requests. Everything else in cpi/ is a leaf that runtimes may use.
 CONTRACT = {
-    "cpi.arguments",
-    "cpi.client",
-    "cpi.disk_properties",
+    "cpi.contract.values",
+    "cpi.client.forward",
+    "cpi.contract.disk_properties",
     "cpi.documents",
-    "cpi.endpoint",
-    "cpi.handle",
-    "cpi.host_mounts",
-    "cpi.installed",
+    "cpi.client.endpoint",
+    "cpi.contract.handle",
+    "cpi.contract.host_mounts",
+    "cpi.client.installed",
     "cpi.main",
-    "cpi.methods",
-    "cpi.networks",
-    "cpi.properties",
-    "cpi.redact",
-    *(f"cpi.service.{path.stem}" for path in (ROOT / "cpi" / "service").glob("[a-z]*.py")),
+    "cpi.contract.methods",
+    "cpi.contract.vm_networks",
+    "cpi.contract.vm_properties",
+    "cpi.contract.redact",
+    *(f"cpi.service.{path.stem}" for path in (REPOSITORY / "cpi" / "service").glob("[a-z]*.py")),
 }
 
-RUNTIMES = sorted(path.name for path in (ROOT / "runtimes").iterdir() if path.is_dir())
+RUNTIMES = sorted(path.name for path in (REPOSITORY / "runtimes").iterdir() if path.is_dir())
 
 
 def sources(folder: str) -> list[Path]:
     """Return a package's source files, generated ones aside."""
-    found = sorted((ROOT / folder).rglob("*.py"))
-    return [path for path in found if "api" not in path.relative_to(ROOT).parts]
+    found = sorted((REPOSITORY / folder).rglob("*.py"))
+    return [path for path in found if "api" not in path.relative_to(REPOSITORY).parts]
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -58,9 +58,9 @@ def test_the_contract_knows_the_registry_alone(path: Path) -> None:
     used = {name for name in imports(path) if top(name) in ("runtimes", "stemcell_convert")}
     if path.parent.name == "commands":  # which are for people, and no part of the contract
         used = {name for name in used if top(name) != "stemcell_convert"}
-    assert used <= {"runtimes", "runtimes.registry"}
+    assert used <= {"runtimes", "runtimes.catalog"}
     text = path.read_text().lower().replace("bosh-containerd-cpi", "")
-    assert not [name for name in registry.REGISTRY if name in text]
+    assert not [name for name in catalog.REGISTRY if name in text]
 
 
 @pytest.mark.parametrize("name", [name for name in RUNTIMES if not name.startswith("_")])
@@ -74,13 +74,13 @@ def test_runtimes_know_leaves_and_not_each_other(name: str) -> None:
 
 def test_leaves_do_not_import_the_contract() -> None:
     allowed = {
-        "cpi.config": {"cpi.arguments", "cpi.documents", "cpi.service.keys"},
+        "cpi.config.config": {"cpi.contract.values", "cpi.documents", "cpi.service.service_keys"},
         "cpi.commands.host_checks": {"cpi.service.policy", "cpi.service.sockets"},
         "cpi.commands.network_checks": {"cpi.service.routes"},
         "cpi.commands.serve": {"cpi.service.serve"},
     }
     for path in sources("cpi"):
-        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        module = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
         if module not in CONTRACT:
             assert set(imports(path)) & CONTRACT <= allowed.get(module, set()), path
 
@@ -96,7 +96,9 @@ def test_stemcell_convert_stands_alone() -> None:
 )
 def test_one_file_imports(foreign: str, file: str) -> None:
     files = [path for folder in ("cpi", "runtimes", "stemcell_convert") for path in sources(folder)]
-    users = {path.relative_to(ROOT) for path in files if foreign in {top(n) for n in imports(path)}}
+    users = {
+        path.relative_to(REPOSITORY) for path in files if foreign in {top(n) for n in imports(path)}
+    }
     assert users == {Path(file)}
 
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from cpi.commands.main import parser
-from cpi.config import Config, declared
+from cpi.config.config import Config, declared
 from cpi.service.policy import Policies
-from tests.support import ROOT
+from testing.repository import REPOSITORY
 
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TROUBLES = ROOT / "docs" / "troubleshooting.md"
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+TROUBLES = REPOSITORY / "docs" / "troubleshooting.md"
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -27,7 +27,7 @@ _MAKE = re.compile(r"(?:^|[`;&] *|sudo +)make +([a-z-]+(?: [a-z-]+)*)", re.MULTI
 
 
 def _id(page: Path) -> str:
-    return str(page.relative_to(ROOT))
+    return str(page.relative_to(REPOSITORY))
 
 
 def code(page: Path) -> Iterator[str]:
@@ -77,7 +77,7 @@ def test_commands_are_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_targets_are_there(page: Path) -> None:
-    known = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    known = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
     for text in code(page):
         named = {word for words in _MAKE.findall(text) for word in words.split()}
         assert named <= known, named - known
@@ -89,7 +89,7 @@ def test_files_are_there(page: Path) -> None:
         r"`((?:cpi|deploy|release|runtimes|stemcell_convert|tests|tools)/[\w./-]+)`",
         page.read_text(),
     ):
-        assert (ROOT / path).exists(), path
+        assert (REPOSITORY / path).exists(), path
 
 
 def test_configurations_are_valid() -> None:
@@ -107,7 +107,7 @@ def test_configurations_are_valid() -> None:
 
 
 def test_every_page_is_in_the_index() -> None:
-    index = ROOT / "docs" / "README.md"
+    index = REPOSITORY / "docs" / "README.md"
     named = set(_LINK.findall(index.read_text()))
     assert {page.name for page in PAGES if page.parent == index.parent} - {index.name} <= named
 
@@ -117,7 +117,7 @@ def literals() -> str:
     """Every text of the code, one a line; what is filled in is `…`."""
     found = []
     for folder in ("cpi", "runtimes", "stemcell_convert"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
+        for path in sorted((REPOSITORY / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)

@@ -10,20 +10,21 @@ import sys
 import zipfile
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from testing.repository import REPOSITORY
 
 # main.py and what it imports on its way to the service; a test runs the file to see that it is all.
 MODULES = (
     "__init__",
-    "arguments",
     "cid",
-    "client",
+    "client/__init__",
+    "client/endpoint",
+    "client/forward",
+    "client/installed",
     "documents",
-    "endpoint",
     "errors",
-    "installed",
     "log",
     "main",
+    "text",
     "version",
 )
 
@@ -41,14 +42,14 @@ def build(path: Path) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
             archive.writestr(zipfile.ZipInfo("__main__.py", _WHEN), _MAIN)
             for module in MODULES:
-                source = (ROOT / "cpi" / f"{module}.py").read_text()
+                source = (REPOSITORY / "cpi" / f"{module}.py").read_text()
                 archive.writestr(zipfile.ZipInfo(f"cpi/{module}.py", _WHEN), source)
     path.chmod(0o755)
 
 
 def main() -> None:
     """Write the file that the command line names, or build/cpi.pyz."""
-    path = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "cpi.pyz"
+    path = Path(sys.argv[1]) if len(sys.argv) > 1 else REPOSITORY / "build" / "cpi.pyz"
     build(path)
     print(path)
 

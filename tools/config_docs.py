@@ -1,11 +1,11 @@
 """Writes docs/configuration.md from the keys in the code: `python -m tools.config_docs`."""
 
 import json
-from pathlib import Path
 
-from cpi.config import CONTEXT_OWN, Key, declared
+from cpi.config.config import CONTEXT_OWN, Key, declared
+from testing.repository import REPOSITORY
 
-FILE = Path(__file__).parent.parent / "docs" / "configuration.md"
+FILE = REPOSITORY / "docs" / "configuration.md"
 
 HEAD = """\
 <!-- Written by tools/config_docs.py from the keys in the code: change those. -->

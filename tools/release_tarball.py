@@ -24,11 +24,11 @@ from typing import Any
 import yaml
 
 from cpi.version import VERSION
+from testing.repository import REPOSITORY
 from tools import client_zipapp
 
-ROOT = Path(__file__).resolve().parent.parent
-RELEASE = ROOT / "release"
-FIRST_TRY = ROOT / "deploy" / "first-try"  # a release for the first VM, without a director
+RELEASE = REPOSITORY / "release"
+FIRST_TRY = REPOSITORY / "deploy" / "first-try"  # a release for the first VM, without a director
 
 # What the director accepts (validate_manifest_release_identifiers! in its update_release.rb), and a
 # file name of ours.
@@ -80,7 +80,7 @@ def stage(source: Path, folder: Path) -> Path:
     """
     staged = folder / source.name
     shutil.copytree(source, staged)
-    shutil.copy(ROOT / "LICENSE", staged)
+    shutil.copy(REPOSITORY / "LICENSE", staged)
     (staged / "src").mkdir(exist_ok=True)
     if source == RELEASE:
         client = staged / "src" / "containerd_cpi" / "cpi.pyz"
@@ -207,7 +207,7 @@ def _tar(files: Iterable[tuple[str, bytes, int]], prefix: str = "") -> bytes:
 
 
 def _build_folder() -> Path:
-    folder = ROOT / "build"
+    folder = REPOSITORY / "build"
     folder.mkdir(exist_ok=True)
     return folder
 
@@ -216,7 +216,7 @@ def _git(*arguments: str) -> str:
     """Return what git says of this checkout; nothing where there is no git, or no checkout."""
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+            ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False
         )
     except OSError:
         return ""
@@ -226,7 +226,7 @@ def _git(*arguments: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write both releases and print their paths."""
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--output", type=Path, default=ROOT / "build", help="folder (build)")
+    parser.add_argument("--output", type=Path, default=REPOSITORY / "build", help="folder (build)")
     parser.add_argument("--version", default=default_version(), help="version (%(default)s)")
     cli = os.environ.get("BOSH_CLI") or shutil.which("bosh")
     parser.add_argument("--cli", default=cli, help="BOSH's CLI (%(default)s)")

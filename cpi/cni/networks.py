@@ -12,8 +12,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpi import linux
-from cpi.cid import shown
 from cpi.cni.plugins import (
     Attachment,
     Config as CniConfig,
@@ -29,11 +27,13 @@ from cpi.cni.plugins import (
 )
 from cpi.cni.ports import Ports
 from cpi.errors import CloudError, NotSupported
+from cpi.host import linux
+from cpi.host.process import run
 from cpi.model import Network, PortForward, VMSpec
-from cpi.process import run
+from cpi.text import shown
 
 if TYPE_CHECKING:
-    from cpi.config import Config
+    from cpi.config.config import Config
 
 _PROPERTIES = ("bridge", "mtu", "name")
 _BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")  # IFNAMSIZ

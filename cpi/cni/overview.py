@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from cpi.cni.networks import STATE, attachments_in
 from cpi.cni.plugins import Attachment, addresses, networks_in
-from cpi.process import run
+from cpi.host.process import run
 
 if TYPE_CHECKING:
-    from cpi.config import Config
+    from cpi.config.config import Config
 
 UP, DOWN, MISSING, FOREIGN = "up", "down", "missing", "no bridge"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from cpi.errors import CloudError, NetworkNotFound
+from cpi.host.process import CommandFailed, run
 from cpi.model import Network, PortForward
-from cpi.process import CommandFailed, run
 
 CNI_VERSION = "1.0.0"
 USUAL_PLUGIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")

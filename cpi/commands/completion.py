@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from cpi.commands.nouns import add_command
-from cpi.config import Config
+from cpi.commands.declare import add_command
+from cpi.config.config import Config
 
 _EXAMPLES = """\
 examples:

@@ -6,8 +6,8 @@ import time
 from typing import Any
 
 from cpi.commands.fleet import Fleet
-from cpi.commands.names import HELP
-from cpi.config import Config
+from cpi.commands.vm_names import HELP
+from cpi.config.config import Config
 from cpi.runtime import Runtime
 
 _EXAMPLES = """\

@@ -6,15 +6,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cpi import cid, linux, locks
+from cpi import cid
 from cpi.commands import output
-from cpi.commands.nouns import Verbs, add_command, add_noun, switch
-from cpi.config import Config
-from cpi.disks import image as images, loop
+from cpi.commands.declare import Verbs, add_command, add_noun, switch
+from cpi.config.config import Config
+from cpi.disks import loop, raw_image as images
+from cpi.disks.disk_store import Disk, DiskStore, folders_of
 from cpi.disks.filesystems import FILE_SYSTEMS, mount_device, replay
 from cpi.disks.snapshots import Snapshot, Snapshots
-from cpi.disks.store import Disk, DiskStore, folders_of
 from cpi.errors import CloudError, CPIError
+from cpi.host import linux, locks
 from cpi.log import Log
 from cpi.views import name_of
 

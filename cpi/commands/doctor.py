@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from cpi.checks import FAILURE, OK, WARNING, Finding, failure
 from cpi.commands import host_checks, network_checks, output
+from cpi.commands.declare import add_command, switch
 from cpi.commands.fleet import configured
 from cpi.commands.host_checks import Host
-from cpi.commands.nouns import add_command, switch
-from cpi.config import Config
+from cpi.config.config import Config
 from cpi.errors import CPIError
+from cpi.findings import FAILURE, OK, WARNING, Finding, failure
 from cpi.log import Log
-from runtimes import registry
+from runtimes import catalog
 
 _EXAMPLES = """\
 examples:
@@ -74,7 +74,7 @@ def findings(host: Host) -> list[tuple[str, Finding]]:
     found += [("host", finding) for finding in host_checks.CHECKS.run(host)]
     found += [("network", finding) for finding in network_checks.CHECKS.run(host.config)]
     wanted = configured(host.config)
-    for name in (*wanted, *(other for other in registry.REGISTRY if other not in wanted)):
+    for name in (*wanted, *(other for other in catalog.REGISTRY if other not in wanted)):
         about = of_runtime(name, host.config)
         found += [(name, one) for one in (about if name in wanted else [optional(name, about)])]
     return found
@@ -83,9 +83,9 @@ def findings(host: Host) -> list[tuple[str, Finding]]:
 def of_runtime(name: str, config: Config) -> list[Finding]:
     """What a runtime's own checks found; only why it does not load, when it does not."""
     try:
-        runtime = registry.load(name)(config, Log("error"))
+        runtime = catalog.load(name)(config, Log("error"))
     except CPIError as error:
-        hint = registry.REGISTRY[name].hint if name in registry.REGISTRY else ""
+        hint = catalog.REGISTRY[name].hint if name in catalog.REGISTRY else ""
         return [replace(failure(error.message, hint), check="runtime")]
     try:
         return runtime.checks()

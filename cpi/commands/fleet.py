@@ -7,13 +7,13 @@ from types import TracebackType
 from typing import TypeVar
 
 from cpi import cid
-from cpi.commands.names import find
-from cpi.config import Config
+from cpi.commands.vm_names import find
+from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.log import Log
 from cpi.runtime import Runtime
 from cpi.views import VMView
-from runtimes import registry
+from runtimes import catalog
 
 Result = TypeVar("Result")
 
@@ -52,7 +52,7 @@ class Fleet:
     def runtime(self, name: str) -> Runtime:
         """Load a runtime. Raises CPIError."""
         if name not in self._loaded:
-            self._loaded[name] = registry.load(name)(self.config, Log("error"))
+            self._loaded[name] = catalog.load(name)(self.config, Log("error"))
         return self._loaded[name]
 
     def each(
@@ -79,7 +79,7 @@ class Fleet:
             names = [cid.runtime_of(text, cid.VM)]
         except CPIError:  # no CID
             names = self.names
-        known = [name for name in names if name in registry.REGISTRY]
+        known = [name for name in names if name in catalog.REGISTRY]
         return find(text, self.each(lambda runtime: runtime.vms(), known))
 
 

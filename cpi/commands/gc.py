@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from cpi.commands import output
-from cpi.commands.nouns import switch
-from cpi.config import Config
+from cpi.commands.declare import switch
+from cpi.config.config import Config
 from cpi.errors import CPIError
-from cpi.garbage import collect_garbage, read_cids
 from cpi.log import Log
 from cpi.model import Garbage
+from cpi.upkeep.garbage_collection import collect_garbage, read_cids
 
 _EXAMPLES = """\
 examples:

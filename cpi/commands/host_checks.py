@@ -1,4 +1,4 @@
-"""What `bosh-cpi doctor` looks at on every host. A check is one function; see cpi.checks."""
+"""What `bosh-cpi doctor` looks at on every host. A check is one function; see cpi.findings."""
 
 import fcntl
 import http.client
@@ -9,13 +9,13 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpi import linux
-from cpi.checks import Checks, Finding, failure, ok, warning
-from cpi.config import Config
-from cpi.disks.store import folders_of
+from cpi.config.config import Config
+from cpi.disks.disk_store import folders_of
 from cpi.errors import CPIError
-from cpi.folders import entries
-from cpi.process import ENVIRONMENT
+from cpi.findings import Checks, Finding, failure, ok, warning
+from cpi.host import linux
+from cpi.host.folders import entries
+from cpi.host.process import ENVIRONMENT
 from cpi.service.policy import Policies
 from cpi.service.sockets import main_socket
 from cpi.version import VERSION

@@ -9,13 +9,13 @@ from contextlib import ExitStack
 from typing import Any
 
 from cpi.commands import console, output
+from cpi.commands.declare import add_command, switch
 from cpi.commands.fleet import Fleet
-from cpi.commands.names import HELP
-from cpi.commands.nouns import add_command, switch
-from cpi.config import Config
+from cpi.commands.vm_names import HELP
+from cpi.config.config import Config
 from cpi.errors import CloudError, NotSupported
 from cpi.runtime import Runtime
-from cpi.streams import Streams
+from cpi.terminal import Streams
 from cpi.views import RUNNING, LogPart, LogPlaces, VMView
 
 _EXAMPLES = """\

@@ -13,8 +13,8 @@ from cpi.commands import (
     console,
     disk,
     doctor,
+    exec,
     gc,
-    inside,
     logs,
     networks,
     restore,
@@ -23,7 +23,7 @@ from cpi.commands import (
     top as top_command,
     vms,
 )
-from cpi.config import Config
+from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.version import VERSION
 
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     )
     nouns = top.add_subparsers(metavar="COMMAND", required=True)
     for command in (
-        *(doctor, vms, networks, disk, top_command, logs, console, inside, stemcell),
+        *(doctor, vms, networks, disk, top_command, logs, console, exec, stemcell),
         *(serve, restore, gc, completion),
     ):
         command.add_to(nouns)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 
-from cpi.checks import Checks, Finding, failure, ok, warning
 from cpi.cni import overview
 from cpi.cni.plugins import CNI_VERSION, USUAL_PLUGIN_DIRS, Plugins
-from cpi.config import Config
+from cpi.config.config import Config
 from cpi.errors import CPIError
-from cpi.process import CommandFailed, run
+from cpi.findings import Checks, Finding, failure, ok, warning
+from cpi.host.process import CommandFailed, run
 from cpi.service.routes import elsewhere
 
 PLUGINS = ("bridge", "host-local", "firewall", "portmap")

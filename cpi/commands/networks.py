@@ -6,8 +6,8 @@ from typing import Any
 
 from cpi.cni import overview
 from cpi.commands import output
-from cpi.commands.nouns import add_command, switch
-from cpi.config import Config
+from cpi.commands.declare import add_command, switch
+from cpi.config.config import Config
 
 _EXAMPLES = """\
 examples:

@@ -5,10 +5,10 @@ from dataclasses import asdict
 from typing import Any
 
 from cpi.commands import output
-from cpi.commands.nouns import switch
-from cpi.config import Config
+from cpi.commands.declare import switch
+from cpi.config.config import Config
 from cpi.log import Log
-from cpi.restore import restore_all
+from cpi.upkeep.restore import restore_all
 
 _EXAMPLES = """\
 examples:

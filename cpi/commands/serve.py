@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from cpi.config import Config
+from cpi.config.config import Config
 
 _EXAMPLES = """\
 examples:

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpi.commands import output
-from cpi.commands.nouns import Verbs, add_noun, switch
-from cpi.commands.places import ARCHIVE, FILE, RUNTIME, Place, destination, place
-from cpi.config import Config
+from cpi.commands.declare import Verbs, add_noun, switch
+from cpi.commands.image_places import ARCHIVE, FILE, RUNTIME, Place, destination, place
+from cpi.config.config import Config
 from cpi.errors import CloudError
 from cpi.log import Log
-from runtimes import registry as runtimes
+from runtimes import catalog as runtimes
 
 if TYPE_CHECKING:
     from cpi.model import JsonObject
     from stemcell_convert.convert import Found, Means
-    from stemcell_convert.image import Image
+    from stemcell_convert.oci_image import Image
     from stemcell_convert.reference import Reference
     from stemcell_convert.registry import Registry
 
@@ -119,7 +119,7 @@ class _Work:
 
     def means(self) -> "Means":
         """What conversions work with."""
-        from cpi.disks.foreign import mounted
+        from cpi.disks.foreign_filesystem import mounted
         from stemcell_convert.convert import Means
 
         return Means(mounted, self.config.integer("stemcell_limit") << 20, self.report)
@@ -182,7 +182,7 @@ def _command(run: Callable[[_Work], int]) -> Callable[[argparse.Namespace, Confi
     """A command whose errors are told and which Ctrl-C ends cleanly."""
 
     def command(options: argparse.Namespace, config: Config) -> int:
-        from stemcell_convert.errors import StemcellError
+        from stemcell_convert.stemcell_errors import StemcellError
 
         try:
             work = _Work(options, config)
@@ -314,8 +314,8 @@ def _inspect(work: _Work) -> int:
 
 def _look(work: _Work, folder: Path) -> "Image":
     from stemcell_convert import light, oci
-    from stemcell_convert.errors import StemcellError
     from stemcell_convert.reference import parse
+    from stemcell_convert.stemcell_errors import StemcellError
 
     try:
         reference = parse(work.options.stemcell)

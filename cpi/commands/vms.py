@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from cpi.commands import output
+from cpi.commands.declare import add_command, switch
 from cpi.commands.fleet import Fleet
-from cpi.commands.nouns import add_command, switch
-from cpi.config import Config
+from cpi.config.config import Config
 from cpi.views import StemcellView, VMView
 
 _VMS = """\

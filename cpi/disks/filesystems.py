@@ -5,11 +5,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
-from cpi import linux
 from cpi.disks import loop
 from cpi.disks.loop import Part
 from cpi.errors import CloudError, NoDiskSpace
-from cpi.process import CommandFailed, run
+from cpi.host import linux
+from cpi.host.process import CommandFailed, run
 
 _CAP_SYS_RESOURCE = 24  # capability(7)
 _HOURS = 24 * 3600.0  # seconds; checking a big disk takes as long as it takes

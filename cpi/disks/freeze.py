@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cpi.errors import CloudError
-from cpi.process import ENVIRONMENT
+from cpi.host.process import ENVIRONMENT
 
 _FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
 
@@ -51,7 +51,7 @@ def frozen(target: Path) -> Iterator[None]:
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
         start_new_session=True,
-        close_fds=False,  # see cpi.process: the disk's lock lasts as long as it is frozen
+        close_fds=False,  # see cpi.host.process: the disk's lock lasts as long as it is frozen
     )
     try:
         if holder.stdout is None or holder.stdout.read(6) != b"frozen":

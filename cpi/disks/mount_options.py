@@ -2,7 +2,7 @@
 
 import re
 
-from cpi import linux
+from cpi.host import linux
 
 # Options of every mount (mount(2)), and those that a file system gets as text. What would change
 # which data is mounted, or make it unwritable, is not among them.

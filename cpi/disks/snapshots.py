@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from cpi.disks import image as images
-from cpi.disks.store import Disk, DiskStore, read_facts, write_facts
+from cpi.disks import raw_image as images
+from cpi.disks.disk_store import Disk, DiskStore, read_facts, write_facts
 from cpi.errors import CloudError
 from cpi.progress import Progress
 

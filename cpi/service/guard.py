@@ -12,7 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cpi import cid, disk_properties, networks as network_parser, properties as property_parser
+from cpi import cid
+from cpi.contract import (
+    disk_properties,
+    vm_networks as network_parser,
+    vm_properties as property_parser,
+)
 from cpi.errors import (
     CloudError,
     CPIError,
@@ -21,16 +26,17 @@ from cpi.errors import (
     NotSupported,
     VMCreationFailed,
 )
+from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.service import rules
-from cpi.service.holdings import Holdings, Record
+from cpi.service.ownership import Holdings, Record
 from cpi.service.policy import Policies, client_name
-from cpi.undo import Undo
+from cpi.text import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cpi.config import Config
-    from cpi.methods import Call
+    from cpi.config.config import Config
+    from cpi.contract.methods import Call
 
 Go = Callable[[], object]
 
@@ -63,8 +69,9 @@ class Guard:
     def run(self, call: Call, name: str, arguments: list[Any], go: Go) -> object:
         """Run a method, which is `go`, if the client may have it done with these arguments.
 
-        The arguments are checked by cpi.methods. Raises NotSupported, CloudError, VMCreationFailed
-        or NoDiskSpace naming the rule, the NotFound errors, and what the method raises.
+        The arguments are checked by cpi.contract.methods. Raises NotSupported, CloudError,
+        VMCreationFailed or NoDiskSpace naming the rule, the NotFound errors, and what the method
+        raises.
         """
         if name in _HARMLESS:
             return go()
@@ -82,7 +89,7 @@ class Guard:
     def _create_stemcell(self, call: Call, arguments: list[Any], go: Go) -> object:
         if self._upload is None or arguments[0] != str(self._upload):
             raise CloudError(
-                f"the stemcell's image {cid.shown(arguments[0])} was not sent to the host's "
+                f"the stemcell's image {shown(arguments[0])} was not sent to the host's "
                 "service, which reads no files of the host for its clients"
             )
         rules.require_runtime(self._policy, call.config.text("runtime"))
@@ -269,7 +276,7 @@ _NEXT_STEP = {
 
 def _not_found(one: str, kind: str) -> CPIError:
     error = cid.NOT_FOUND.get(kind, CPIError)
-    return error(f"there is no {kind} {cid.shown(one)}{_NEXT_STEP.get(kind, '')}")
+    return error(f"there is no {kind} {shown(one)}{_NEXT_STEP.get(kind, '')}")
 
 
 _METHODS: dict[str, Callable[[Guard, Call, list[Any], Go], object]] = {

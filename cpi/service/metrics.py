@@ -8,11 +8,11 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
-from cpi.config import Config
-from cpi.disks.image import MIB
-from cpi.disks.store import DiskStore, folders_of
-from cpi.methods import METHODS
-from cpi.service.workers import Pool
+from cpi.config.config import Config
+from cpi.contract.methods import METHODS
+from cpi.disks.disk_store import DiskStore, folders_of
+from cpi.disks.raw_image import MIB
+from cpi.service.worker_pool import Pool
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

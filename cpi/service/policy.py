@@ -13,13 +13,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cpi.arguments import kind
-from cpi.cid import shown
-from cpi.config import Config, suggestions
-from cpi.disks.store import DEFAULT_STORE, folders_of
+from cpi.config.config import Config, suggestions
+from cpi.disks.disk_store import DEFAULT_STORE, folders_of
 from cpi.errors import CPIError, InvalidCall
 from cpi.service.routes import Subnet
-from runtimes import registry
+from cpi.text import kind, shown
+from runtimes import catalog
 
 LOCAL, GUEST = "local", "guest"  # who comes in by the main socket, and by the one for guests
 DEFAULT = "default"  # the policy of clients that have none of their own
@@ -120,7 +119,7 @@ def _policy(config: Config, client: str, given: object) -> Policy:
         "ports": _list_of(_ports),
         "networks": _list_of(_network),
         "subnets": _list_of(_subnet),
-        "runtimes": _list_of(_one_of(registry.REGISTRY, "runtime")),
+        "runtimes": _list_of(_one_of(catalog.REGISTRY, "runtime")),
         "stores": _list_of(_one_of(folders_of(config), "disk store")),
         "registry_credentials": _flag,
         "quotas": _quotas,

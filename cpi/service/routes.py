@@ -6,7 +6,7 @@ import ipaddress
 import json
 from collections.abc import Iterator
 
-from cpi.process import run
+from cpi.host.process import run
 
 _INSTALL = "apt-get install iproute2"
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import ipaddress
 
 from cpi import cid
-from cpi.cid import shown
 from cpi.errors import CloudError, CPIError, NotSupported, VMCreationFailed
 from cpi.service import routes
-from cpi.service.holdings import Allowed, Record, Usage
+from cpi.service.ownership import Allowed, Record, Usage
 from cpi.service.policy import PRIVATE
+from cpi.text import shown
 
 _UNITS = {"cpu": " CPUs", "memory": " MiB", "disk": " MiB"}
 
@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cpi.config import Config
+    from cpi.config.config import Config
     from cpi.model import Network, VMProperties
     from cpi.service.policy import Policy
     from cpi.service.routes import Subnet

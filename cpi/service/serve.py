@@ -11,18 +11,18 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from cpi import guest_socket
-from cpi.config import Config
+from cpi.config.config import Config
 from cpi.errors import CPIError
-from cpi.garbage import collect_garbage
+from cpi.host import guest_socket
 from cpi.log import Log
-from cpi.restore import restore_all
 from cpi.service import sockets
-from cpi.service.calls import Calls
+from cpi.service.client_calls import Calls
 from cpi.service.metrics import Metrics
 from cpi.service.policy import GUEST, LOCAL, Policies
 from cpi.service.server import App, Listener, serve_all
-from cpi.service.workers import Pool
+from cpi.service.worker_pool import Pool
+from cpi.upkeep.garbage_collection import collect_garbage
+from cpi.upkeep.restore import restore_all
 from cpi.version import VERSION
 
 _HOUSEKEEPING_SECONDS = 5

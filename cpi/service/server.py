@@ -1,6 +1,6 @@
 """HTTP: cheroot's server on one listening socket, and what it is asked.
 
-    POST /v1/call   one call of the contract; see cpi.client for what is sent
+    POST /v1/call   one call of the contract; see cpi.client.forward for what is sent
     GET  /healthz   whether calls are taken
     GET  /metrics   figures in Prometheus' text form, of all clients: not for guests
 
@@ -25,9 +25,9 @@ from cheroot.server import Gateway, HTTPConnection, HTTPServer
 from cheroot.ssl import Adapter
 from cheroot.workers.threadpool import ThreadPool
 
-from cpi.client import PATH, PROTOCOL
+from cpi.client.forward import PATH, PROTOCOL
 from cpi.errors import CPIError, InvalidCall
-from cpi.service.calls import Call, Calls
+from cpi.service.client_calls import Call, Calls
 from cpi.service.metrics import CONTENT_TYPE, Metrics
 from cpi.service.policy import GUEST, client_of_certificate
 from cpi.service.sockets import BACKLOG

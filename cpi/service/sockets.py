@@ -9,7 +9,7 @@ import ssl
 import stat
 from pathlib import Path
 
-from cpi.config import Config
+from cpi.config.config import Config
 from cpi.errors import CPIError
 
 BACKLOG = 512

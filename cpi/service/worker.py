@@ -15,15 +15,14 @@ import sys
 import threading
 from pathlib import Path
 
-from cpi.cid import shown
-from cpi.config import Config, declared
+from cpi.config.config import Config, declared
+from cpi.contract.handle import handle
 from cpi.documents import failure
-from cpi.errors import CPIError
-from cpi.handle import handle
+from cpi.errors import CPIError, Interrupted
 from cpi.log import Log
-from cpi.main import Interrupted
 from cpi.service import frames
 from cpi.service.guard import Guard
+from cpi.text import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

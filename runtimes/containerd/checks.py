@@ -1,4 +1,4 @@
-"""What `bosh-cpi doctor` looks at for this runtime. A check is one function; see cpi.checks."""
+"""What `bosh-cpi doctor` looks at for this runtime. A check is one function; see cpi.findings."""
 
 import os
 import re
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253 - loaded with the client only
 
-from cpi.checks import Checks, Finding, failure, ok, run, warning
-from cpi.config import Config
+from cpi.config.config import Config
 from cpi.errors import CPIError
-from cpi.process import CommandFailed, run as run_program
-from runtimes.containerd import cgroups, host
+from cpi.findings import Checks, Finding, failure, ok, run, warning
+from cpi.host.process import CommandFailed, run as run_program
+from runtimes.containerd import cgroups, host_facts
 from runtimes.containerd.api import version_pb2
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.oci_spec import CAPABILITIES
-from runtimes.containerd.store import Store
+from runtimes.containerd.storage import Store
 
 SUPPORTED = ((1, 6), (2, 99))  # what is taken: containerd's minor versions from and to
 _SNAPSHOTTERS = ("overlayfs", "native", "btrfs", "zfs", "fuse-overlayfs")
@@ -163,7 +163,7 @@ def _stopped(subject: Subject) -> Finding:
 
 @CHECKS.add("capabilities")
 def _capabilities(subject: Subject) -> Finding:
-    missing = sorted(set(CAPABILITIES) - host.capabilities_of_server(subject.address))
+    missing = sorted(set(CAPABILITIES) - host_facts.capabilities_of_server(subject.address))
     if missing:
         return warning(
             f"containerd itself lacks {', '.join(missing)}, so VMs do as well",

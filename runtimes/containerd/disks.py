@@ -3,14 +3,14 @@
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-from cpi import linux
-from cpi.disks import freeze, image as images
-from cpi.disks.store import Disk, DiskStore
+from cpi.disks import freeze, raw_image as images
+from cpi.disks.disk_store import Disk, DiskStore
 from cpi.errors import CloudError
+from cpi.host import linux
+from cpi.host.undo import Undo
 from cpi.log import Log
-from cpi.undo import Undo
-from runtimes.containerd import inside
-from runtimes.containerd.host_folder import HostFolder
+from runtimes.containerd import mount_namespaces
+from runtimes.containerd.vm_folder import HostFolder
 
 # Where a VM sees its disks: adapt.DISK_FOLDER, which is not loaded for this alone.
 DISK_FOLDER = "/warden-cpi-dev"
@@ -48,7 +48,7 @@ class Disks:
                 f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it first"
             )
         fresh = not folder.has_disk(disk_cid)
-        if not fresh and not inside.sees(vm_cid, hint):
+        if not fresh and not mount_namespaces.sees(vm_cid, hint):
             self._log.info(f"{vm_cid} has unmounted {disk_cid}, attaching it anew")
             self.release(folder, disk_cid)
             fresh = True
@@ -81,7 +81,7 @@ class Disks:
         if device is not None and shared is not None:
             freeze.thaw(target)  # what is frozen is never quite unmounted
             place = linux.Mounted(shared, f"/{disk_cid}", hint_of(disk_cid))
-            inside.umount_everywhere(vm_cid, device, place)
+            mount_namespaces.umount_everywhere(vm_cid, device, place)
         folder.umount_disk(disk_cid)
         disk = self._store.find(disk_cid)
         if disk is not None and disk.attached_to == vm_cid:

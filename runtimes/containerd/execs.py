@@ -17,10 +17,10 @@ from typing import Any
 from google.protobuf.any_pb2 import Any as Packed  # noqa: TID253 - loaded with the client only
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253
 
-from cpi import streams
-from cpi.cid import shown
+from cpi import terminal
 from cpi.errors import CloudError, CPIError
-from cpi.streams import Carrier, Remote, Streams
+from cpi.terminal import Carrier, Remote, Streams
+from cpi.text import shown
 from runtimes.containerd.api import tasks_pb2
 from runtimes.containerd.client import Client
 
@@ -58,8 +58,8 @@ class Execs:
 
         When this is interrupted it is killed. Raises CloudError when it does not start.
         """
-        terminal = streams.size(near.stdin) if near.terminal else None
-        document = process(spec, command, terminal)
+        size = terminal.size(near.stdin) if near.terminal else None
+        document = process(spec, command, size)
         running = _Exec(self._client, vm_cid, f"bosh-cpi-{os.urandom(8).hex()}")
         with ExitStack() as stack:
             folder = stack.enter_context(_fifos(self._folder / running.id))
@@ -72,7 +72,7 @@ class Execs:
             except CloudError as error:
                 raise _explained(error, vm_cid, command[0]) from None
             if near.terminal:
-                stack.enter_context(streams.raw(near.stdin, running.resize))
+                stack.enter_context(terminal.raw(near.stdin, running.resize))
             waiting = threading.Thread(target=running.wait, daemon=True)
             waiting.start()
 

@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from cpi import cid, locks, unfinished
+from cpi import cid
 from cpi.errors import CPIError
-from cpi.folders import entries, size_of
+from cpi.host import locks, unfinished
+from cpi.host.folders import entries, size_of
 from cpi.log import Log
 from cpi.model import Garbage
-from runtimes.containerd import cgroups, inside
+from runtimes.containerd import cgroups, mount_namespaces
 from runtimes.containerd.api import containers_pb2
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.stemcells import import_lock
-from runtimes.containerd.store import Store
+from runtimes.containerd.storage import Store
 
 _IMPORT = re.compile(r"[0-9a-f]{32,128}")  # of another runtime's imports the names are others
 
@@ -72,7 +73,7 @@ class Finder:
                 why = "a call that made or deleted it was killed"
                 yield self._vm(path.name, why, partial(unfinished.is_marked, path), certain=True)
             elif path.name not in records:
-                if inside.pids_of(path.name):
+                if mount_namespaces.pids_of(path.name):
                     self._log.warn(f"{path.name} runs, and this containerd knows nothing of it")
                     continue
                 why = "containerd has no container for it"

@@ -6,17 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from cpi import linux
 from cpi.errors import CloudError
+from cpi.host import linux
 from runtimes.containerd.api import types_pb2
-from runtimes.containerd.snapshots import mounted
-from runtimes.containerd.store import Store
+from runtimes.containerd.mounted_snapshot import mounted
+from runtimes.containerd.storage import Store
 from stemcell_convert import adapt, oci
 from stemcell_convert.facts import RootfsFacts, read_facts
 from stemcell_convert.inroot import Root
 
 if TYPE_CHECKING:
-    from stemcell_convert.image import Image
+    from stemcell_convert.oci_image import Image
 
 
 class Import:

@@ -6,17 +6,17 @@
 import hashlib
 from dataclasses import replace
 
-from cpi.config import Config
+from cpi.config.config import Config
 from cpi.log import Log
 from cpi.model import JsonObject
 from runtimes.containerd.stemcells import Stemcells
 from stemcell_convert import adapt, oci
-from stemcell_convert.errors import StemcellError
-from stemcell_convert.image import Image, is_digest
 from stemcell_convert.manifest import of_properties
+from stemcell_convert.oci_image import Image, is_digest
 from stemcell_convert.reference import Reference, parse
 from stemcell_convert.registry import Registry
 from stemcell_convert.registry_client import Access
+from stemcell_convert.stemcell_errors import StemcellError
 
 # Labels of containerd's image: what it was pulled as, and the tag that this was, if only a tag was
 # given.

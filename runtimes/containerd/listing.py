@@ -12,9 +12,9 @@ from runtimes.containerd import usage
 from runtimes.containerd.api import containers_pb2, images_pb2, task_pb2
 from runtimes.containerd.client import NotFound
 from runtimes.containerd.containers import Containers
-from runtimes.containerd.host_folder import HostFolder
 from runtimes.containerd.stemcells import IMAGE_PREFIX
-from runtimes.containerd.store import Store
+from runtimes.containerd.storage import Store
+from runtimes.containerd.vm_folder import HostFolder
 from runtimes.containerd.vms import (
     LABEL_ADDRESSES,
     LABEL_AGENT,

@@ -10,33 +10,34 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from cpi import cid, guest_socket, locks, unfinished
+from cpi import cid
 from cpi.cni.networks import Networks
-from cpi.disks.store import DiskStore, folders_of, wanted
+from cpi.disks.disk_store import DiskStore, folders_of, wanted
 from cpi.errors import DiskNotAttached, NotSupported, VMNotFound
+from cpi.host import guest_socket, locks, unfinished
+from cpi.host.undo import Undo
 from cpi.runtime import Runtime
-from cpi.undo import Undo
 from runtimes.containerd import cgroups
 from runtimes.containerd.disks import Disks
-from runtimes.containerd.host_folder import HostFolder
+from runtimes.containerd.vm_folder import HostFolder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
     from typing import TypeVar
 
-    from cpi.checks import Finding
-    from cpi.config import Config
+    from cpi.config.config import Config
     from cpi.disks.snapshots import Snapshots
+    from cpi.findings import Finding
     from cpi.log import Log
     from cpi.model import DiskProperties, Garbage, Json, JsonObject, Network, VMSpec
-    from cpi.streams import Streams
+    from cpi.terminal import Streams
     from cpi.views import LogPart, LogPlaces, StemcellView, Usage, VMView
     from runtimes.containerd.client import Client
     from runtimes.containerd.containers import Containers
     from runtimes.containerd.oci_spec import Folder
     from runtimes.containerd.stemcells import Stemcells
-    from runtimes.containerd.store import Store
+    from runtimes.containerd.storage import Store
     from runtimes.containerd.vms import Place, VMs
     from stemcell_convert.inroot import Root
 
@@ -182,29 +183,31 @@ class ContainerdRuntime(Runtime):
         )
 
     def log_places(self, vm_cid: str) -> "LogPlaces":
-        from runtimes.containerd import logs
+        from runtimes.containerd import vm_logs
 
         systemd = self._vms.has_systemd(vm_cid)
-        return self._look(vm_cid, lambda root, runs: logs.places(root, runs=runs, systemd=systemd))
+        return self._look(
+            vm_cid, lambda root, runs: vm_logs.places(root, runs=runs, systemd=systemd)
+        )
 
     def read_log(
         self, vm_cid: str, path: str, after: "LogPart | None", limit: int
     ) -> "LogPart | None":
-        from runtimes.containerd import logs
+        from runtimes.containerd import vm_logs
 
-        return self._look(vm_cid, lambda root, _: logs.part(root, path, after, limit))
+        return self._look(vm_cid, lambda root, _: vm_logs.part(root, path, after, limit))
 
     def _look(self, vm_cid: str, work: "Callable[[Root, bool], Result]") -> "Result":
         """Look into a VM's root file system; `work` is told whether the VM runs."""
-        from runtimes.containerd import logs
+        from runtimes.containerd import vm_logs
 
         pid = self._vms.init_of(vm_cid)
         if pid is not None:
             with suppress(ProcessLookupError, FileNotFoundError):  # it may end just now
-                return logs.running(pid, lambda root: work(root, True))
+                return vm_logs.running(pid, lambda root: work(root, True))
         data = self._folder(vm_cid).data
         mounts = self._store.mounts(vm_cid)
-        return logs.stopped(mounts, self._mount_point, data, lambda root: work(root, False))
+        return vm_logs.stopped(mounts, self._mount_point, data, lambda root: work(root, False))
 
     def checks(self) -> "list[Finding]":
         from runtimes.containerd import checks
@@ -314,7 +317,7 @@ class ContainerdRuntime(Runtime):
 
     @cached_property
     def _store(self) -> "Store":
-        from runtimes.containerd.store import Store
+        from runtimes.containerd.storage import Store
 
         snapshotter = self.config.text("containerd.snapshotter")
         return Store(self._client, snapshotter, self._run_dir, self.log)

@@ -12,16 +12,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpi import cid, locks
-from cpi.config import Config
+from cpi import cid
+from cpi.config.config import Config
 from cpi.errors import CloudError, NotSupported, StemcellNotFound
+from cpi.host import locks
+from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.model import JsonObject
-from cpi.undo import Undo
-from runtimes.containerd.store import Store
+from runtimes.containerd.storage import Store
 from stemcell_convert import adapt, oci
-from stemcell_convert.errors import RegistryUnreachable, StemcellError, UnsupportedStemcell
 from stemcell_convert.facts import RootfsFacts
+from stemcell_convert.stemcell_errors import RegistryUnreachable, StemcellError, UnsupportedStemcell
 
 if TYPE_CHECKING:
     from runtimes.containerd.api import types_pb2
@@ -166,7 +167,7 @@ class Stemcells:
 
     def means(self) -> "Means":
         """What conversions here work with."""
-        from cpi.disks.foreign import mounted
+        from cpi.disks.foreign_filesystem import mounted
         from cpi.progress import LogReport
         from stemcell_convert.convert import Means
 

@@ -7,26 +7,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpi import linux
+from cpi.agent_settings import render as render_settings
 from cpi.cni.networks import nameservers, published
 from cpi.errors import CloudError, VMNotFound
+from cpi.host import linux
+from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.model import Json, Network, VMProperties, VMSpec
-from cpi.settings import render as render_settings
-from cpi.undo import Undo
-from runtimes.containerd import cgroups, host, inside, oci_spec
+from runtimes.containerd import cgroups, host_facts, mount_namespaces, oci_spec
 from runtimes.containerd.api import containers_pb2, types_pb2
 from runtimes.containerd.containers import Containers
-from runtimes.containerd.host_folder import HostFolder
-from runtimes.containerd.snapshots import mounted
+from runtimes.containerd.mounted_snapshot import mounted
 from runtimes.containerd.stemcells import Stemcell, Stemcells
-from runtimes.containerd.store import Store
+from runtimes.containerd.storage import Store
+from runtimes.containerd.vm_folder import HostFolder
 from stemcell_convert import adapt
 from stemcell_convert.facts import SYSTEMD
 from stemcell_convert.inroot import Root
 
 if TYPE_CHECKING:
-    from cpi.streams import Streams
+    from cpi.terminal import Streams
     from runtimes.containerd.execs import Execs
 
 STORE = "/var/vcap/store"
@@ -97,7 +97,7 @@ class VMs:
         undo.push(lambda: cgroups.remove(place.cgroup))
         cgroups.create(place.cgroup, limits)
         undo.push(lambda: self._containers.stop(spec.cid))
-        pid = self._containers.start(spec.cid, mounts, inside.share_mounts)
+        pid = self._containers.start(spec.cid, mounts, mount_namespaces.share_mounts)
         self._log.info(f"{spec.cid} runs, its init is process {pid}")
         return networks
 
@@ -120,8 +120,8 @@ class VMs:
     def start(self, vm_cid: str, place: Place) -> None:
         """Start a VM that has not run since the host was started. Raises VMNotFound, CloudError."""
         spec = json.loads(self._get(vm_cid).spec.value)
-        capabilities = host.capabilities_of_server(place.address)
-        oci_spec.renew(spec, capabilities, host.devices())
+        capabilities = host_facts.capabilities_of_server(place.address)
+        oci_spec.renew(spec, capabilities, host_facts.devices())
         self._containers.set_spec(vm_cid, spec)
         cgroups.remove(place.cgroup)  # what a killed call made may lack limits
         cgroups.create(place.cgroup, cgroups.limits_of(spec))
@@ -143,7 +143,7 @@ class VMs:
             self._log.info(f"{disk} will be at {STORE}")
             spec["mounts"].append(oci_spec.bind(STORE, folder.disks / disk))
         self._containers.set_spec(vm_cid, spec)
-        self._containers.start(vm_cid, mounts, inside.share_mounts)
+        self._containers.start(vm_cid, mounts, mount_namespaces.share_mounts)
 
     def set_metadata(self, vm_cid: str, metadata: Mapping[str, Json]) -> None:
         """Show BOSH's metadata as labels, instead of what was shown before."""
@@ -219,14 +219,14 @@ def _container(
         data=place.folder.data,
         disks=place.folder.disks,
         disk_folder=adapt.DISK_FOLDER,
-        capabilities=host.capabilities_of_server(place.address),
+        capabilities=host_facts.capabilities_of_server(place.address),
         systemd=stemcell.init == SYSTEMD,
         cpu=limits.cpu,
         memory=limits.memory,
-        swap_accounting=host.accounts_swap(),
+        swap_accounting=host_facts.accounts_swap(),
         pids=limits.pids,
         privileged=privileged,
-        devices=host.devices() if privileged else (),
+        devices=host_facts.devices() if privileged else (),
         folders=place.folders,
     )
 

@@ -4,8 +4,8 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from cpi.cni.reservations import Reservations
-from runtimes.libvirt.storage_xml import Volume
 from runtimes.libvirt.volumes import Pool
+from runtimes.libvirt.xml.storage_xml import Volume
 
 _OURS = "libvirt-"  # begins the names of folders of addresses, beside CNI's
 _CLAIM = ".address"

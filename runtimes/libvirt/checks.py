@@ -5,13 +5,14 @@ import os
 import shlex
 from dataclasses import dataclass
 
-from cpi.checks import FAILURE, Checks, Finding, failure, ok, run, warning
-from cpi.config import Config
+from cpi.config.config import Config
 from cpi.errors import CPIError
-from cpi.process import CommandFailed, run as run_program
-from runtimes.libvirt import client, vboxmanage
+from cpi.findings import FAILURE, Checks, Finding, failure, ok, run, warning
+from cpi.host.process import CommandFailed, run as run_program
+from runtimes.libvirt import client
 from runtimes.libvirt.client import Connection, is_local, told
 from runtimes.libvirt.profiles import Profile
+from runtimes.libvirt.virtualbox import vboxmanage
 
 _KVM_GET_API_VERSION, _KVM_CREATE_VM = 0xAE00, 0xAE01  # linux/kvm.h
 _KVM_VERSION = 12  # the only one there is

@@ -16,9 +16,9 @@ import libvirt
 
 from cpi.errors import CloudError, CPIError, NetworkNotFound, NoDiskSpace, NotSupported, VMNotFound
 from cpi.log import Log
-from runtimes.libvirt import vboxmanage
 from runtimes.libvirt.hints import hint
-from runtimes.libvirt.one_at_a_time import OneAtATime, Turn
+from runtimes.libvirt.virtualbox import vboxmanage
+from runtimes.libvirt.virtualbox.one_at_a_time import OneAtATime, Turn
 
 BOTH = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG

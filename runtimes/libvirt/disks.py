@@ -9,18 +9,19 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from cpi.disks.image import MIB
-from cpi.disks.store import Disk, require_growth
+from cpi.disks.disk_store import Disk, require_growth
+from cpi.disks.raw_image import MIB
 from cpi.errors import CloudError, CPIError, DiskNotAttached, NotSupported
+from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.model import Json
-from cpi.undo import Undo
-from runtimes.libvirt import client, domain_xml, storage_xml
+from runtimes.libvirt import client
 from runtimes.libvirt.client import Connection, told
-from runtimes.libvirt.disk_place import DiskPlace
+from runtimes.libvirt.disk_backend import DiskPlace
 from runtimes.libvirt.profiles import Profile
-from runtimes.libvirt.storage_xml import Volume
 from runtimes.libvirt.volumes import Pool, path_of
+from runtimes.libvirt.xml import domain_xml, storage_xml
+from runtimes.libvirt.xml.storage_xml import Volume
 from stemcell_convert.machine import SCSI
 
 _SERIAL = 20  # characters that virtio has for it (linux/virtio_blk.h, VIRTIO_BLK_ID_BYTES)

@@ -1,6 +1,6 @@
 """The configuration keys of runtimes through libvirt: data only, since `info` loads it."""
 
-from cpi.config import Key
+from cpi.config.config import Key
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,75}"
 

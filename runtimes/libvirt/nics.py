@@ -12,18 +12,18 @@ from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
-from cpi.cid import shown
 from cpi.cni.networks import Networks, properties_of
-from cpi.config import Config
+from cpi.config.config import Config
 from cpi.errors import CloudError, NetworkNotFound, NotSupported
 from cpi.log import Log
 from cpi.model import Network, VMSpec
-from runtimes.libvirt import network_xml
+from cpi.text import shown
 from runtimes.libvirt.addresses import Addresses
 from runtimes.libvirt.client import Connection, told
-from runtimes.libvirt.domain_xml import Interface
-from runtimes.libvirt.network_xml import LibvirtNetwork
 from runtimes.libvirt.profiles import Profile
+from runtimes.libvirt.xml import network_xml
+from runtimes.libvirt.xml.domain_xml import Interface
+from runtimes.libvirt.xml.network_xml import LibvirtNetwork
 
 _REMOTE_NETWORK = "bosh"
 _TRIES = 65536  # addresses looked at in one subnet

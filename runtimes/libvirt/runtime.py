@@ -9,24 +9,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from cpi import cid, locks, unfinished
+from cpi import cid
 from cpi.cni.networks import Networks
-from cpi.disks.store import Disk, DiskStore, folders_of, wanted
+from cpi.disks.disk_store import Disk, DiskStore, folders_of, wanted
 from cpi.errors import NotSupported
+from cpi.host import locks, unfinished
+from cpi.host.undo import Undo
 from cpi.runtime import Runtime
-from cpi.undo import Undo
 from runtimes.libvirt.addresses import Addresses, FileAddresses, PoolAddresses
 from runtimes.libvirt.client import Connection, is_local, is_unprivileged
-from runtimes.libvirt.cold_disks import ColdDisks
-from runtimes.libvirt.disk_files import Files
-from runtimes.libvirt.disk_place import DiskPlace
-from runtimes.libvirt.disk_volumes import Scratch, Volumes
+from runtimes.libvirt.disk_backend import DiskPlace
+from runtimes.libvirt.disk_backend_files import Files
+from runtimes.libvirt.disk_backend_volumes import Scratch, Volumes
 from runtimes.libvirt.disks import Disks, is_running
-from runtimes.libvirt.folder import Folder
+from runtimes.libvirt.garbage import Sweep
 from runtimes.libvirt.nics import Nics
 from runtimes.libvirt.profiles import KVM, VIRTUALBOX, Profile, require_possible
 from runtimes.libvirt.stemcells import Stemcells
-from runtimes.libvirt.sweep import Sweep
+from runtimes.libvirt.virtualbox.cold_disks import ColdDisks
+from runtimes.libvirt.virtualbox.folder_pool import Folder
 from runtimes.libvirt.vms import VMs
 from runtimes.libvirt.volumes import Pool
 
@@ -34,11 +35,11 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from typing import Any
 
-    from cpi.checks import Finding
-    from cpi.config import Config
+    from cpi.config.config import Config
+    from cpi.findings import Finding
     from cpi.log import Log
     from cpi.model import DiskProperties, Garbage, Json, JsonObject, Network, VMSpec
-    from cpi.streams import Streams
+    from cpi.terminal import Streams
     from cpi.views import StemcellView, Usage, VMView
 
 _SHORT = 10  # characters, of 5 bits

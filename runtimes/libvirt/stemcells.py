@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpi import cid
-from cpi.config import Config
+from cpi.config.config import Config
 from cpi.errors import CloudError, NotSupported, StemcellNotFound
+from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.model import JsonObject
 from cpi.progress import LogReport
-from cpi.undo import Undo
 from runtimes.libvirt.profiles import Profile
-from runtimes.libvirt.storage_xml import SHARED, Volume
 from runtimes.libvirt.volumes import Pool, path_of
-from stemcell_convert.errors import StemcellError, UnsupportedStemcell
+from runtimes.libvirt.xml.storage_xml import SHARED, Volume
+from stemcell_convert.stemcell_errors import StemcellError, UnsupportedStemcell
 
 if TYPE_CHECKING:
     from stemcell_convert.convert import Means
@@ -133,7 +133,7 @@ class Stemcells:
 
     @contextmanager
     def _opened(self, image: Path) -> "Iterator[tuple[Source, Means]]":
-        from cpi.disks.foreign import mounted
+        from cpi.disks.foreign_filesystem import mounted
         from stemcell_convert.convert import Means, opened
 
         report = LogReport(self._log)
@@ -209,7 +209,7 @@ def _digits(image: Path, manifest: "Manifest") -> str:
 
 
 def _copy(image: Path, target: Path) -> Path:
-    from cpi.disks.image import copy
+    from cpi.disks.raw_image import copy
 
     copy(image, target)
     return target

@@ -10,23 +10,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cpi.config import Config
-from cpi.disks.image import MIB
+from cpi.agent_settings import render as render_settings
+from cpi.config.config import Config
+from cpi.disks.raw_image import MIB
 from cpi.errors import CloudError, VMNotFound
+from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.model import Json, Network, VMSpec
-from cpi.settings import render as render_settings
-from cpi.undo import Undo
-from runtimes.libvirt import client, domain_xml, media, settings_iso, vboxmanage, virtualbox_xml
+from runtimes.libvirt import client, settings_iso
 from runtimes.libvirt.accelerators import domain_type
 from runtimes.libvirt.client import Connection, told, told_existing
 from runtimes.libvirt.disks import hint_of, is_running
-from runtimes.libvirt.domain_xml import Disk, Domain, Facts, Interface
-from runtimes.libvirt.notes import Notes
 from runtimes.libvirt.profiles import Profile
 from runtimes.libvirt.stemcells import Base, Stemcells
-from runtimes.libvirt.storage_xml import Volume
+from runtimes.libvirt.virtualbox import media, vboxmanage, virtualbox_xml
+from runtimes.libvirt.virtualbox.notes import Notes
 from runtimes.libvirt.volumes import Pool, capacity_of, path_of
+from runtimes.libvirt.xml import domain_xml
+from runtimes.libvirt.xml.domain_xml import Disk, Domain, Facts, Interface
+from runtimes.libvirt.xml.storage_xml import Volume
 
 ROOT, DATA, ISO, CONSOLE = ".root", ".data", ".iso", ".console"
 PARTS = (ROOT, DATA, ISO, CONSOLE)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as Xml
 
-from cpi.disks.image import quiet
+from cpi.disks.raw_image import quiet
 from cpi.errors import CloudError
 from cpi.log import Log
 from cpi.progress import Progress
-from runtimes.libvirt import client, storage_xml, streams
+from runtimes.libvirt import client, streams
 from runtimes.libvirt.client import AlreadyThere, Connection, found, told, told_existing
-from runtimes.libvirt.storage_xml import Volume
+from runtimes.libvirt.xml import storage_xml
+from runtimes.libvirt.xml.storage_xml import Volume
 
 SMALL = 16 << 20  # bytes: as much as is ever read into memory
 

@@ -1,0 +1,404 @@
+"""Every CPI method: its arguments, and what it asks of a runtime.
+
+What a runtime gets is checked: CIDs are of this CPI and of the right kind (not necessarily of
+something that exists), sizes are positive, networks and properties are parsed. The locks of the
+CIDs are held for all calls that change something; has_*, get_disks and create_stemcell take none.
+"""
+
+from __future__ import annotations
+
+from cpi import cid
+from cpi.contract import values as check
+from cpi.errors import CPIError, InvalidCall, NotImplementedInCPI, NotSupported
+from cpi.text import shown
+from runtimes import catalog
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from contextlib import AbstractContextManager
+    from typing import Any
+
+    from cpi.config.config import Config
+    from cpi.log import Log
+    from cpi.model import AgentConfig
+    from cpi.runtime import Runtime
+
+API_VERSION = 3
+
+# Methods of old that no current director calls.
+LEGACY = ("configure_networks", "current_vm_id", "ping")
+
+
+class Parameter:
+    """One argument: its name, its check (cpi.contract.values) and whether it may be left out."""
+
+    __slots__ = ("check", "name", "optional")
+
+    def __init__(
+        self, name: str, check: Callable[[str, object], object], optional: bool = False
+    ) -> None:
+        self.name = name
+        self.check = check
+        self.optional = optional
+
+
+class Method:
+    """One method: what runs it, its parameters and the first API version that has it."""
+
+    __slots__ = ("parameters", "run", "since")
+
+    def __init__(self, run: Callable[..., object], *parameters: Parameter, since: int = 1) -> None:
+        self.run = run
+        self.parameters = parameters
+        self.since = since
+
+
+class Call:
+    """One request, while it is handled: its configuration, and the runtimes that it takes."""
+
+    __slots__ = ("_runtimes", "api_version", "config", "log", "method")
+
+    def __init__(self, method: str, api_version: int, config: Config, log: Log) -> None:
+        self.method = method
+        self.api_version = api_version
+        self.config = config
+        self.log = log
+        self._runtimes: dict[str, Runtime] = {}
+
+    def runtime(self, name: str | None = None) -> Runtime:
+        """Load a runtime; without a name the one of the context or the file. Raises CPIError."""
+        name = name or self.config.text("runtime")
+        if name not in self._runtimes:
+            self._runtimes[name] = catalog.load(name)(self.config, self.log)
+        return self._runtimes[name]
+
+    def runtime_names(self) -> list[str]:
+        """The runtimes that stemcells are for: the usual one, then others that are configured."""
+        return list(dict.fromkeys([self.config.text("runtime"), *self.config.strings("runtimes")]))
+
+    def runtime_using(self, disk: str) -> Runtime:
+        """The runtime of the VM that has a disk, else the disk's own. The disk is locked."""
+        runtime = self.runtime_of(disk, cid.DISK)
+        user = runtime.disk_user(disk)
+        return self.runtime_of(user, cid.VM) if user else runtime
+
+    def runtime_of(self, any_cid: str, kind: str) -> Runtime:
+        """Load the runtime that a CID names; the kind's NotFound error when there is no such."""
+        name = cid.runtime_of(any_cid, kind)
+        if name not in catalog.REGISTRY:
+            error = cid.NOT_FOUND.get(kind, CPIError)
+            raise error(f"{any_cid} is of a runtime that this CPI does not have: {name}")
+        return self.runtime(name)
+
+    def hold(self, *cids: str) -> AbstractContextManager[None]:
+        """Hold the locks of these CIDs."""
+        from cpi.host import locks
+
+        return locks.hold(self.config.text("run_dir"), *cids, log=self.log)
+
+    def close(self) -> None:
+        """Let runtimes give back their connections; what was done stays done if that fails."""
+        for name, runtime in self._runtimes.items():
+            try:
+                runtime.close()
+            except Exception as error:
+                self.log.warn(f"closing the runtime {name}: {type(error).__name__}")
+
+
+def find(name: str, api_version: int) -> Method:
+    """Return a method. Raises InvalidCall for one that does not exist in this API version.
+
+    The director takes "Method is not known, got" for NotImplemented.
+    """
+    if name in LEGACY:
+        raise NotImplementedInCPI(f"{name} is a method of old that this CPI does not implement")
+    method = METHODS.get(name)
+    if method is None or method.since > api_version:
+        raise InvalidCall(f"Method is not known, got {shown(name, 60)}")
+    return method
+
+
+def checked(name: str, method: Method, given: list[object]) -> list[object]:
+    """Return a method's arguments, checked and converted. Raises InvalidCall or NotFound errors."""
+    parameters = method.parameters
+    least = sum(not parameter.optional for parameter in parameters)
+    if not least <= len(given) <= len(parameters):
+        names = ", ".join(parameter.name for parameter in parameters) or "none"
+        count = str(least) if least == len(parameters) else f"{least} to {len(parameters)}"
+        raise InvalidCall(f"{name} takes {count} arguments ({names}), got {len(given)}")
+    return [
+        parameter.check(f"{name}: {parameter.name}", value)
+        for parameter, value in zip(parameters, given, strict=False)
+    ]
+
+
+# Stemcells
+
+
+def _info(call: Call) -> object:
+    entry = catalog.entry(call.config.text("runtime"))
+    return {"stemcell_formats": list(entry.stemcell_formats), "api_version": API_VERSION}
+
+
+def _create_stemcell(
+    call: Call,
+    image: str,
+    properties: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
+) -> object:
+    from pathlib import Path
+
+    tags = check.metadata("create_stemcell: tags", (options or {}).get("tags"))
+    path = Path(image)
+    made = ""
+    refusals = []
+    for name in call.runtime_names():
+        runtime = call.runtime(name)
+        try:
+            if made:
+                runtime.share_stemcell(made, path, properties)
+            else:
+                made = runtime.create_stemcell(path, properties, tags)
+        except NotSupported as error:  # its format cannot serve this one
+            refusals.append(error)
+            call.log.info(f"not for {name}: {error.message}")
+    if not made:
+        raise refusals[0]
+    return made
+
+
+def _delete_stemcell(call: Call, stemcell: str) -> None:
+    own = call.runtime_of(stemcell, cid.STEMCELL)
+    with call.hold(stemcell):
+        for name in call.runtime_names():
+            if name != own.name:
+                call.runtime(name).delete_stemcell(stemcell)
+        own.delete_stemcell(stemcell)
+
+
+# VMs
+
+
+def _create_vm(
+    call: Call,
+    agent_id: str,
+    stemcell: str,
+    properties: Mapping[str, Any],
+    networks: Mapping[str, Any],
+    disks: tuple[str, ...],
+    env: Mapping[str, Any],
+) -> object:
+    # Parsing these costs imports that no other method pays for.
+    from cpi.agent_settings import render_network
+    from cpi.contract import (
+        disk_properties,
+        vm_networks as network_parser,
+        vm_properties as property_parser,
+    )
+    from cpi.model import VMSpec
+
+    name = property_parser.runtime(properties) or call.config.text("runtime")
+    spec = VMSpec(
+        cid=cid.new(catalog.entry(name).name, cid.VM),
+        agent_id=agent_id,
+        stemcell_cid=stemcell,
+        properties=property_parser.parse(properties),
+        networks=network_parser.parse(networks, call.log),
+        env=env,
+        agent=_agent_config(call.config),
+        api_version=call.api_version,
+        disk_cids=disks,
+        disk_wishes=disk_properties.wishes(env),
+    )
+    runtime = call.runtime(name)
+    with call.hold(spec.cid):
+        actual = runtime.create_vm(spec)
+    if call.api_version == 1:
+        return spec.cid
+    return [spec.cid, {network.name: render_network(network) for network in actual}]
+
+
+def _agent_config(config: Config) -> AgentConfig:
+    from cpi.model import AgentConfig
+
+    return AgentConfig(
+        mbus=config.text("agent.mbus"),
+        ntp=config.strings("agent.ntp"),
+        blobstore=config.mapping("agent.blobstore"),
+    )
+
+
+def _delete_vm(call: Call, vm: str) -> None:
+    runtime = call.runtime_of(vm, cid.VM)
+    with call.hold(vm):
+        runtime.delete_vm(vm)
+
+
+def _has_vm(call: Call, vm: str) -> bool:
+    return _is_ours(vm, cid.VM) and call.runtime_of(vm, cid.VM).has_vm(vm)
+
+
+def _reboot_vm(call: Call, vm: str) -> None:
+    runtime = call.runtime_of(vm, cid.VM)
+    with call.hold(vm):
+        runtime.reboot_vm(vm)
+
+
+def _set_vm_metadata(call: Call, vm: str, metadata: Mapping[str, str]) -> None:
+    runtime = call.runtime_of(vm, cid.VM)
+    with call.hold(vm):
+        runtime.set_vm_metadata(vm, metadata)
+
+
+def _calculate_vm_cloud_properties(call: Call, wanted: Mapping[str, object]) -> object:
+    from cpi.model import VMResources
+
+    sizes = {}
+    for name in ("cpu", "ram", "ephemeral_disk_size"):
+        value = wanted.get(name)
+        where = f"{call.method}: {name}"
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise check.wrong(where, "a positive whole number", value)
+        sizes[name] = value if name == "cpu" else check.mebibytes(where, value)
+    extra = [shown(name, 60) for name in wanted if name not in sizes]
+    if extra:
+        call.log.warn(f"{call.method} does not use {', '.join(extra)}")
+    return call.runtime().calculate_vm_cloud_properties(VMResources(**sizes))
+
+
+# Persistent disks
+
+
+def _create_disk(call: Call, size: int, properties: Mapping[str, Any], vm: str | None) -> object:
+    from cpi.contract import disk_properties
+
+    parsed = disk_properties.parse(properties)
+    # The disk belongs with the VM that it is for, which may have chosen its own runtime.
+    runtime = call.runtime_of(vm, cid.VM) if vm else call.runtime()
+    return runtime.create_disk(size, parsed, vm)
+
+
+def _delete_disk(call: Call, disk: str) -> None:
+    runtime = call.runtime_of(disk, cid.DISK)
+    with call.hold(disk):
+        runtime.delete_disk(disk)
+
+
+def _has_disk(call: Call, disk: str) -> bool:
+    return _is_ours(disk, cid.DISK) and call.runtime_of(disk, cid.DISK).has_disk(disk)
+
+
+def _attach_disk(call: Call, vm: str, disk: str) -> object:
+    runtime = call.runtime_of(vm, cid.VM)
+    with call.hold(vm, disk):
+        hint = runtime.attach_disk(vm, disk, call.api_version)
+    return None if call.api_version == 1 else hint
+
+
+def _detach_disk(call: Call, vm: str, disk: str) -> None:
+    runtime = call.runtime_of(vm, cid.VM)
+    with call.hold(vm, disk):
+        runtime.detach_disk(vm, disk)
+
+
+def _get_disks(call: Call, vm: str) -> object:
+    return call.runtime_of(vm, cid.VM).get_disks(vm)
+
+
+def _set_disk_metadata(call: Call, disk: str, metadata: Mapping[str, str]) -> None:
+    runtime = call.runtime_of(disk, cid.DISK)
+    with call.hold(disk):
+        runtime.set_disk_metadata(disk, metadata)
+
+
+def _resize_disk(call: Call, disk: str, size: int) -> None:
+    with call.hold(disk):
+        call.runtime_using(disk).resize_disk(disk, size)
+
+
+def _update_disk(call: Call, disk: str, size: int, properties: Mapping[str, Any]) -> object:
+    from cpi.contract import disk_properties
+
+    parsed = disk_properties.parse(properties)
+    with call.hold(disk):
+        return call.runtime_using(disk).update_disk(disk, size, parsed)
+
+
+def _snapshot_disk(call: Call, disk: str, metadata: Mapping[str, str]) -> object:
+    with call.hold(disk):
+        return call.runtime_using(disk).snapshot_disk(disk, metadata)
+
+
+def _delete_snapshot(call: Call, snapshot: str) -> None:
+    runtime = call.runtime_of(snapshot, cid.SNAPSHOT)
+    with call.hold(snapshot):
+        runtime.delete_snapshot(snapshot)
+
+
+# Managed networks
+
+
+def _create_network(call: Call, definition: Mapping[str, Any]) -> object:
+    return call.runtime().create_network(definition)
+
+
+def _delete_network(call: Call, network: str) -> None:
+    call.runtime().delete_network(network)
+
+
+def _is_ours(any_cid: str, kind: str) -> bool:
+    """Tell whether a CID is of a runtime that this CPI has."""
+    try:
+        return cid.runtime_of(any_cid, kind) in catalog.REGISTRY
+    except CPIError:
+        return False
+
+
+_VM = Parameter("vm_cid", check.vm_cid)
+_DISK = Parameter("disk_cid", check.disk_cid)
+_SIZE = Parameter("size", check.mebibytes)
+_METADATA = Parameter("metadata", check.metadata)
+_PROPERTIES = Parameter("cloud_properties", check.mapping)
+
+METHODS: dict[str, Method] = {
+    "info": Method(_info),
+    "create_stemcell": Method(
+        _create_stemcell,
+        Parameter("image_path", check.path),
+        _PROPERTIES,
+        Parameter("options", check.mapping, optional=True),  # {"tags": …}, from version 3 on
+    ),
+    "delete_stemcell": Method(_delete_stemcell, Parameter("stemcell_cid", check.stemcell_cid)),
+    "create_vm": Method(
+        _create_vm,
+        Parameter("agent_id", check.string),
+        Parameter("stemcell_cid", check.stemcell_cid),
+        _PROPERTIES,
+        Parameter("networks", check.mapping),
+        Parameter("disk_cids", check.disk_cids),
+        Parameter("env", check.mapping),
+    ),
+    "delete_vm": Method(_delete_vm, _VM),
+    "has_vm": Method(_has_vm, Parameter("vm_cid", check.any_vm_cid)),
+    "reboot_vm": Method(_reboot_vm, _VM),
+    "set_vm_metadata": Method(_set_vm_metadata, _VM, _METADATA),
+    "calculate_vm_cloud_properties": Method(
+        _calculate_vm_cloud_properties, Parameter("resources", check.mapping)
+    ),
+    "create_disk": Method(
+        _create_disk, _SIZE, _PROPERTIES, Parameter("vm_cid", check.optional_vm_cid)
+    ),
+    "delete_disk": Method(_delete_disk, _DISK),
+    "has_disk": Method(_has_disk, Parameter("disk_cid", check.any_disk_cid)),
+    "attach_disk": Method(_attach_disk, _VM, _DISK),
+    "detach_disk": Method(_detach_disk, _VM, _DISK),
+    "get_disks": Method(_get_disks, _VM),
+    "set_disk_metadata": Method(_set_disk_metadata, _DISK, _METADATA),
+    "resize_disk": Method(_resize_disk, _DISK, _SIZE),
+    "update_disk": Method(_update_disk, _DISK, _SIZE, _PROPERTIES, since=2),
+    "snapshot_disk": Method(_snapshot_disk, _DISK, _METADATA),
+    "delete_snapshot": Method(_delete_snapshot, Parameter("snapshot_cid", check.snapshot_cid)),
+    "create_network": Method(_create_network, Parameter("definition", check.mapping)),
+    "delete_network": Method(_delete_network, Parameter("network_cid", check.any_network_cid)),
+}

@@ -1,0 +1,183 @@
+"""create_vm's networks: what a manifest's subnets become, checked.
+
+The director's `netmask` is the subnet's; its `prefix` is that of the address it reserved, 32 or 128
+unless a whole range is delegated to the VM.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+from cpi.errors import CloudError, NotSupported
+from cpi.model import Network
+from cpi.text import kind, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from cpi.log import Log
+
+    Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_MOST_NAME = 128
+
+
+def parse(given: Mapping[str, object], log: Log) -> tuple[Network, ...]:
+    """Return checked networks in the order given; none at all is fine.
+
+    Raises CloudError naming the network and what is wrong; NotSupported for vip networks and for
+    delegated prefixes.
+    """
+    networks = tuple(_network(name, value, log) for name, value in given.items())
+    addresses = [network.ip for network in networks if network.ip]
+    if len(set(addresses)) != len(addresses):
+        raise CloudError("networks give the VM the same address twice")
+    return networks
+
+
+def _network(name: str, value: object, log: Log) -> Network:
+    if not name or len(name) > _MOST_NAME or not name.isprintable():
+        raise CloudError(
+            f"network name {shown(name)} must be 1 to {_MOST_NAME} printable characters"
+        )
+    where = f"network {shown(name)}"
+    if not isinstance(value, dict):
+        raise CloudError(f"{where} must be an object, got {kind(value)}")
+    if value.get("nic_group") is not None:
+        log.warn(f"{where}: nic_group is not honoured, the network gets an interface of its own")
+    type_ = _text(where, value, "type") or "manual"
+    if type_ == "vip":
+        raise NotSupported(f"{where}: vip networks are not supported; forward ports instead")
+    if type_ == "dynamic":
+        return _dynamic(where, name, value)
+    if type_ == "manual":
+        return _manual(where, name, value, log)
+    raise CloudError(f"{where}: type {shown(type_, 60)} is not known; known: manual, dynamic")
+
+
+def _dynamic(where: str, name: str, value: Mapping[str, object]) -> Network:
+    for key in ("ip", "netmask", "gateway"):
+        if value.get(key):
+            raise CloudError(f"{where} is dynamic, so it cannot give {key}; use type manual")
+    return Network(
+        name=name,
+        type="dynamic",
+        dns=_dns(where, value),
+        default=_strings(where, value, "default"),
+        cloud_properties=_cloud_properties(where, value),
+    )
+
+
+def _manual(where: str, name: str, value: Mapping[str, object], log: Log) -> Network:
+    text = _text(where, value, "ip")
+    if not text:
+        raise CloudError(f"{where} is manual, so it needs an ip")
+    ip = _address(where, "ip", text)
+    if ip.is_unspecified or ip.is_multicast or ip.is_loopback:
+        raise CloudError(f"{where}: {ip} is no address for a VM")
+    prefix = _prefix(where, value, ip)
+    subnet = ipaddress.ip_interface(f"{ip}/{prefix}").network
+    gateway = _gateway(where, value, ip)
+    if gateway is not None and gateway not in subnet:
+        log.warn(f"{where}: gateway {gateway} is outside {subnet}")
+    if ip.version == 4 and prefix < 31 and ip in (subnet[0], subnet[-1]):
+        raise CloudError(f"{where}: {ip} is the network or broadcast address of {subnet}")
+    return Network(
+        name=name,
+        type="manual",
+        ip=str(ip),
+        prefix=prefix,
+        gateway=None if gateway is None else str(gateway),
+        dns=_dns(where, value),
+        default=_strings(where, value, "default"),
+        cloud_properties=_cloud_properties(where, value),
+    )
+
+
+def _address(where: str, key: str, text: str) -> Address:
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise CloudError(f"{where}: {key} {shown(text, 60)} is no IP address") from None
+    if getattr(address, "scope_id", None):
+        raise CloudError(f"{where}: {key} {shown(text, 60)} must not name an interface")
+    return address
+
+
+def _gateway(where: str, value: Mapping[str, object], ip: Address) -> Address | None:
+    text = _text(where, value, "gateway")
+    if not text:
+        return None
+    gateway = _address(where, "gateway", text)
+    if gateway.version != ip.version:
+        raise CloudError(f"{where}: gateway {gateway} is of another family than {ip}")
+    if gateway == ip:
+        raise CloudError(f"{where}: {ip} is both the VM's address and the gateway's")
+    return gateway
+
+
+def _prefix(where: str, value: Mapping[str, object], ip: Address) -> int:
+    """Return the length of the subnet's prefix, from the netmask when there is one."""
+    length = _reserved_length(where, value.get("prefix"), ip)
+    netmask = _text(where, value, "netmask")
+    if not netmask:
+        if length is None:
+            raise CloudError(f"{where} is manual, so it needs a netmask")
+        return length
+    subnet = _mask_length(where, netmask, ip)
+    if length not in (None, ip.max_prefixlen, subnet):
+        raise NotSupported(f"{where}: delegating a whole prefix ({ip}/{length}) is not supported")
+    return subnet
+
+
+def _reserved_length(where: str, prefix: object, ip: Address) -> int | None:
+    """Return the `prefix` that comes with the address; the director sends a string."""
+    if prefix is None or prefix == "":
+        return None
+    text = str(prefix) if isinstance(prefix, (str, int)) else ""
+    short = len(text) <= 3 and text.isascii() and text.isdecimal()
+    if not short or not 0 < int(text) <= ip.max_prefixlen:
+        raise CloudError(f"{where}: prefix must be a number, 1 to {ip.max_prefixlen}")
+    return int(text)
+
+
+def _mask_length(where: str, text: str, ip: Address) -> int:
+    """Return the number of leading ones of a netmask, of either family."""
+    mask = _address(where, "netmask", text)
+    inverse = int(mask) ^ ((1 << ip.max_prefixlen) - 1)
+    if mask.version != ip.version or inverse & (inverse + 1):
+        raise CloudError(f"{where}: {mask} is no netmask for {ip}")
+    return ip.max_prefixlen - inverse.bit_length()
+
+
+def _dns(where: str, value: Mapping[str, object]) -> tuple[str, ...]:
+    return tuple(str(_address(where, "dns", text)) for text in _strings(where, value, "dns"))
+
+
+def _strings(where: str, value: Mapping[str, object], key: str) -> tuple[str, ...]:
+    items = value.get(key)
+    if items is None:
+        return ()
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise CloudError(f"{where}: {key} must be a list of strings")
+    return tuple(items)
+
+
+def _text(where: str, value: Mapping[str, object], key: str) -> str:
+    """Return a string, "" for null and where there is none."""
+    text = value.get(key)
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise CloudError(f"{where}: {key} must be a string, got {kind(text)}")
+    return text
+
+
+def _cloud_properties(where: str, value: Mapping[str, object]) -> Mapping[str, object]:
+    properties = value.get("cloud_properties")
+    if properties is None:
+        return {}
+    if not isinstance(properties, dict):
+        raise CloudError(f"{where}: cloud_properties must be an object, got {kind(properties)}")
+    return properties

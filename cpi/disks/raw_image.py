@@ -1,0 +1,334 @@
+"""Raw disks as files: what is in them, growing and copying them.
+
+A disk of ours is a sparse file with a GPT and one partition, which begins at 1 MiB and ends 1 MiB
+before the end, with a file system in it. Any tool reads it, and any hypervisor takes it. The GPT's
+GUID is the disk's CID, so that another file in its place is noticed.
+"""
+
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+import struct
+from pathlib import Path
+
+from cpi.disks import loop
+from cpi.disks.filesystems import FILE_SYSTEMS, grow, kind_of, replay
+from cpi.disks.loop import Part
+from cpi.errors import CloudError, NoDiskSpace
+from cpi.host import linux
+from cpi.host.process import CommandFailed, run
+from cpi.progress import Progress
+
+MIB = 1 << 20
+SECTOR = 512
+PARTITION_OFFSET = MIB  # bytes
+PARTITION_TAIL = MIB  # bytes after the partition: the second copy of the GPT, and room
+_SECOND_TABLE = 33 * SECTOR  # bytes of the copy itself (UEFI, "GPT Partition Entry Array")
+
+_GUID_DIGITS = 32
+TABLE_HEAD = 3 * SECTOR  # bytes that have the GPT's header and its first entries
+
+_FICLONE = 0x40049409  # linux/fs.h: the same blocks under another name, where they can be shared
+_PIECE = 64 * MIB  # copied at a time
+_TABLE_SECONDS = 60.0
+
+
+def quiet(done: int, total: int) -> None:
+    """A Progress that nobody watches."""
+
+
+def part_of(image: Path) -> Part:
+    """Where a disk's file system is. The file's size counts: an interrupted growth is in it.
+
+    The agent of a full VM grows a partition further than we do, up to the GPT's second copy.
+    """
+    size = image.stat().st_size
+    usual = size - PARTITION_OFFSET - PARTITION_TAIL
+    most = size - PARTITION_OFFSET - _SECOND_TABLE
+    return Part(image, PARTITION_OFFSET, max(usual, min(_partition_size(image), most)))
+
+
+def has_room_left(image: Path) -> bool:
+    """Tell whether a disk's file is larger than its partition needs it to be."""
+    partition = _partition_size(image)
+    return 0 < partition < image.stat().st_size - PARTITION_OFFSET - PARTITION_TAIL
+
+
+def _partition_size(image: Path) -> int:
+    """The bytes of the first partition in the table; 0 without a table, or for another layout."""
+    with image.open("rb") as file:
+        head = file.read(TABLE_HEAD)
+    if head[SECTOR : SECTOR + 8] != b"EFI PART":
+        return 0
+    first, last = struct.unpack_from("<QQ", head, 2 * SECTOR + 32)
+    return (last - first + 1) * SECTOR if first * SECTOR == PARTITION_OFFSET else 0
+
+
+def create(image: Path, cid: str, size_mib: int, filesystem: str, *, preallocate: bool) -> None:
+    """Make a disk of `size_mib` MiB. Raises NoDiskSpace, CloudError."""
+    make_sparse(image, size_mib)
+    if preallocate:
+        allocate(image)
+    write_table(image, cid)
+    FILE_SYSTEMS[filesystem].make(part_of(image))
+
+
+def make_sparse(image: Path, size_mib: int) -> None:
+    """Create a sparse file of `size_mib` MiB for root alone. Raises NoDiskSpace."""
+    try:
+        os.close(os.open(image, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    except OSError as error:
+        raise NoDiskSpace(f"cannot make {image}: {error.strerror}") from None
+    set_size(image, size_mib)
+
+
+def set_size(image: Path, size_mib: int) -> None:
+    """Make a file as long as `size_mib` MiB. Raises NoDiskSpace: its file system has a limit."""
+    try:
+        os.truncate(image, size_mib * MIB)
+    except OSError as error:
+        raise NoDiskSpace(f"{image} cannot have {size_mib} MiB: {error.strerror}") from None
+
+
+def allocate(image: Path) -> None:
+    """Reserve the blocks of a whole file on the host. Raises NoDiskSpace, and then keeps none."""
+    status = image.stat()
+    require_room(image.parent, status.st_size - status.st_blocks * 512, f"all of {image.name}")
+    fd = os.open(image, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        os.posix_fallocate(fd, 0, status.st_size)
+    except OSError as error:
+        raise NoDiskSpace(f"cannot reserve all of {image}: {error.strerror}") from None
+    finally:
+        os.close(fd)
+
+
+def write_table(image: Path, cid: str) -> None:
+    """Write the GPT for the file's size. What is in the partition stays. Raises CloudError."""
+    start, size = PARTITION_OFFSET // SECTOR, part_of(image).size // SECTOR
+    script = f"label: gpt\nlabel-id: {guid_of(cid)}\nstart={start}, size={size}, type=linux\n"
+    argv = ["sfdisk", "--quiet", "--no-reread", "--no-tell-kernel", "--wipe", "never"]
+    argv += ["--wipe-partitions", "never", str(image)]
+    hint = "apt-get install fdisk"
+    try:
+        run(argv, stdin=script.encode(), timeout=_TABLE_SECONDS, install_hint=hint)
+    except CommandFailed as error:
+        if "No space left" in error.stderr:
+            raise NoDiskSpace(f"the file system of {image} is full: {error.stderr}") from None
+        raise
+
+
+def guid_of(cid: str) -> str:
+    """The GPT's GUID for a CID: its random part, or made of all of it where that is short."""
+    digits = cid.rsplit("-", 1)[1]
+    if len(digits) < _GUID_DIGITS:
+        digits = hashlib.sha256(cid.encode()).hexdigest()[:_GUID_DIGITS]
+    return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:])).upper()
+
+
+def check(image: Path, cid: str, size_mib: int, filesystem: str) -> None:
+    """Make sure that a file is this disk, and whole.
+
+    Raises CloudError naming the file when it is missing, too short, or somebody else's.
+    """
+    problem = _problem(image, cid, size_mib, filesystem)
+    if problem:
+        raise CloudError(f"the disk {cid} cannot be used: {image} {problem}")
+
+
+def _problem(image: Path, cid: str, size_mib: int, filesystem: str) -> str:
+    try:
+        status = image.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            return "is no regular file"
+        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    size = status.st_size
+    try:
+        head = os.pread(fd, TABLE_HEAD, 0)
+    finally:
+        os.close(fd)
+    if size < size_mib * MIB:
+        return f"is truncated: it has {size} bytes of {size_mib * MIB}"
+    if problem := table_problem(head, cid):
+        return problem
+    found = kind_of(part_of(image))
+    if found != filesystem:
+        return f"should have a file system {filesystem}, and has {found or 'none that is known'}"
+    return ""
+
+
+def table_problem(head: bytes, cid: str) -> str:
+    """What is wrong with the GPT in a disk's first TABLE_HEAD bytes, "" for nothing."""
+    header = head[SECTOR : 2 * SECTOR]  # UEFI, "GPT Header": in the second sector
+    if header[:8] != b"EFI PART":
+        return "is no disk of this CPI: it has no GPT"
+    if _guid(header[56:72]) != guid_of(cid):
+        return f"is another disk: the GPT's GUID is {_guid(header[56:72])}, not {guid_of(cid)}"
+    if struct.unpack_from("<Q", head, 2 * SECTOR + 32)[0] * SECTOR != PARTITION_OFFSET:
+        return "is no disk of this CPI: its partition does not begin at 1 MiB"
+    return ""
+
+
+def _guid(raw: bytes) -> str:
+    """A GUID as text; its first three fields are little-endian (UEFI, appendix A)."""
+    first, second, third, rest = struct.unpack("<IHH8s", raw)
+    return f"{first:08X}-{second:04X}-{third:04X}-{rest[:2].hex()}-{rest[2:].hex()}".upper()
+
+
+def require_unused(image: Path, cid: str) -> None:
+    """Raise CloudError while a loop device of the host has the disk's file."""
+    left = loop.wait_until_free(image)
+    if left:
+        devices = {loop.device_number(name) for name in left}
+        places = [mounted.target for mounted in linux.mounts("self") if mounted.device in devices]
+        told = f", mounted at {', '.join(places)}: unmount it there" if places else ""
+        raise CloudError(
+            f"the disk {cid} is still in use on this host by {', '.join(left)}{told}",
+            ok_to_retry=True,
+        )
+
+
+def enlarge(image: Path, cid: str, size_mib: int, filesystem: str, *, preallocate: bool) -> int:
+    """Grow an unused disk to at least `size_mib` MiB, data kept; return what it has now (MiB).
+
+    Interrupted anywhere it can be called again, and the disk is good at every moment: the file
+    system grows while it is mounted, with its journal, or where that is not allowed, as a copy
+    which then takes the disk's place. Raises NoDiskSpace, CloudError.
+    """
+    before = image.stat().st_size
+    if before < size_mib * MIB:
+        set_size(image, size_mib)
+    if preallocate:
+        try:
+            allocate(image)
+        except NoDiskSpace:
+            os.truncate(image, before)
+            raise
+    write_table(image, cid)
+    kind = FILE_SYSTEMS[filesystem]
+    if kind.can_grow_mounted():
+        grow(part_of(image), kind)
+    else:
+        fresh = partial(image)
+        copy(image, fresh)
+        if preallocate:
+            allocate(fresh)  # what was reserved and never written is a hole in the copy
+        grow_unmounted(fresh, filesystem)
+        replace(fresh, image)
+    return image.stat().st_size // MIB
+
+
+def grow_unmounted(image: Path, filesystem: str) -> None:
+    """Let the file system of a copy fill its disk; if this is interrupted the copy is worthless."""
+    part, kind = part_of(image), FILE_SYSTEMS[filesystem]
+    if kind.can_grow_mounted():
+        grow(part, kind)
+        return
+    with loop.attached(part) as device:
+        kind.grow_unmounted(device)
+
+
+def renew_identity(image: Path, filesystem: str) -> None:
+    """Give the file system of a copy a UUID of its own: no two of one UUID are mounted at once."""
+    part, kind = part_of(image), FILE_SYSTEMS[filesystem]
+    replay(part, kind)
+    with loop.attached(part) as device:
+        kind.renew_identity(device)
+
+
+def partial(image: Path) -> Path:
+    """The name of what is going to be `image`, or was when a call was killed."""
+    return image.with_name(image.name + ".part")
+
+
+def replace(fresh: Path, image: Path) -> None:
+    """Put a finished file in the place of another, for good."""
+    flush(fresh)
+    fresh.replace(image)
+    flush(image.parent)
+
+
+def flush(path: Path) -> None:
+    """Wait until a file's data, or a folder's names, are on the medium."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def copy(source: Path, target: Path, progress: Progress = quiet) -> None:
+    """Copy a disk, sharing its blocks where the host's file system can, holes kept otherwise.
+
+    Replaces what a killed call left at `target`, and leaves nothing there when it fails. Raises
+    NoDiskSpace, with the numbers, before it begins if it can be known then.
+    """
+    target.unlink(missing_ok=True)
+    inside = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        out = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            if not _shares_blocks(inside, out):
+                needed = os.fstat(inside).st_blocks * 512
+                require_room(target.parent, needed, f"a copy of {source.name}")
+                _copy_data(inside, out, progress)
+        finally:
+            os.close(out)
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise NoDiskSpace(f"no room for a copy of {source} in {target.parent}") from None
+        raise CloudError(f"cannot copy {source} to {target}: {error.strerror}") from None
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(inside)
+
+
+def _shares_blocks(inside: int, out: int) -> bool:
+    try:
+        fcntl.ioctl(out, _FICLONE, inside)
+    except OSError:
+        return False
+    return True
+
+
+def _copy_data(inside: int, out: int, progress: Progress) -> None:
+    size = os.fstat(inside).st_size
+    os.truncate(out, size)
+    total, done, end = os.fstat(inside).st_blocks * 512, 0, 0
+    while True:
+        try:
+            start = os.lseek(inside, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole is left
+                progress(total, total)
+                return
+            raise
+        end = os.lseek(inside, start, os.SEEK_HOLE)
+        os.lseek(out, start, os.SEEK_SET)
+        while start < end:
+            count = os.sendfile(out, inside, start, min(end - start, _PIECE))
+            if count == 0:
+                raise OSError(errno.EIO, "the file became shorter while it was copied")
+            start += count
+            done += count
+            progress(min(done, total), total)
+
+
+def require_room(folder: Path, needed: int, what: str) -> None:
+    """Raise NoDiskSpace, with the numbers, when a folder's file system has less than `needed`."""
+    status = os.statvfs(folder)
+    free = status.f_bavail * status.f_frsize
+    if free < needed:
+        raise NoDiskSpace(
+            f"no room for {what} in {folder}: it takes {-(-needed // MIB)} MiB, "
+            f"{free // MIB} MiB are free"
+        )

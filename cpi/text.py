@@ -1,0 +1,16 @@
+"""How values that come from outside are shown in messages and logs."""
+
+_TYPES = {str: "a string", int: "a number", float: "a fraction", list: "a list", dict: "an object"}
+
+
+def kind(value: object) -> str:
+    """Name a JSON value's type for a message."""
+    if isinstance(value, bool):
+        return "a boolean"
+    return _TYPES.get(type(value), "null")
+
+
+def shown(text: str, limit: int = 120) -> str:
+    """Return foreign text quoted and shortened, safe to put into a message or a log."""
+    quoted = ascii(text)
+    return quoted if len(quoted) <= limit else quoted[:limit] + "…'"

@@ -1,0 +1,103 @@
+"""The runtimes there are, as strings: nothing of a runtime loads before it is asked for.
+
+Adding one is a folder, an entry here and a test class.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from cpi.errors import CPIError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from cpi.config.config import Key
+    from cpi.runtime import Runtime
+
+
+class Entry:
+    """One runtime: its name in CIDs and in the configuration, and where its parts are.
+
+    class_path: `module:Class`. keys_module: the module whose KEYS the configuration takes, "" for
+    none; it holds data only, since `info` loads it. hint: what to do when the class does not load.
+    """
+
+    __slots__ = ("class_path", "hint", "keys_module", "name", "stemcell_formats")
+
+    def __init__(
+        self,
+        name: str,
+        class_path: str,
+        stemcell_formats: tuple[str, ...],
+        keys_module: str,
+        hint: str,
+    ) -> None:
+        self.name = name
+        self.class_path = class_path
+        self.stemcell_formats = stemcell_formats
+        self.keys_module = keys_module
+        self.hint = hint
+
+
+DEFAULT = "containerd"
+
+# Stemcells with a disk in them.
+_DISKS = (
+    "openstack-qcow2",
+    "openstack-raw",
+    "aws-raw",
+    "alicloud-raw",
+    "google-rawdisk",
+    "vsphere-ova",
+    "vsphere-ovf",
+    "azure-vhd",
+    "cloudstack-vhdx",
+    "general-tar",
+    "general-ovf",
+)
+
+_LIBVIRT = (
+    "runtimes.libvirt.keys",
+    "install the optional dependencies, pip install 'bosh-containerd-cpi[libvirt]', after "
+    "apt-get install libvirt-dev pkg-config gcc python3-dev",
+)
+
+REGISTRY: dict[str, Entry] = {
+    "containerd": Entry(
+        "containerd",
+        "runtimes.containerd.runtime:ContainerdRuntime",
+        ("warden-tar", *_DISKS, "docker-light", "warden-light"),
+        "runtimes.containerd.keys",
+        "install this CPI's own dependencies, grpcio and protobuf, for the Python that runs it",
+    ),
+    "kvm": Entry("kvm", "runtimes.libvirt.runtime:KvmRuntime", _DISKS, *_LIBVIRT),
+    "virtualbox": Entry(
+        "virtualbox", "runtimes.libvirt.runtime:VirtualBoxRuntime", _DISKS, *_LIBVIRT
+    ),
+}
+
+
+def entry(name: str) -> Entry:
+    """Return the runtime of this name. Raises CPIError, naming those there are."""
+    found = REGISTRY.get(name)
+    if found is None:
+        raise CPIError(f"there is no runtime {ascii(name)[:60]}; known: {', '.join(REGISTRY)}")
+    return found
+
+
+def load(name: str) -> type[Runtime]:
+    """Import a runtime's class. Raises CPIError with the install hint when that fails."""
+    found = entry(name)
+    module, _, class_name = found.class_path.partition(":")
+    try:
+        loaded: type[Runtime] = getattr(importlib.import_module(module), class_name)
+    except ImportError as error:
+        raise CPIError(f"the {name} runtime does not load ({error}); {found.hint}") from error
+    return loaded
+
+
+def keys() -> list[Key]:
+    """Return the configuration keys of all runtimes."""
+    # Runtimes of one folder have one module.
+    modules = dict.fromkeys(found.keys_module for found in REGISTRY.values() if found.keys_module)
+    return [key for module in modules for key in importlib.import_module(module).KEYS]

@@ -1,0 +1,147 @@
+"""A VM's folder on the host: its ephemeral disk and the shared folder that carries its disks.
+
+<state_dir>/vms/<vm cid>/
+    data/            /var/vcap/data of the VM
+    ephemeral.img    the file system mounted on data/, when its size is limited
+    disks/<disk>/    below a shared tmpfs: what is mounted there appears in the running VM
+    disks.json       what the VM's env says of its disks
+    mounts.json      folders of the host that the VM has besides (cloud_properties.mounts)
+    mounts/<n>/      the n-th of them
+    network.json     see cpi.cni.networks
+    unfinished       see cpi.host.unfinished
+"""
+
+import errno
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from cpi.disks import loop, mount_options
+from cpi.disks.disk_store import read_facts, write_facts
+from cpi.disks.filesystems import make_ext4, mount_device
+from cpi.disks.loop import Part
+from cpi.disks.raw_image import MIB, make_sparse, part_of
+from cpi.errors import CloudError
+from cpi.host import linux, unfinished
+from cpi.model import DiskWishes, HostMount
+
+
+class HostFolder:
+    """The folder of one VM. The caller holds the VM's lock."""
+
+    def __init__(self, state_dir: Path, vm_cid: str) -> None:
+        self.path = state_dir / "vms" / vm_cid
+        self.data = self.path / "data"
+        self.disks = self.path / "disks"
+        self._ephemeral = self.path / "ephemeral.img"
+        self._wishes = self.path / "disks.json"
+        self._mounts = self.path / "mounts"
+        self._mount_facts = self.path / "mounts.json"
+
+    def exists(self) -> bool:
+        return self.path.is_dir()
+
+    def create(self, wishes: DiskWishes) -> None:
+        """Make the folder and what disks appear in. `remove` takes away whatever there is."""
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.path.mkdir(mode=0o700)
+        unfinished.begin(self.path)
+        self.data.mkdir(mode=0o755)
+        self.disks.mkdir(mode=0o755)
+        linux.mount_shared_tmpfs(self.disks)
+        write_facts(self._wishes, asdict(wishes))
+
+    def limit_data(self, size_mib: int) -> None:
+        """Give /var/vcap/data a file system of its own of this many MiB."""
+        make_sparse(self._ephemeral, size_mib)
+        make_ext4(self._ephemeral, size_mib * MIB)
+        self._mount_data()
+
+    def restore(self) -> None:
+        """Mount again what a restart of the host took away."""
+        if not linux.is_mount_point(self.disks):
+            linux.mount_shared_tmpfs(self.disks)
+        if self._ephemeral.exists() and not linux.is_mount_point(self.data):
+            self._mount_data()
+        facts = read_facts(self._mount_facts) or {}
+        self._bind_all([HostMount(**mount) for mount in facts.get("mounts", ())])
+
+    def add_mounts(self, mounts: Sequence[HostMount]) -> list[Path]:
+        """Have these folders of the host in here, and return where. Raises CloudError."""
+        if mounts:
+            write_facts(self._mount_facts, {"mounts": [asdict(mount) for mount in mounts]})
+        return self._bind_all(mounts)
+
+    def _bind_all(self, mounts: Sequence[HostMount]) -> list[Path]:
+        return [self._bind(at, mount) for at, mount in enumerate(mounts)]
+
+    def _bind(self, at: int, mount: HostMount) -> Path:
+        """Here and not by the container's spec, which knows paths alone: see linux.bind_folder."""
+        target = self._mounts / str(at)
+        target.mkdir(parents=True, exist_ok=True)
+        if linux.is_mount_point(target):
+            return target
+        try:
+            linux.bind_folder(Path(mount.host), target)
+        except OSError as error:
+            reason = error.strerror
+            if error.errno == errno.ENOTDIR:
+                reason = "it is no folder, or a symbolic link, which is not followed"
+            raise CloudError(
+                f"the host's folder {mount.host} cannot be mounted: {error.filename}: {reason}"
+            ) from None
+        return target
+
+    def _mount_data(self) -> None:
+        _mount(Part(self._ephemeral, 0, 0), self.data, "ext4")
+
+    def data_size(self) -> int:
+        """Bytes that /var/vcap/data takes on the host, 0 where it shares the host's room."""
+        return self._ephemeral.stat().st_blocks * 512 if self._ephemeral.exists() else 0
+
+    def remove(self) -> None:
+        """Unmount and delete everything; gone is no error. Persistent data is not in here."""
+        foreign = sorted(self._mounts.iterdir()) if self._mounts.is_dir() else []
+        for target in [*foreign, *self.attached(), self.disks, self.data]:
+            linux.umount(target)
+        # What is still mounted must stop us before anything is deleted.
+        mine = [*foreign, *self.attached(), self.data]
+        busy = [target for target in mine if linux.is_mount_point(target)]
+        if busy:
+            raise CloudError(f"{busy[0]} is still mounted", ok_to_retry=True)
+        shutil.rmtree(self.path, ignore_errors=not self.exists())
+
+    # Persistent disks
+
+    def attached(self) -> list[Path]:
+        """The mount points of attached disks; their names are disk CIDs."""
+        return sorted(self.disks.iterdir()) if self.disks.is_dir() else []
+
+    def has_disk(self, disk_cid: str) -> bool:
+        return linux.is_mount_point(self.disks / disk_cid)
+
+    def wishes(self) -> DiskWishes:
+        """What the VM's env says of its disks."""
+        facts = read_facts(self._wishes) or {}
+        return DiskWishes(facts.get("filesystem"), tuple(facts.get("mount_options", ())))
+
+    def mount_disk(self, disk_cid: str, image: Path, filesystem: str) -> None:
+        """Mount a disk's partition where the running VM sees it."""
+        target = self.disks / disk_cid
+        target.mkdir(exist_ok=True)
+        _mount(part_of(image), target, filesystem, self.wishes().mount_options)
+
+    def umount_disk(self, disk_cid: str) -> None:
+        """Unmount a disk here, and with it every copy of the mount that propagated."""
+        target = self.disks / disk_cid
+        linux.umount(target)
+        if target.is_dir():
+            target.rmdir()
+
+
+def _mount(part: Part, target: Path, filesystem: str, options: tuple[str, ...] = ()) -> None:
+    """By offset, through a loop device: some kernels read no partition tables on those."""
+    flags, text = mount_options.arguments(options)
+    with loop.attached(part) as device:
+        mount_device(device, target, filesystem, flags, text)

@@ -1,0 +1,76 @@
+"""Logs in a VM's root file system, of a running one or of one that does not run.
+
+The VM's root decides what is there: it is read as an untrusted tree, and nothing in it leads out.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TypeVar
+
+from cpi.host import linux
+from cpi.views import LogPart, LogPlaces
+from runtimes.containerd.api import types_pb2
+from runtimes.containerd.mounted_snapshot import mounted
+from stemcell_convert.inroot import Root
+
+Result = TypeVar("Result")
+
+# The agent's own, as runit's svlogd writes it; then the system's. BOSH's agent binds /var/log to
+# root_log (bosh-agent, SetupLogDir), so in a VM that does not run they are there.
+_AGENT = "/var/vcap/bosh/log/current"
+_SYSTEM = ("/var/log/messages", "/var/log/syslog")
+_DATA = "/var/vcap/data"
+_ROOT_LOG = f"{_DATA}/root_log"
+_JOURNAL = "/usr/bin/journalctl"
+
+
+def running(pid: int, work: Callable[[Root], Result]) -> Result:
+    """Look into a running VM as its init sees it."""
+    with Root(Path(f"/proc/{pid}/root")) as root:
+        return work(root)
+
+
+def stopped(
+    mounts: Sequence[types_pb2.Mount], at: Path, data: Path, work: Callable[[Root], Result]
+) -> Result:
+    """Look into a VM that does not run, its /var/vcap/data in place."""
+
+    def look() -> Result:
+        with mounted(mounts, at) as folder, Root(folder) as root:
+            # By a descriptor: what is called so in there may be a link to anywhere.
+            with suppress(FileNotFoundError):
+                target = root.folder(_DATA)
+                try:
+                    linux.mount(str(data), Path(f"/proc/self/fd/{target}"), flags=linux.MS_BIND)
+                finally:
+                    os.close(target)
+            return work(root)
+
+    return linux.in_private_mounts(look)
+
+
+def places(root: Root, *, runs: bool, systemd: bool) -> LogPlaces:
+    """The logs that there are."""
+    system = _SYSTEM if runs else (*(f"{_ROOT_LOG}/{Path(p).name}" for p in _SYSTEM), *_SYSTEM)
+    files = tuple(path for path in (_AGENT, *system) if root.exists(path))
+    if runs and systemd and root.exists(_JOURNAL):
+        return LogPlaces(files, (_JOURNAL, "--no-pager", "--output=short-iso"))
+    return LogPlaces(files)
+
+
+def part(root: Root, path: str, after: LogPart | None, limit: int) -> LogPart | None:
+    """See cpi.runtime, read_log. A file that was replaced or cut off is read from its start."""
+    try:
+        with root.open(path) as file:
+            status = os.fstat(file.fileno())
+            which = (status.st_dev, status.st_ino)
+            start = max(0, status.st_size - limit)
+            if after is not None:
+                start = after.end if which == after.file and after.end <= status.st_size else 0
+            file.seek(start)
+            data = file.read(limit)
+            return LogPart(data, start + len(data), which)
+    except (FileNotFoundError, NotADirectoryError):
+        return None

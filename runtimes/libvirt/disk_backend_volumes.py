@@ -1,0 +1,258 @@
+"""Disks as volumes of libvirt's storage pool, for a libvirt that is on another machine.
+
+`<disk cid>.raw` is the disk, laid out as everywhere (cpi.disks.raw_image), and `<disk cid>.facts`
+has what the CPI knows of it. The facts are written last: without them the first is what a killed
+call left. `<snapshot cid>.snapshot` is a snapshot (qcow2), with facts beside it too.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cpi.disks import raw_image as images
+from cpi.disks.disk_store import DEFAULT_STORE, Disk, DiskStore, require_growth, require_size
+from cpi.disks.snapshots import describe
+from cpi.errors import CloudError, DiskNotFound, NotSupported
+from cpi.host.undo import Undo
+from cpi.log import Log
+from cpi.model import DiskProperties
+from runtimes.libvirt.client import INACTIVE_XML, Connection, told
+from runtimes.libvirt.disk_backend import CopyInUse, DiskPlace
+from runtimes.libvirt.volumes import Pool, capacity_of, path_of
+from runtimes.libvirt.xml import domain_xml
+from runtimes.libvirt.xml.storage_xml import Volume
+
+_DISK, _FACTS, _SNAPSHOT = ".raw", ".facts", ".snapshot"
+# Bytes of all facts, JSON and then spaces: a page, which is one message and is written at once, so
+# that nobody finds half of it.
+_FACTS_SIZE = 4096
+
+
+class Volumes(DiskPlace):
+    """The disks in one pool. Nothing of them stays on this machine."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        pool: Pool,
+        here: DiskStore,
+        scratch: "Scratch",
+        log: Log,
+    ) -> None:
+        """here: this machine's disks, which are of no use to libvirt elsewhere."""
+        self._connection = connection
+        self._pool = pool
+        self._here = here
+        self._scratch = scratch
+        self._log = log
+
+    # Facts
+
+    def find(self, disk_cid: str) -> Disk | None:
+        volume = self._pool.find(disk_cid + _FACTS)
+        if volume is None:
+            return None
+        text = self._pool.read(volume, limit=_FACTS_SIZE).strip(b"\0 ")
+        if not text:  # killed before it was written, so the disk has never been there
+            return None
+        try:
+            return Disk(**json.loads(text))
+        except (ValueError, TypeError) as error:
+            raise CloudError(f"the volume {disk_cid}{_FACTS} is damaged: {error}") from None
+
+    def get(self, disk_cid: str) -> Disk:
+        disk = self.find(disk_cid)
+        if disk is not None:
+            return disk
+        if self._here.find(disk_cid) is not None:
+            raise NotSupported(
+                f"the disk {disk_cid} is a file of this machine, and libvirt at "
+                f"{self._connection.uri} is on another, which has disks in its own storage pool"
+            )
+        raise DiskNotFound(f"there is no disk {disk_cid} in {self._place()}")
+
+    def save(self, disk: Disk) -> None:
+        document = asdict(disk)
+        del document["store"]  # there is one
+        volume = self._pool.find(disk.cid + _FACTS)
+        if volume is None:
+            raise DiskNotFound(f"there is no disk {disk.cid} in {self._place()} any more")
+        self._write(volume, disk.cid, document)
+
+    def _write(self, volume: Any, cid: str, document: Mapping[str, Any]) -> None:
+        text = json.dumps(document).encode()
+        if len(text) > _FACTS_SIZE:
+            raise CloudError(
+                f"what is to be kept of {cid} takes {len(text)} bytes, more than the "
+                f"{_FACTS_SIZE} there are: its cloud_properties or its metadata are too long"
+            )
+        self._pool.write(volume, text.ljust(_FACTS_SIZE))
+
+    def _create_facts(self, cid: str, document: Mapping[str, Any], undo: Undo) -> None:
+        undo.push(lambda: self._pool.delete(cid + _FACTS))
+        self._write(self._pool.create(Volume(cid + _FACTS, _FACTS_SIZE)), cid, document)
+
+    # Looking
+
+    def has(self, disk_cid: str) -> bool:
+        return self._pool.find(disk_cid + _DISK) is not None and self.find(disk_cid) is not None
+
+    def has_vm(self, vm_cid: str) -> bool:
+        return self._connection.domain(vm_cid) is not None
+
+    def attached_to(self, vm_cid: str) -> list[str]:
+        # The domain tells at once; the facts of every disk would be a message each.
+        domain = self._connection.domain(vm_cid)
+        if domain is None:
+            return []
+        with told(f"looking at the disks of {vm_cid}"):
+            document = domain.XMLDesc(INACTIVE_XML)
+        names = [os.path.basename(one.path) for one in domain_xml.attached(document)]
+        cids = [name.removesuffix(_DISK) for name in names if name.endswith(_DISK)]
+        disks = [disk for cid in cids if (disk := self.find(cid)) is not None]
+        return [disk.cid for disk in disks if disk.attached_to == vm_cid]
+
+    def path(self, disk: Disk, *, unused: bool) -> str:
+        volume = self._volume(disk)
+        if unused:
+            head = self._pool.read(volume, length=images.TABLE_HEAD)
+            if problem := images.table_problem(head, disk.cid):
+                raise CloudError(
+                    f"the disk {disk.cid} cannot be used: the volume {disk.cid}{_DISK} {problem}"
+                )
+        return path_of(volume)
+
+    def _volume(self, disk: Disk) -> Any:
+        """A disk's volume. Raises CloudError when it is missing or truncated."""
+        volume = self._pool.find(disk.cid + _DISK)
+        problem = ""
+        if volume is None:
+            problem = "is missing"
+        elif (size := capacity_of(volume)) < disk.size * images.MIB:
+            problem = f"is truncated: it has {size} bytes of {disk.size * images.MIB}"
+        if problem:
+            raise CloudError(
+                f"the disk {disk.cid} cannot be used: the volume {disk.cid}{_DISK} {problem}"
+            )
+        return volume
+
+    def _place(self) -> str:
+        return f"the storage pool {self._pool.name} of libvirt at {self._connection.uri}"
+
+    # Changing
+
+    def create(self, disk: Disk) -> None:
+        self._require_plain(disk.store, disk.preallocate)
+        require_size(disk)
+        document = asdict(disk)
+        del document["store"]
+        with Undo(self._log) as undo, self._scratch.file(disk.cid) as image:
+            images.create(image, disk.cid, disk.size, disk.filesystem, preallocate=False)
+            undo.push(lambda: self._pool.delete(disk.cid + _DISK))
+            volume = self._pool.create(Volume(disk.cid + _DISK, disk.size * images.MIB))
+            self._pool.upload(volume, image)
+            self._create_facts(disk.cid, document, undo)
+            undo.keep()
+
+    def _require_plain(self, store: str, preallocate: bool) -> None:
+        """Refuse what this machine's disks can have alone."""
+        if store != DEFAULT_STORE:
+            raise NotSupported(
+                f"disk stores are folders of this machine; {self._place()} has no store {store}"
+            )
+        if preallocate:
+            raise NotSupported(f"disks in {self._place()} take their room as it is used")
+
+    def delete(self, disk_cid: str) -> None:
+        disk = self._free(disk_cid)
+        # The facts go last, so that a delete which was killed can be called again.
+        self._pool.delete(disk.cid + _DISK)
+        self._pool.delete(disk.cid + _FACTS)
+
+    def _free(self, disk_cid: str) -> Disk:
+        disk = self.get(disk_cid)
+        if disk.attached_to:
+            raise CloudError(
+                f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it first"
+            )
+        return disk
+
+    def resize(self, disk_cid: str, size_mib: int) -> None:
+        self._grow(self._free(disk_cid), size_mib)
+
+    def _grow(self, disk: Disk, size_mib: int) -> None:
+        """Give a disk more room at its end; the agent grows what is in it when it mounts it."""
+        require_growth(disk, size_mib)
+        if size_mib > disk.size:
+            volume = self._volume(disk)
+            with told(f"growing the disk {disk.cid} to {size_mib} MiB"):
+                volume.resize(size_mib * images.MIB)
+            self.change(disk.cid, size=size_mib)
+
+    def settle(self, disk_cid: str) -> None:
+        """Nothing: only agents can do anything about what is on another machine."""
+
+    def update(self, disk_cid: str, size_mib: int, properties: DiskProperties) -> None:
+        disk = self._free(disk_cid)
+        self._require_plain(properties.store, properties.preallocate)
+        if properties.filesystem not in (None, disk.filesystem):
+            raise NotSupported(
+                f"the disk {disk_cid} has {disk.filesystem}; {properties.filesystem} takes a new "
+                "disk and copying, which the director does itself"
+            )
+        self._grow(disk, size_mib)
+        self.change(disk_cid, cloud_properties=dict(properties.given))
+
+    # Snapshots
+
+    def snapshot(
+        self,
+        disk: Disk,
+        snapshot_cid: str,
+        metadata: Mapping[str, str],
+        copy_in_use: CopyInUse | None,
+    ) -> None:
+        name = snapshot_cid + _SNAPSHOT
+        with Undo(self._log) as undo:
+            undo.push(lambda: self._pool.delete(name))
+            if copy_in_use is not None:
+                copy_in_use(name)
+            else:
+                size = disk.size * images.MIB
+                self._pool.copy(self._volume(disk), Volume(name, size, "qcow2"))
+            self._create_facts(snapshot_cid, asdict(describe(disk, snapshot_cid, metadata)), undo)
+            undo.keep()
+
+    def delete_snapshot(self, snapshot_cid: str) -> None:
+        self._pool.delete(snapshot_cid + _SNAPSHOT)
+        self._pool.delete(snapshot_cid + _FACTS)
+
+
+class Scratch:
+    """Files that are made on this machine to be uploaded."""
+
+    def __init__(
+        self, folder: Path, lock: Callable[[str], Any], is_held: Callable[[str], bool]
+    ) -> None:
+        """lock, is_held: of the locks of CIDs, by which files of killed calls are known."""
+        self._folder = folder
+        self._lock = lock
+        self._is_held = is_held
+
+    @contextmanager
+    def file(self, cid: str) -> Iterator[Path]:
+        """Give the path of a file that is gone at the end. Nobody else has the CID yet."""
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with self._lock(cid):
+            for left in self._folder.iterdir():
+                if left.name != cid and not self._is_held(left.name):
+                    left.unlink(missing_ok=True)
+            path = self._folder / cid
+            try:
+                yield path
+            finally:
+                path.unlink(missing_ok=True)

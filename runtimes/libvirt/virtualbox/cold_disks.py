@@ -1,0 +1,129 @@
+"""Persistent disks of a hypervisor whose driver cannot give them to a VM that runs.
+
+The VM is stopped, defined anew with the disk or without it, and started: a power cycle. It has the
+disk as `<disk cid>.vmdk`, which says where the raw file is.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cpi.disks import raw_image as images
+from cpi.disks.disk_store import Disk
+from cpi.errors import CloudError, NotSupported
+from cpi.host.undo import Undo
+from cpi.log import Log
+from cpi.model import Json
+from runtimes.libvirt.client import Connection, told
+from runtimes.libvirt.disk_backend import DiskPlace
+from runtimes.libvirt.disks import Disks, require_free_for
+from runtimes.libvirt.virtualbox import media, virtualbox_xml
+from runtimes.libvirt.vms import VMs
+from runtimes.libvirt.volumes import Pool
+
+
+class ColdDisks(Disks):
+    """The disks of all VMs. The caller holds the locks of the disk and of its VM."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        place: DiskPlace,
+        pool: Pool,
+        vms: VMs,
+        folder: Path,
+        log: Log,
+    ) -> None:
+        """folder: where VirtualBox finds the disks."""
+        super().__init__(connection, place, pool, vms.profile, 0.0, log)
+        self._vms = vms
+        self._folder = folder
+
+    def get(self, disk_cid: str) -> Disk:
+        """Return a disk's facts, taken from a VM that is gone. Raises DiskNotFound."""
+        disk = super().get(disk_cid)
+        if not disk.attached_to:
+            self._descriptor(disk_cid).unlink(missing_ok=True)  # of the VM that is gone
+        return disk
+
+    def attach(self, vm_cid: str, domain: Any, resolution: str, disk: Disk, undo: Undo) -> Json:
+        """Give a disk to a VM and return the hint; twice is once. Raises CloudError."""
+        require_free_for(vm_cid, disk)
+        descriptor = self._descriptor(disk.cid)
+        document = self._document(vm_cid)
+        hint = media.hint_of(descriptor.name, resolution)
+        noted = virtualbox_xml.has_disk(document, str(descriptor))
+        if noted and self._has(domain, vm_cid, descriptor):
+            self._place.change(disk.cid, attached_to=vm_cid)
+            return hint
+        image = Path(self._place.path(disk, unused=True))
+        if not noted:
+            bus, kind = self._profile.bus[resolution], self._profile.disk_format
+            document = virtualbox_xml.with_disk(document, str(descriptor), kind, bus)
+        undo.push(lambda: self.forget(vm_cid, disk.cid))
+        self._place.change(disk.cid, attached_to=vm_cid)
+        self._write(descriptor, image)
+        self._cycle(vm_cid, f"giving it the disk {disk.cid}", document)
+        return hint
+
+    def release(self, vm_cid: str, domain: Any, disk_cid: str) -> None:
+        """Take a disk out of a VM, running or not, and off its facts. Raises CloudError."""
+        descriptor = self._descriptor(disk_cid)
+        document = self._document(vm_cid)
+        noted = virtualbox_xml.has_disk(document, str(descriptor))
+        if noted or self._has(domain, vm_cid, descriptor):
+            document = virtualbox_xml.without_disk(document, str(descriptor))
+            self._cycle(vm_cid, f"taking the disk {disk_cid} from it", document)
+        self.forget(vm_cid, disk_cid)
+
+    def forget(self, vm_cid: str, disk_cid: str) -> None:
+        """Record that a VM, which has it no more, has a disk no more."""
+        disk = self._place.find(disk_cid)
+        if disk is not None and disk.attached_to == vm_cid:
+            self._descriptor(disk_cid).unlink(missing_ok=True)
+        super().forget(vm_cid, disk_cid)
+
+    def grow(self, domain: Any, disk: Disk, size_mib: int) -> None:
+        """Refuse to grow a disk that a VM has. Raises CloudError, naming the VM."""
+        self._place.resize(disk.cid, size_mib)
+
+    def snapshot(
+        self, domain: Any, disk: Disk, snapshot_cid: str, metadata: Mapping[str, str]
+    ) -> None:
+        """Take a snapshot of a disk that no VM has. Raises NotSupported, NoDiskSpace."""
+        if disk.attached_to:
+            raise NotSupported(
+                f"{self._profile.name} cannot copy the disk {disk.cid} while the VM "
+                f"{disk.attached_to} has it; detach it first"
+            )
+        self._place.snapshot(disk, snapshot_cid, metadata, None)
+
+    def _cycle(self, vm_cid: str, purpose: str, document: str) -> None:
+        self._log.warn(
+            f"power cycle of {vm_cid}, {purpose}: libvirt's driver for {self._profile.name} cannot "
+            "while the VM runs"
+        )
+        self._vms.redefine(vm_cid, document)
+
+    def _document(self, vm_cid: str) -> str:
+        document = self._vms.notes.document(vm_cid)
+        if not document:
+            raise CloudError(f"the notes by which {vm_cid} was defined are lost; recreate the VM")
+        return document
+
+    def _has(self, domain: Any, vm_cid: str, descriptor: Path) -> bool:
+        with told(f"looking at the disks of the VM {vm_cid}"):
+            return virtualbox_xml.has_disk(domain.XMLDesc(0), str(descriptor))
+
+    def _write(self, descriptor: Path, image: Path) -> None:
+        text = media.descriptor(descriptor.name, image, image.stat().st_size)
+        part = images.partial(descriptor)
+        part.unlink(missing_ok=True)
+        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(text)
+        part.replace(descriptor)
+
+    def _descriptor(self, disk_cid: str) -> Path:
+        """Of a disk, in whichever store it is: VirtualBox remembers UUIDs with their paths."""
+        return self._folder / f"{disk_cid}.vmdk"

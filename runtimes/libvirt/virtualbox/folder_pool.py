@@ -1,0 +1,153 @@
+"""Volumes as files of a folder, for a driver of libvirt's that has no storage API worth the name.
+
+They are made with qemu-img, and the hypervisor opens them by their path: both are on this machine.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cpi.disks import raw_image as images
+from cpi.disks.raw_image import quiet
+from cpi.errors import CloudError, NoDiskSpace
+from cpi.host.process import CommandFailed, run
+from cpi.progress import Progress
+from runtimes.libvirt.client import AlreadyThere
+from runtimes.libvirt.virtualbox import media
+from runtimes.libvirt.volumes import SMALL, Pool
+from runtimes.libvirt.xml.storage_xml import Volume
+
+_HOURS = 24 * 3600.0  # seconds; a disk takes as long as it takes
+_HINT = "apt-get install qemu-utils"
+_PART = ".part"
+
+
+class File:
+    """A volume, with the words of libvirt's."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def name(self) -> str:
+        """What it is called."""
+        return self.file.name
+
+    def path(self) -> str:
+        """Where it is."""
+        return str(self.file)
+
+    def info(self) -> tuple[int, int, int]:
+        """Kind (0, a file), size and room taken, both in bytes; a VDI's own, not its disk's."""
+        status = self.file.stat()
+        return 0, status.st_size, status.st_blocks * 512
+
+
+class Folder(Pool):
+    """The same as a storage pool, without libvirt. What is there has its name, and is whole."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def names(self) -> list[str]:
+        """The names of all volumes, and of what killed calls left of some."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(path.name.removesuffix(_PART) for path in self.folder.iterdir())
+
+    def find(self, name: str) -> File | None:
+        """The volume of this name, or None."""
+        file = self.folder / name
+        return File(file) if file.exists() else None
+
+    def create(self, volume: Volume) -> File:
+        """Make a volume. Raises AlreadyThere, CloudError, NoDiskSpace; then there is none."""
+        file = self.folder / volume.name
+        if file.exists():
+            raise AlreadyThere(f"there is a volume {file}")
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        part = file.with_name(file.name + _PART)
+        part.unlink(missing_ok=True)
+        try:
+            with _told(f"making the volume {file}"):
+                _make(part, volume)
+                os.chmod(part, int(volume.mode, 8))
+                if volume.format == "vdi":
+                    media.set_vdi_uuid(part, volume.name)
+                part.rename(file)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        return File(file)
+
+    def refresh(self) -> None:
+        """Nothing: a folder is what it is."""
+
+    def upload(self, volume: File, path: Path, progress: Progress = quiet) -> None:
+        """Write a file into a volume, its holes left out."""
+        mode = volume.file.stat().st_mode & 0o7777
+        part = volume.file.with_name(volume.name() + _PART)
+        images.copy(path, part, progress)
+        os.chmod(part, mode)
+        part.replace(volume.file)
+
+    def write(self, volume: File, data: bytes) -> None:
+        """Write bytes into a volume, from its beginning: a VM may have it open."""
+        with _told(f"writing {volume.name()}"), volume.file.open("r+b") as file:
+            file.write(data)
+
+    def read(self, volume: File, offset: int = 0, length: int = 0, limit: int = SMALL) -> bytes:
+        """Read a volume from an offset (bytes) on, `length` bytes, or all of them for 0.
+
+        Raises CloudError for more than `limit`.
+        """
+        with _told(f"reading {volume.name()}"), volume.file.open("rb") as file:
+            file.seek(offset)
+            data = file.read(length or limit + 1)
+        if len(data) > limit:
+            raise CloudError(f"the volume {volume.name()} has more than {limit} bytes")
+        return data
+
+    def delete(self, name: str) -> None:
+        """Delete a volume; one that is gone is no error."""
+        file = self.folder / name
+        file.with_name(name + _PART).unlink(missing_ok=True)
+        file.unlink(missing_ok=True)
+
+    def backing(self, volume: File) -> str:
+        """Nothing: each volume is whole, a copy of its stemcell too."""
+        return ""
+
+
+def _make(file: Path, volume: Volume) -> None:
+    if volume.format == "raw" and volume.backing is None:
+        with file.open("xb") as made:
+            made.truncate(volume.capacity)
+        return
+    size = -(-volume.capacity // images.MIB) * images.MIB  # VDIs are made of blocks of a MiB
+    _qemu_img("create", "-q", "-f", volume.format, str(file), str(size))
+    if volume.backing:
+        source, kind = volume.backing
+        # Into one that is there and empty, as it may have to be larger than the stemcell.
+        argv = ["convert", "-n", "--target-is-zero", "-f", kind, "-O", volume.format]
+        _qemu_img(*argv, source, str(file))
+
+
+def _qemu_img(*words: str) -> None:
+    try:
+        run(["qemu-img", *words], timeout=_HOURS, install_hint=_HINT)
+    except CommandFailed as error:
+        if "No space left" in error.stderr or "Disk quota exceeded" in error.stderr:
+            raise NoDiskSpace(error.message) from None
+        raise
+
+
+@contextmanager
+def _told(doing: str) -> Iterator[None]:
+    """Turn the system's errors into BOSH's."""
+    try:
+        yield
+    except OSError as error:
+        kind = NoDiskSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else CloudError
+        raise kind(f"{doing}: {error.strerror}") from None

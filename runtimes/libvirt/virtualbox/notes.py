@@ -1,0 +1,49 @@
+"""What the CPI knows of VMs whose hypervisor keeps no metadata: a file in each VM's folder.
+
+It has the domain's document too, by which it is defined anew when that changes.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from cpi.disks.disk_store import read_facts, write_facts
+from cpi.errors import CloudError
+from runtimes.libvirt.xml.domain_xml import Facts
+
+_FILE = "vm.json"
+
+
+class Notes:
+    """The notes of all VMs. The caller holds the lock of the VM it writes about."""
+
+    def __init__(self, folder: Path) -> None:
+        """folder: in which every VM has its own."""
+        self._folder = folder
+
+    def facts(self, vm_cid: str) -> Facts:
+        """What is known of a VM, nothing of one that is not there. Raises CloudError."""
+        return self._read(vm_cid)[0]
+
+    def document(self, vm_cid: str) -> str:
+        """The domain as it was, or is to be, defined; "" when there is none. Raises CloudError."""
+        return self._read(vm_cid)[1]
+
+    def write(self, vm_cid: str, facts: Facts, document: str) -> None:
+        """Replace what is known of a VM, whole or not at all. Raises NoDiskSpace."""
+        write_facts(self._path(vm_cid), {"facts": asdict(facts), "domain": document})
+
+    def forget(self, vm_cid: str) -> None:
+        """Know nothing of a VM any more."""
+        self._path(vm_cid).unlink(missing_ok=True)
+
+    def _read(self, vm_cid: str) -> tuple[Facts, str]:
+        found = read_facts(self._path(vm_cid))
+        if found is None:
+            return Facts(), ""
+        try:
+            return Facts(**found["facts"]), str(found["domain"])
+        except (KeyError, TypeError) as error:
+            raise CloudError(f"the facts in {self._path(vm_cid)} are damaged: {error}") from None
+
+    def _path(self, vm_cid: str) -> Path:
+        return self._folder / vm_cid / _FILE

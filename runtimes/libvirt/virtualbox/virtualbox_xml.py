@@ -1,0 +1,143 @@
+"""The domain's document as libvirt's VirtualBox driver takes it: nothing in it that it would lose.
+
+Pure. All disks are on one SATA controller, with an address each: the driver makes no second one,
+and its own addresses would ask for it from the seventh disk on.
+"""
+
+import re
+from xml.etree import ElementTree as Xml
+
+from cpi.errors import NotSupported
+from runtimes.libvirt.virtualbox.media import uuid_of
+from runtimes.libvirt.xml.domain_xml import Disk, Domain, Interface, free_target
+
+_PORTS = 30  # of the controller
+
+
+def domain(wanted: Domain) -> str:
+    """A domain. Raises NotSupported for more disks than there are ports."""
+    root = Xml.Element("domain", type=wanted.type)
+    _text(root, "name", wanted.name)
+    _text(root, "uuid", str(uuid_of(wanted.name)))
+    _text(root, "memory", str(wanted.memory << 10), unit="KiB")
+    _text(root, "vcpu", str(int(wanted.cpu)))
+    system = Xml.SubElement(root, "os")
+    _text(system, "type", wanted.os_type)
+    Xml.SubElement(system, "boot", dev="hd")
+    features = Xml.SubElement(root, "features")
+    for name in ("acpi", "apic", "pae"):  # what is absent is off
+        Xml.SubElement(features, name)
+    devices = Xml.SubElement(root, "devices")
+    Xml.SubElement(devices, "controller", type="sata", index="0")
+    for disk in wanted.disks:
+        devices.append(_disk(disk))
+    for interface in wanted.interfaces:
+        devices.append(_interface(interface))
+    if wanted.console:
+        serial = Xml.SubElement(devices, "serial", type="file")
+        Xml.SubElement(serial, "source", path=wanted.console)
+        Xml.SubElement(serial, "target", port="0")
+    return _shown(root)
+
+
+def _disk(wanted: Disk) -> Xml.Element:
+    root = Xml.Element("disk", type="file", device=wanted.device)
+    Xml.SubElement(root, "source", file=wanted.path)
+    Xml.SubElement(root, "target", dev=wanted.target, bus=wanted.bus)
+    port = _port(wanted.target)
+    if port >= _PORTS:
+        raise NotSupported(f"a VM has at most {_PORTS} disks in VirtualBox, CD-ROMs included")
+    Xml.SubElement(
+        root, "address", type="drive", controller="0", bus="0", target="0", unit=str(port)
+    )
+    return root
+
+
+def _port(target: str) -> int:
+    taken: list[str] = []
+    while (name := free_target("sata", taken)) != target:
+        taken.append(name)
+    return len(taken)
+
+
+def _interface(wanted: Interface) -> Xml.Element:
+    root = Xml.Element("interface", type="bridge")
+    Xml.SubElement(root, "mac", address=wanted.mac)
+    Xml.SubElement(root, "source", bridge=wanted.bridge)
+    Xml.SubElement(root, "model", type=wanted.model)
+    return root
+
+
+# A document of ours, changed
+
+
+def with_disk(document: str, path: str, kind: str, bus: str) -> str:
+    """A document with one more disk, at the first free port. Raises NotSupported."""
+    root, devices = _parsed(document)
+    taken = [target.get("dev", "") for target in devices.iterfind("disk/target")]
+    devices.append(_disk(Disk(path, kind, free_target(bus, taken), bus)))
+    return _shown(root)
+
+
+def without_disk(document: str, path: str) -> str:
+    """A document without the disk in that file; the others keep their ports."""
+    root, devices = _parsed(document)
+    for disk in devices.findall("disk"):
+        if _source(disk) == path:
+            devices.remove(disk)
+    return _shown(root)
+
+
+def has_disk(document: str, path: str) -> bool:
+    """Tell whether a document has a disk in that file."""
+    _, devices = _parsed(document)
+    return any(_source(disk) == path for disk in devices.iterfind("disk"))
+
+
+def lost(document: str, defined: str) -> str:
+    """What is not in a domain although its document asked for it, in words; "" for nothing.
+
+    The driver tells of some failures in its log alone, and defines what is left.
+    """
+    wanted, got = _figures(document), _figures(defined)
+    return ", ".join(
+        f"{name} {value}, not {got[name]}" for name, value in wanted.items() if got[name] != value
+    )
+
+
+_UNITS = {"b": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+
+
+def _figures(document: str) -> dict[str, object]:
+    root, devices = _parsed(document)
+    memory = root.find("memory")
+    unit = 0 if memory is None else _UNITS.get(memory.get("unit", "KiB"), 0)
+    return {
+        "memory (MiB)": int(root.findtext("memory") or 0) * unit >> 20,
+        "CPUs": int(root.findtext("vcpu") or 0),
+        "disks": sorted(_source(disk) for disk in devices.iterfind("disk")),
+        "interfaces": sorted(
+            re.sub("[^0-9a-f]", "", mac.get("address", "").lower())
+            for mac in devices.iterfind("interface/mac")
+        ),
+    }
+
+
+def _source(disk: Xml.Element) -> str:
+    source = disk.find("source")
+    return "" if source is None else source.get("file", "")
+
+
+def _parsed(document: str) -> tuple[Xml.Element, Xml.Element]:
+    root = Xml.fromstring(document)  # noqa: S314 (libvirt's or ours, no entities are expanded)
+    devices = root.find("devices")
+    return root, Xml.SubElement(root, "devices") if devices is None else devices
+
+
+def _text(parent: Xml.Element, tag: str, text: str, **attributes: str) -> None:
+    Xml.SubElement(parent, tag, attributes).text = text
+
+
+def _shown(root: Xml.Element) -> str:
+    Xml.indent(root)
+    return str(Xml.tostring(root, encoding="unicode"))

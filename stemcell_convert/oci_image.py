@@ -1,0 +1,185 @@
+"""An OCI image as it is found: its documents read, checked, and joined to the blobs they name.
+
+Source: opencontainers/image-spec (manifest, config, image-index); Docker's older media types mean
+the same. Whatever comes in here may come from anywhere.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stemcell_convert import oci
+from stemcell_convert.stemcell_errors import StemcellError
+
+DOCUMENT_LIMIT = 4 << 20  # bytes, as registries have it
+_DOCKER = "application/vnd.docker."
+INDEX_TYPES = (oci.INDEX, f"{_DOCKER}distribution.manifest.list.v2+json")
+MANIFEST_TYPES = (oci.MANIFEST, f"{_DOCKER}distribution.manifest.v2+json")
+# Media types of layers, and OCI's word for each.
+_LAYER_TYPES = {
+    oci.LAYER: oci.LAYER,
+    oci.LAYER_GZIP: oci.LAYER_GZIP,
+    f"{oci.LAYER}+zstd": f"{oci.LAYER}+zstd",
+    f"{_DOCKER}image.rootfs.diff.tar": oci.LAYER,
+    f"{_DOCKER}image.rootfs.diff.tar.gzip": oci.LAYER_GZIP,
+}
+_DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image whose blobs lie in a layout's folder."""
+
+    folder: Path
+    manifest: bytes
+    config: bytes
+    layers: tuple[oci.Layer, ...]
+
+    @property
+    def digest(self) -> str:
+        """The manifest's digest, which names the image."""
+        return oci.digest(self.manifest)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its blobs."""
+        layers = sum(layer.size for layer in self.layers)
+        return len(self.manifest) + len(self.config) + layers
+
+    @property
+    def labels(self) -> Mapping[str, str]:
+        """What its config says in labels."""
+        config = json.loads(self.config).get("config")
+        found = config.get("Labels") if isinstance(config, dict) else None
+        texts = found.items() if isinstance(found, dict) else ()
+        return {key: value for key, value in texts if isinstance(value, str)}
+
+    @property
+    def architecture(self) -> str:
+        """OCI's word for it."""
+        return str(json.loads(self.config).get("architecture", ""))
+
+    @property
+    def media_type(self) -> str:
+        """The manifest's."""
+        return str(json.loads(self.manifest).get("mediaType", oci.MANIFEST))
+
+    @property
+    def blobs(self) -> Sequence[tuple[str, int]]:
+        """Digest and size of every blob but the manifest, the config last."""
+        layers = {layer.digest: layer.size for layer in self.layers}
+        return [*layers.items(), (oci.digest(self.config), len(self.config))]
+
+    def blob(self, digest: str) -> Path:
+        """Where a blob lies."""
+        return blob_path(self.folder, digest)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a manifest lists: the config, then media type, digest and size (bytes) of each layer."""
+
+    config: str
+    config_size: int
+    layers: tuple[tuple[str, str, int], ...]
+
+
+def blob_path(folder: Path, digest: str) -> Path:
+    """Where a layout has a blob. Raises StemcellError for what is no sha256 digest."""
+    if not is_digest(digest):
+        raise StemcellError(f"{folder}: {digest!a} is no sha256 digest")
+    return folder / "blobs" / "sha256" / digest.partition(":")[2]
+
+
+def is_digest(value: object) -> bool:
+    """Tell whether a value is a sha256 digest as OCI writes it."""
+    return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
+
+
+def parse_manifest(document: bytes, source: str) -> Manifest:
+    """Read an image's manifest. Raises StemcellError, calling it `source`."""
+    found = parse_json(document, source)
+    try:
+        manifest = Manifest(
+            _digest(found["config"]["digest"]),
+            _size(found["config"]["size"]),
+            tuple(
+                (_layer_type(one), _digest(one["digest"]), _size(one["size"]))
+                for one in found["layers"]
+            ),
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StemcellError(f"{source} has no image manifest that can be used: {error}") from None
+    if not manifest.layers:
+        raise StemcellError(f"{source} has an image without layers")
+    if manifest.config_size > DOCUMENT_LIMIT:
+        raise StemcellError(f"{source} has a config of {manifest.config_size} bytes")
+    return manifest
+
+
+def layers_of(manifest: Manifest, config: bytes, source: str) -> tuple[oci.Layer, ...]:
+    """Join a manifest's layers with the diff IDs of its config. Raises StemcellError."""
+    rootfs = parse_json(config, source).get("rootfs")
+    found = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    diff_ids = found if isinstance(found, list) else []
+    if len(diff_ids) != len(manifest.layers) or not all(map(is_digest, diff_ids)):
+        raise StemcellError(f"{source} has an image whose config does not fit its layers")
+    return tuple(
+        oci.Layer(media_type, digest, size, diff_id)
+        for (media_type, digest, size), diff_id in zip(manifest.layers, diff_ids, strict=True)
+    )
+
+
+def for_platform(index: Mapping[str, Any], architecture: str, source: str) -> str:
+    """Return the digest of an index's image for Linux on an architecture (OCI's word).
+
+    An index of one image gives that. Raises StemcellError naming the platforms there are.
+    """
+    listed = index.get("manifests")
+    entries = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    platforms: dict[str, object] = {}
+    for entry in entries:
+        platform = entry.get("platform")
+        platform = platform if isinstance(platform, dict) else {}
+        name = f"{platform.get('os', 'linux')}/{platform.get('architecture', 'unknown')}"
+        platforms.setdefault(name, entry.get("digest"))
+    chosen = platforms.get(f"linux/{architecture}")
+    if chosen is None and len(entries) == 1:
+        chosen = entries[0].get("digest")
+    if not isinstance(chosen, str) or not is_digest(chosen):
+        there = ", ".join(sorted(platforms)) or "none"
+        raise StemcellError(f"{source} has no image for linux/{architecture}; it has: {there}")
+    return chosen
+
+
+def parse_json(data: bytes, source: str) -> dict[str, Any]:
+    """Read a JSON object. Raises StemcellError."""
+    try:
+        document = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise StemcellError(f"{source} has a document that is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise StemcellError(f"{source} has a document that is no JSON object")
+    return document
+
+
+def _layer_type(layer: Mapping[str, Any]) -> str:
+    found = layer["mediaType"]
+    if not isinstance(found, str) or found not in _LAYER_TYPES:
+        raise ValueError(f"a layer is of type {found!a}")
+    return _LAYER_TYPES[found]
+
+
+def _digest(value: object) -> str:
+    if not isinstance(value, str) or not is_digest(value):
+        raise ValueError(f"{value!a} is no sha256 digest")
+    return value
+
+
+def _size(value: object) -> int:
+    if not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!a} is no size")
+    return value

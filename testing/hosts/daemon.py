@@ -1,0 +1,100 @@
+"""Programs that stay on a private host for a while."""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, Any, cast
+
+from testing.hosts.private_host import PrivateHost
+from testing.repository import REPOSITORY
+
+
+def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
+    """Wait for something of another process that announces itself to nobody."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise TimeoutError(f"{what}: not within {seconds} s")
+        time.sleep(0.02)
+
+
+class Daemon:
+    """A program that runs inside a private host until `stop`; its errors go to the file `log`."""
+
+    def __init__(
+        self, host: PrivateHost, *argv: str, log: Path, env: Mapping[str, str] | None = None
+    ) -> None:
+        self.name = argv[0]
+        self._log = log
+        self._printed = b""
+        # Entering a mount namespace leaves the current folder, which Python would search.
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), **(env or {})}
+        with open(log, "ab") as errors:
+            self._process = subprocess.Popen(
+                host.enter(*argv),
+                bufsize=0,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                start_new_session=True,  # Ctrl-C is for us, who stop it when all is undone
+            )
+        self._output = cast(IO[bytes], self._process.stdout)
+        os.set_blocking(self._output.fileno(), False)
+
+    @property
+    def pid(self) -> int:
+        """What ends when the program ends."""
+        return self._process.pid
+
+    def failure(self, what: str) -> RuntimeError:
+        """Return an error that tells the last of what it logged."""
+        tail = self._log.read_text(errors="replace")[-3000:]
+        return RuntimeError(f"{self.name} {what}:\n{tail}")
+
+    def lines(self) -> list[str]:
+        """Return the lines that it has printed so far."""
+        while chunk := self._output.read(65536):
+            self._printed += chunk
+        return self._printed.decode().split("\n")[:-1]
+
+    def first_line(self, seconds: float = 30) -> str:
+        """Wait for the first line that it prints, by which it says that it is ready."""
+        end = time.monotonic() + seconds
+        while not (lines := self.lines()):
+            if self._process.poll() is not None:
+                raise self.failure("has ended")
+            if not select.select([self._output], [], [], end - time.monotonic())[0]:
+                raise self.failure(f"printed nothing within {seconds} s")
+        return lines[0]
+
+    def stop(self, seconds: float = 30) -> None:
+        """End the program, kindly at first."""
+        try:
+            self._signal(signal.SIGTERM)
+            self._process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self._signal(signal.SIGKILL)
+            self._process.wait()
+            raise self.failure(f"did not end within {seconds} s") from None
+        finally:
+            self._output.close()
+
+    def _signal(self, number: int) -> None:
+        """Signal the program itself: nsenter, its parent, passes nothing on."""
+        children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        ended = "ended"
+        found = wait_for(
+            lambda: ended if self._process.poll() is not None else children.read_text(), "a child"
+        )
+        if found != ended:
+            with contextlib.suppress(ProcessLookupError):  # it may end by itself just now
+                os.kill(int(found), number)

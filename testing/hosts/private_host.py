@@ -1,0 +1,278 @@
+"""A host of one's own for tests, the demo and benchmarks: containerd and the CPI in namespaces.
+
+Its network, mounts and processes are its own, so nothing of the system's is touched, and when its
+first process dies the kernel takes everything else with it, also after a crash. Needs root.
+"""
+
+import argparse
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from testing.repository import REPOSITORY
+
+CPI = Path(sys.executable).with_name("cpi")
+
+_START_SECONDS = 60
+_KILL_CONTAINERD, _START_CONTAINERD = signal.SIGUSR1, signal.SIGUSR2  # for the init
+
+# `opt` would otherwise be /opt/containerd; CRI brings its own networks and is not needed.
+_CONTAINERD_CONFIG = """\
+version = 2
+root = "{folder}/containerd/root"
+state = "{folder}/containerd/state"
+disabled_plugins = ["io.containerd.grpc.v1.cri", "io.containerd.cri.v1.images",
+  "io.containerd.cri.v1.runtime", "io.containerd.nri.v1.nri",
+  "io.containerd.podsandbox.controller.v1.podsandbox",
+  "io.containerd.grpc.v1.sandbox-controllers"]
+[grpc]
+  address = "{folder}/containerd.sock"
+[plugins."io.containerd.internal.v1.opt"]
+  path = "{folder}/containerd/opt"
+"""
+
+
+class PrivateHost:
+    """Start with `with`; then `cpi` and `run` act inside.
+
+    programs: a folder with containerd, its shim and runc, else the system's; plugins: a folder with
+    CNI plugins, else the usual places.
+    """
+
+    def __init__(self, programs: Path | None = None, plugins: Path | None = None) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="bosh-cpi-host-"))
+        self.address = self.folder / "containerd.sock"
+        self.cgroup = f"/{self.folder.name}"
+        self.state = self.folder / "state"
+        self._programs = programs
+        self._plugins = plugins
+        self.around: tuple[str, ...] = ()  # words before those that call the CPI
+        self._process: subprocess.Popen[bytes] | None = None
+        self._init = 0
+
+    def __enter__(self) -> "PrivateHost":
+        try:
+            self._start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    @property
+    def init(self) -> int:
+        """The process id of its first process, as the machine outside knows it."""
+        return self._init
+
+    def config(self, **changes: Any) -> dict[str, Any]:
+        """The CPI's configuration for this host; changes replace top-level keys."""
+        containerd: dict[str, Any] = {"address": str(self.address), "cgroup_parent": self.cgroup}
+        network: dict[str, Any] = {"cni_config_dir": str(self.folder / "cni")}
+        if self._plugins:
+            network["cni_plugin_dirs"] = [str(self._plugins)]
+        return {
+            "state_dir": str(self.state),
+            "run_dir": str(self.folder / "run"),
+            "containerd": containerd,
+            "network": network,
+            **changes,
+        }
+
+    def write_config(self, name: str = "cpi.json", **changes: Any) -> Path:
+        """Write a configuration file and return its path."""
+        path = self.folder / name
+        path.write_text(json.dumps(self.config(**changes)))
+        return path
+
+    def enter(self, *argv: str) -> list[str]:
+        """Return the command that runs `argv` inside."""
+        namespaces = ["--net", "--mount", "--pid"]
+        return ["nsenter", "--target", str(self._init), *namespaces, "--", *argv]
+
+    def run(self, *argv: str, **options: Any) -> "subprocess.CompletedProcess[str]":
+        """Run a program inside and return what it printed; raises CalledProcessError."""
+        options = {"check": True, "text": True, "capture_output": True, "timeout": 300, **options}
+        result: subprocess.CompletedProcess[str] = subprocess.run(self.enter(*argv), **options)
+        return result
+
+    def cpi(
+        self,
+        method: str,
+        *arguments: Any,
+        api_version: int = 2,
+        context: Mapping[str, Any] | None = None,
+        config: Path | None = None,
+    ) -> dict[str, Any]:
+        """Call the `cpi` executable as BOSH does and return its response."""
+        request = {
+            "method": method,
+            "arguments": arguments,
+            "context": dict(context or {"director_uuid": "private-host"}),
+            "api_version": api_version,
+        }
+        path = config or self.folder / "cpi.json"
+        if not path.exists():
+            self.write_config()
+        done = self.run(*self.around, str(CPI), "-c", str(path), input=json.dumps(request))
+        response: dict[str, Any] = json.loads(done.stdout)
+        return response
+
+    def stop(self) -> None:
+        """Take everything down; what an earlier failure left as well."""
+        if self._process is not None:
+            self._process.kill()  # with it goes the namespaces' init, and so all the rest
+            self._process.wait()
+            _await_end(self._init)
+        remove_cgroups(self.cgroup)
+        shutil.rmtree(self.folder)
+
+    def _start(self) -> None:
+        config = self.folder / "containerd.toml"
+        config.write_text(_CONTAINERD_CONFIG.format(folder=self.folder))
+        search = [str(self._programs)] if self._programs else []
+        path = ":".join([*search, "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
+        # The kernel ends it all with us, even when we are killed.
+        unshare = [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "unshare",
+            "--net",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--mount-proc",
+        ]
+        init = [sys.executable, "-m", "testing.hosts.private_host", "--init", str(config)]
+        with self._awaiting_containerd(), open(self.folder / "containerd.log", "wb") as log:
+            self._process = subprocess.Popen(
+                [*unshare, *init],
+                cwd=REPOSITORY,
+                env={"PATH": path, "NOTIFY_SOCKET": str(self.folder / "notify.sock")},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us, who stop it when all is undone
+            )
+        [self._init] = _children(self._process.pid)
+
+    def kill_containerd(self) -> None:
+        """End containerd at once; its shims and tasks live on."""
+        [containerd] = [pid for pid in _children(self._init) if _name(pid) == "containerd"]
+        os.kill(self._init, _KILL_CONTAINERD)
+        _await_end(containerd)
+
+    def start_containerd(self) -> None:
+        """Start containerd again."""
+        with self._awaiting_containerd():
+            os.kill(self._init, _START_CONTAINERD)
+
+    @contextmanager
+    def _awaiting_containerd(self) -> Iterator[None]:
+        """Have containerd started, then wait until it is ready."""
+        path = self.folder / "notify.sock"
+        path.unlink(missing_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
+            ready.bind(str(path))
+            ready.settimeout(_START_SECONDS)
+            yield
+            try:
+                while b"READY=1" not in ready.recv(4096):
+                    pass
+            except TimeoutError:
+                tail = (self.folder / "containerd.log").read_text()[-2000:]
+                raise RuntimeError(f"containerd did not start:\n{tail}") from None
+
+
+def _children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _name(pid: int) -> str:
+    return Path(f"/proc/{pid}/comm").read_text().strip()
+
+
+def _await_end(pid: int) -> None:
+    """Wait until a process that is not our child is gone, and so its namespace."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except (ProcessLookupError, OSError):
+        return
+    try:
+        select.select([descriptor], [], [], _START_SECONDS)
+    finally:
+        os.close(descriptor)
+
+
+def remove_cgroups(name: str) -> None:
+    """Remove the empty cgroups that killed tasks leave, in every hierarchy."""
+    roots = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
+    for root in roots:
+        for folder, _, _ in os.walk(root / name.lstrip("/"), topdown=False):
+            os.rmdir(folder)
+
+
+def _run_init(config: str) -> None:
+    """Be the namespace's first process: start containerd, and reap what it orphans."""
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+    # Shims and runc keep their sockets and states below /run, whatever containerd is told.
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"], check=True)
+    started: list[int] = []  # containerd's process, none when it is to be dead
+
+    def start(*_: object) -> None:
+        started.append(subprocess.Popen(["containerd", "--config", config]).pid)
+
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(_KILL_CONTAINERD, lambda *_: os.kill(started.pop(), signal.SIGKILL))
+    signal.signal(_START_CONTAINERD, start)
+    # With no child there is nothing to wait for; then an orphan, or one of these, wakes us.
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    woken, waking = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.set_wakeup_fd(waking, warn_on_full_buffer=False)
+    start()
+    while True:
+        try:
+            pid, _ = os.wait()
+        except ChildProcessError:
+            select.select([woken], [], [])
+            os.read(woken, 4096)
+            continue
+        if pid in started:
+            sys.exit("containerd has ended")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run a shell, or a command, on a private host: for trying things by hand."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--init", metavar="CONFIG", help=argparse.SUPPRESS)
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="what to run there (a shell)")
+    options = parser.parse_args(argv)
+    if options.init:
+        _run_init(options.init)
+    with PrivateHost() as host:
+        config = host.write_config()
+        print(f"cpi -c {config}\nctr --address {host.address} --namespace bosh", file=sys.stderr)
+        subprocess.run(host.enter(*(options.command or ["bash"])), check=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,170 @@
+"""The host is restarted: VMs are brought back as they were."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.containerd.breaking import broken, drop_leases
+from tests.support.containerd.machine import VM, Machine, failing
+from tests.support.containerd.rebooting import reboot
+
+STATIC = {
+    "default": {
+        "type": "manual",
+        "ip": "10.230.0.20",
+        "netmask": "255.255.255.0",
+        "gateway": "10.230.0.1",
+        "default": ["gateway", "dns"],
+        "cloud_properties": {"bridge": "bosh30"},
+    },
+    "six": {
+        "type": "manual",
+        "ip": "fd00:230::20",
+        "netmask": "ffff:ffff:ffff:ffff::",
+        "cloud_properties": {"bridge": "bosh30"},
+    },
+}
+LIMITED = {"ephemeral_disk": 64, "memory": 256, "cpu": 0.5, "ports": ["18930:6868"]}
+
+
+@pytest.fixture(scope="module")
+def machine(other_machine: Machine) -> Machine:
+    return other_machine
+
+
+@pytest.fixture(scope="module")
+def stemcell(machine: Machine, runit_image: Path) -> str:
+    return str(machine.call("create_stemcell", str(runit_image), {}))
+
+
+@pytest.fixture
+def empty(machine: Machine, stemcell: str) -> Iterator[None]:
+    before = machine.leftovers()
+    yield
+    machine.delete_all()
+    assert machine.leftovers() == before
+
+
+def restored(machine: Machine, status: int = 0) -> dict[str, Any]:
+    done = machine.bosh_cpi("restore", "--json", check=False)
+    assert done.returncode == status, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def mac_of(vm: VM, interface: str) -> str:
+    return vm.sh(f"cat /sys/class/net/{interface}/address")
+
+
+def limits(vm: VM) -> dict[str, str]:
+    """What the cgroup above the VM's says, on either version."""
+    names = ("memory.limit_in_bytes", "cpu.cfs_quota_us", "memory.max", "cpu.max")
+    root = Path("/sys/fs/cgroup")
+    found = [*root.glob(f"*/{vm.machine.host.folder.name}/{vm.cid}/*"),
+             *root.glob(f"{vm.machine.host.folder.name}/{vm.cid}/*")]  # fmt: skip
+    return {str(path): path.read_text() for path in found if path.name in names}
+
+
+def test_vms_are_back_after_a_restart_of_the_host(
+    machine: Machine, stemcell: str, empty: None
+) -> None:
+    fixed = machine.create_vm(stemcell, LIMITED, STATIC)
+    dynamic = machine.create_vm(stemcell)
+    ended = machine.create_vm(stemcell)
+    disk = machine.create_disk(vm=fixed.cid)
+    hint = machine.call("attach_disk", fixed.cid, disk)
+    for vm in (fixed, dynamic):
+        vm.wait_for_agent()
+    fixed.agent("add_persistent_disk", disk, hint)
+    fixed.agent("mount_disk", disk)
+    fixed.sh("echo kept | tee /var/vcap/store/mark /var/vcap/data/mark /root/mark; sync")
+    dynamic.sh("echo kept > /var/vcap/data/mark; sync")
+    macs = [mac_of(fixed, "eth0"), mac_of(fixed, "eth1"), mac_of(dynamic, "eth0")]
+    before = {**machine.leftovers(), "interfaces": ["renamed"] * 4}, limits(fixed)
+    assert len(limits(fixed)) == 2
+
+    reboot(machine)
+    assert machine.call("has_vm", fixed.cid) is True
+    done = restored(machine)
+
+    assert done == {
+        "back": sorted([fixed.cid, dynamic.cid, ended.cid]), "untouched": [], "failed": {},
+    }  # fmt: skip
+    for vm in (fixed, dynamic):
+        vm.wait_for_agent()
+    assert [mac_of(fixed, "eth0"), mac_of(fixed, "eth1"), mac_of(dynamic, "eth0")] == macs
+    assert "fd00:230::20" in fixed.sh("ip -6 address")
+    machine.wait_for_port("10.230.0.1", 18930)
+    kept = "cat /var/vcap/store/mark /var/vcap/data/mark /root/mark"
+    assert fixed.sh(kept) == "kept\nkept\nkept"
+    assert dynamic.sh("cat /var/vcap/data/mark") == "kept"
+    assert int(fixed.sh("df -k /var/vcap/data | awk 'END {print $2}'")) < 64 << 10
+    after = machine.leftovers()
+    assert (
+        {**after, "interfaces": ["renamed"] * len(after["interfaces"])},
+        limits(fixed),
+    ) == before
+    assert machine.call("get_disks", fixed.cid) == [disk]
+
+    # A VM that ended by itself while the host was up is none that a restart took away.
+    machine.ctr("tasks", "kill", "--signal", "KILL", ended.cid)
+    pids, before_second = fixed.pid, machine.leftovers()
+    assert restored(machine)["untouched"] == done["back"]
+    assert machine.leftovers() == before_second
+    assert fixed.pid == pids
+    assert failing(lambda: machine.create_vm(stemcell, networks=STATIC)).type == "CloudError"
+
+
+def test_what_cannot_be_brought_back_is_no_hindrance(
+    machine: Machine, stemcell: str, empty: None
+) -> None:
+    """The director may also reboot such a VM; and one that was half made stays what it is."""
+    broken_one, good = machine.create_vm(stemcell), machine.create_vm(stemcell)
+    disk = machine.create_disk(vm=broken_one.cid)
+    machine.call("attach_disk", broken_one.cid, disk)
+    start = "runtimes.containerd.containers:Containers.create"
+    networks = {"n": {"type": "dynamic"}}
+    assert broken(machine, start, "kill", "create_vm", "a", stemcell, {}, networks, [], {}) == ""
+    known = {vm.cid for vm in machine.vms}
+    [half] = [path.name for path in (machine.host.state / "vms").iterdir()
+              if path.name not in known]  # fmt: skip
+    image = machine.image(disk)
+    aside = image.with_name("aside")
+
+    reboot(machine)
+    image.rename(aside)
+    done = restored(machine, status=1)
+    assert (done["back"], done["untouched"]) == ([good.cid], [half])
+    assert list(done["failed"]) == [broken_one.cid]
+    assert f"{image} is missing" in done["failed"][broken_one.cid]
+
+    aside.rename(image)
+    machine.call("reboot_vm", broken_one.cid)
+    broken_one.wait_for_agent()
+    assert disk in broken_one.sh("ls /warden-cpi-dev")
+    assert restored(machine)["back"] == []
+    machine.call("delete_vm", half)
+    drop_leases(machine)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "cpi.host.linux:mount_shared_tmpfs",
+        "cpi.host.linux:pin_network_namespace",
+        "cpi.cni.plugins:Plugins.add",
+        "runtimes.containerd.cgroups:create",
+    ],
+)
+def test_a_killed_restore_is_done_again(
+    machine: Machine, stemcell: str, empty: None, target: str
+) -> None:
+    vm = machine.create_vm(stemcell, LIMITED, STATIC)
+    reboot(machine)
+    assert broken(machine, target, "kill", "reboot_vm", vm.cid) == ""
+    assert restored(machine)["back"] == [vm.cid]
+    vm.wait_for_agent()
+    assert len(limits(vm)) == 2

@@ -1,0 +1,51 @@
+"""`bosh-cpi` about full VMs: what is shown of them, and what they cannot do."""
+
+import json
+from collections.abc import Callable
+
+from tests.support.libvirt.kvm_machine import Guest, KvmMachine
+
+NAMED = {"deployment": "cf", "job": "db", "instance_group": "db", "id": "aaaa-1", "index": "0"}
+
+
+def test_a_full_vm_is_shown(machine: KvmMachine, make_guest: Callable[..., Guest]) -> None:
+    guest = make_guest(properties={"cpu": 2})
+    machine.call("set_vm_metadata", guest.cid, NAMED)
+    (vm,) = json.loads(machine.bosh_cpi("vms", "--json").stdout)
+    assert (vm["cid"], vm["runtime"], vm["state"]) == (guest.cid, "kvm", "running")
+    assert (vm["instance"], vm["cpu"], vm["memory"]) == ("db/aaaa-1", 2, 192)
+    assert vm["addresses"] == [guest.ip]
+    stemcells = json.loads(machine.bosh_cpi("stemcells", "--json").stdout)
+    assert vm["stemcell"] in [one["cid"] for one in stemcells]
+    guest.wait_for_agent()
+    assert "listening on port" in machine.bosh_cpi("logs", "db/0").stdout
+    (used,) = json.loads(machine.bosh_cpi("top", "--json", "--interval", "0.2").stdout)
+    assert (used["instance"], used["pids"]) == ("db/aaaa-1", None)
+    assert used["cpu_seconds"] > 0
+    assert used["memory"] > 1 << 20
+    assert used["disk"] > 0
+    refused = machine.bosh_cpi("exec", "db/0", "--", "true", check=False)
+    assert refused.returncode == 1
+    assert "bosh ssh" in refused.stderr
+    assert f"bosh-cpi console {guest.cid}" in refused.stderr
+    machine.virsh("destroy", guest.cid)
+    (vm,) = json.loads(machine.bosh_cpi("vms", "--json").stdout)
+    assert vm["state"] == "stopped"
+
+
+def test_the_doctor_looks_at_libvirt(machine: KvmMachine) -> None:
+    machine.configure()
+    found = json.loads(machine.bosh_cpi("doctor", "--json", check=False).stdout)
+    about = {one["check"]: one for one in found["checks"] if one["of"] == "kvm"}
+    assert about["libvirt"]["status"] == "ok"
+    assert "QEMU" in about["libvirt"]["told"]
+    assert "qemu" in about["hypervisor"]["told"]
+    assert about["/dev/kvm"]["status"] == "ok"  # kvm.accelerator does without
+    assert about["qemu-img"]["status"] == "ok"
+    (virtualbox,) = [one for one in found["checks"] if one["of"] == "virtualbox"]
+    assert virtualbox["status"] == "warning"
+    assert "(only for runtime virtualbox)" in virtualbox["told"]
+    machine.configure(kvm={"accelerator": "kvm", "uri": "qemu+tcp://127.0.0.1:1/system"})
+    found = json.loads(machine.bosh_cpi("doctor", "--json", check=False).stdout)
+    (libvirt,) = [one for one in found["checks"] if one["of"] == "kvm"]
+    assert (libvirt["status"], "virsh --connect" in libvirt["mend"]) == ("failure", True)

@@ -1,0 +1,118 @@
+"""Quotas and mounts of the socket for guests, on the real service and a real containerd."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from testing.hosts.private_host import PrivateHost
+from testing.hosts.private_service import Client, Service
+from tests.integration.service.conftest import GROUP
+from tests.support.containerd.machine import Machine
+
+MEMORY = 64
+NETWORKS = {"default": {"type": "dynamic"}}
+
+
+@pytest.fixture(scope="module")
+def ruled(host: PrivateHost, service: Service, settings: dict[str, object]) -> Iterator[Service]:
+    """The service, with rules for its clients."""
+    service.stop()
+    clients = {
+        "guest": {
+            "quotas": {"memory": 3 * MEMORY, "disk": 256},
+            "mounts": [f"{host.folder}/shared"],
+        }
+    }
+    try:
+        with Service(host, {"socket_group": GROUP, "clients": clients}) as own:
+            yield own
+    finally:
+        Service(host, settings)  # writes its configuration back
+        service.start()
+
+
+@pytest.fixture(scope="module")
+def guest(ruled: Service) -> Client:
+    """A client of the socket for guests, as a VM with host_service is one."""
+    return Client(
+        ruled.host, ruled.zipapp, {"endpoint": f"unix://{ruled.host.folder}/run/guest/cpi.sock"}
+    )
+
+
+@pytest.fixture(autouse=True)
+def _clean(ruled: Service, guest: Client, machine: Machine) -> Iterator[None]:
+    """Nothing stays of what a test's clients made."""
+    yield
+    for folder in (machine.host.state / "clients").iterdir():
+        client = guest if folder.name == "guest" else ruled.client()
+        for kind in ("vm", "disk"):
+            for record in folder.glob(f"*-{kind}-*"):
+                assert client(f"delete_{kind}", record.name)["error"] is None
+    left = machine.leftovers()
+    assert (left["containers"], left["mounts"], left["namespaces"]) == ([], [], [])
+
+
+def arguments(stemcell: str, **properties: Any) -> list[Any]:
+    return [
+        "agent",
+        stemcell,
+        {"memory": MEMORY, "ephemeral_disk": 32, **properties},
+        NETWORKS,
+        [],
+        {},
+    ]
+
+
+def ok(response: dict[str, Any]) -> Any:
+    assert response["error"] is None, response["error"]
+    return response["result"]
+
+
+def refused(response: dict[str, Any]) -> str:
+    assert response["result"] is None
+    error = response["error"]
+    return f"{error['type'].removeprefix('Bosh::Clouds::')}: {error['message']}"
+
+
+def test_many_at_once_get_no_more_than_the_quota(guest: Client, image: Path) -> None:
+    stemcell = ok(guest("create_stemcell", str(image), {}))
+    calls = [guest.started("create_vm", *arguments(stemcell)) for _ in range(8)]
+    answers = [json.loads(call.communicate(timeout=120)[0]) for call in calls]
+    told = [refused(answer) for answer in answers if answer["error"]]
+    assert len(told) == 5
+    for one in told:
+        assert one.startswith(
+            "VMCreationFailed: the host's rule service.clients.guest.quotas.memory"
+        )
+    vms = [answer["result"][0] for answer in answers if answer["result"]]
+    assert all(ok(guest("has_vm", vm)) for vm in vms)
+    assert refused(guest("create_disk", 200, {}, None)).startswith("NoDiskSpace: the host's rule")
+    ok(guest("delete_vm", vms[0]))
+    ok(guest("create_vm", *arguments(stemcell)))
+
+
+def test_mounts_do_not_lead_out_of_what_is_allowed(
+    guest: Client, machine: Machine, image: Path, host: PrivateHost
+) -> None:
+    shared = host.folder / "shared"
+    (shared / "data").mkdir(parents=True)
+    (shared / "out").symlink_to("/etc")
+    stemcell = ok(guest("create_stemcell", str(image), {}))
+
+    def mount(path: Path | str) -> dict[str, Any]:
+        return {"mounts": [{"host": str(path), "vm": "/mnt"}]}
+
+    refusals: dict[Path | str, str] = {
+        "/etc": "the host's rule service.clients.guest.mounts",
+        f"{shared}-not": "the host's rule service.clients.guest.mounts",
+        shared / "out": f"the host's folder {shared}/out cannot be mounted",
+    }
+    for path, told in refusals.items():
+        answer = guest("create_vm", *arguments(stemcell, **mount(path)))
+        assert refused(answer).startswith(f"CloudError: {told}")
+    assert machine.leftovers()["containers"] == []
+    vm = ok(guest("create_vm", *arguments(stemcell, **mount(shared / "data"))))[0]
+    assert machine.call("has_vm", vm) is True

@@ -1,0 +1,252 @@
+"""What the tests do to a private host and look at on it."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from testing.hosts.daemon import wait_for
+from testing.hosts.private_host import CPI, PrivateHost
+
+NAMESPACE = "bosh"
+AGENT_PORT = 6868
+BOSH_CPI = CPI.with_name("bosh-cpi")
+
+
+class CallFailed(Exception):
+    """The CPI answered with an error."""
+
+    def __init__(self, method: str, error: dict[str, Any], log: str) -> None:
+        super().__init__(f"{method}: {error['type']}: {error['message']}\n{log}")
+        self.type = error["type"].removeprefix("Bosh::Clouds::")
+        self.message = error["message"]
+        self.ok_to_retry = error["ok_to_retry"]
+
+
+@dataclass
+class VM:
+    """A VM under test."""
+
+    machine: "Machine"
+    cid: str
+    networks: dict[str, Any]
+
+    @property
+    def ip(self) -> str:
+        return str(next(iter(self.networks.values()))["ip"])
+
+    @property
+    def pid(self) -> int:
+        """The process id of its init, on the host."""
+        lines = self.machine.ctr("tasks", "ls").splitlines()[1:]
+        pids = {line.split()[0]: line.split()[1] for line in lines}
+        return int(pids[self.cid])
+
+    def sh(self, script: str, check: bool = True) -> str:
+        """Run a shell script inside, in the VM's namespaces and cgroup, and return its output."""
+        pid = str(self.pid)
+        join = (
+            "for c in $(cut -d: -f2- /proc/$0/cgroup); do h=${c%%:*}; p=${c#*:}; "
+            "h=${h#name=}; f=/sys/fs/cgroup/${h:-unified}$p/cgroup.procs; "
+            '[ -e "$f" ] || f=/sys/fs/cgroup$p/cgroup.procs; echo $$ > "$f"; done; '
+            'exec nsenter --target "$0" --mount --uts --ipc --net --pid --cgroup sh -c "$1"'
+        )
+        done = self.machine.host.run("sh", "-c", join, pid, script, check=False)
+        if check and done.returncode:
+            raise AssertionError(f"{script!r} failed: {done.stdout}{done.stderr}")
+        return str(done.stdout).strip()
+
+    def wait_for_agent(self, seconds: float = 60) -> None:
+        """Wait until the agent listens."""
+        self.machine.wait_for_port(self.ip, AGENT_PORT, seconds)
+
+    def agent(self, method: str, *arguments: Any) -> Any:
+        """Send the agent a message, as the director would, and return its answer."""
+        return self.machine.ask_agent(self.ip, method, *arguments)
+
+    def delete(self) -> None:
+        self.machine.call("delete_vm", self.cid)
+
+
+@dataclass
+class Machine:
+    """A private host with the CPI on it."""
+
+    host: PrivateHost
+    vms: list[VM] = field(default_factory=list)
+    disks: list[str] = field(default_factory=list)
+
+    def call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        """Call the CPI; raises CallFailed for an error."""
+        response = self.host.cpi(method, *arguments, **options)
+        if response["error"]:
+            raise CallFailed(method, response["error"], response["log"])
+        return response["result"]
+
+    def create_vm(
+        self,
+        stemcell: str,
+        properties: dict[str, Any] | None = None,
+        networks: dict[str, Any] | None = None,
+        env: dict[str, Any] | None = None,
+        agent_id: str = "agent",
+    ) -> VM:
+        networks = {"default": {"type": "dynamic"}} if networks is None else networks
+        cid, actual = self.call(
+            "create_vm", agent_id, stemcell, properties or {}, networks, [], env or {}
+        )
+        vm = VM(self, cid, actual)
+        self.vms.append(vm)
+        return vm
+
+    def create_disk(
+        self, size: int = 64, properties: dict[str, Any] | None = None, vm: str | None = None
+    ) -> str:
+        disk = str(self.call("create_disk", size, properties or {}, vm))
+        self.disks.append(disk)
+        return disk
+
+    def bosh_cpi(
+        self, *words: str, check: bool = True, config: Path | None = None
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run the command for people."""
+        path = config or self.host.folder / "cpi.json"
+        if not path.exists():
+            self.host.write_config()
+        done = self.host.run(str(BOSH_CPI), "--config", str(path), *words, check=False)
+        if check and done.returncode:
+            raise AssertionError(f"bosh-cpi {' '.join(words)}: {done.stdout}{done.stderr}")
+        return done
+
+    def facts(self, disk: str) -> dict[str, Any]:
+        """What `bosh-cpi disk show` tells of a disk."""
+        shown: dict[str, Any] = json.loads(self.bosh_cpi("disk", "show", disk, "--json").stdout)
+        return shown
+
+    def image(self, disk: str) -> Path:
+        """The file of a disk."""
+        return Path(self.facts(disk)["path"])
+
+    def delete_all(self) -> None:
+        """Delete the VMs and disks that a test made and did not delete."""
+        while self.vms:
+            self.vms.pop().delete()
+        while self.disks:
+            disk = self.disks.pop()
+            if self.call("has_disk", disk):
+                self.call("delete_disk", disk)
+
+    def ctr(self, *words: str) -> str:
+        """Look at containerd with its own tool."""
+        argv = ["ctr", "--address", str(self.host.address), "--namespace", NAMESPACE, *words]
+        return str(self.host.run(*argv).stdout)
+
+    def stored(self) -> list[str]:
+        """Everything of stemcells that is in containerd, or on its way there."""
+        imports = self.host.state / "imports"
+        return [
+            *self.ctr("images", "ls", "-q").split(),
+            *(line.split()[0] for line in self.ctr("content", "ls").splitlines()[1:]),
+            *(line.split()[0] for line in self._snapshots()),
+            *self.ctr("content", "active").splitlines()[1:],
+            *self.ctr("leases", "ls", "-q").split(),
+            *(str(path) for path in (imports.iterdir() if imports.exists() else ())),
+        ]
+
+    def leftovers(self) -> dict[str, Sequence[str]]:
+        """Everything on the host that a VM or disk consists of; images and bridges stay."""
+        folder = str(self.host.folder)
+        mounts = self.host.run("cat", "/proc/self/mountinfo").stdout.splitlines()
+        state = [path for path in self.host.state.rglob("*") if path.is_file()]
+        lasting = ("lock", "last_reserved_ip.0", "last_reserved_ip.1")
+        rules = self.host.run("iptables-save").stdout.splitlines()
+        return {
+            "containers": sorted(self.ctr("containers", "ls", "-q").split()),
+            "tasks": sorted(self.ctr("tasks", "ls", "-q").split()),
+            "leases": sorted(self.ctr("leases", "ls", "-q").split()),
+            "snapshots": sorted(line.split()[0] for line in self._snapshots()),
+            "mounts": sorted(line.split()[4] for line in mounts if folder in line.split()[4]),
+            "loops": self.loops(),
+            "files": sorted(str(path) for path in state if path.name not in lasting),
+            "namespaces": sorted(path.name for path in self.host.folder.glob("run/netns/*")),
+            "locks": sorted(path.name for path in self.host.folder.glob("run/locks/*")),
+            "interfaces": self._interfaces(),
+            "rules": sorted(
+                rule for rule in rules if rule.startswith("-A") and not _LASTING_RULE.search(rule)
+            ),
+            "cgroups": sorted(
+                str(path)
+                for path in Path("/sys/fs/cgroup").glob(f"*/{self.host.folder.name}/*")
+                if path.is_dir()
+            ),
+        }  # fmt: skip
+
+    def _snapshots(self) -> list[str]:
+        return self.ctr("snapshots", "ls").splitlines()[1:]
+
+    def loops(self) -> list[str]:
+        """The files below the host's folder that loop devices are over."""
+        found = json.loads(self.host.run("losetup", "--list", "--json").stdout or "{}")
+        files = [str(loop["back-file"]) for loop in found.get("loopdevices", [])]
+        return sorted(file for file in files if file.startswith(str(self.host.folder)))
+
+    def _interfaces(self) -> list[str]:
+        links = json.loads(self.host.run("ip", "-json", "link").stdout)
+        return sorted(link["ifname"] for link in links if link["ifname"].startswith("veth"))
+
+    def wait_for_port(self, ip: str, port: int, seconds: float = 60) -> None:
+        """Wait until something listens."""
+        wait_for(lambda: self.can_connect(ip, port), f"{ip}:{port}", seconds)
+
+    def can_connect(self, ip: str, port: int) -> bool:
+        probe = f"import socket; socket.create_connection(({ip!r}, {port}), 1).close()"
+        done = self.host.run(sys.executable, "-c", probe, check=False)
+        return bool(done.returncode == 0)
+
+    def ask_agent(self, ip: str, method: str, *arguments: Any) -> Any:
+        """Send an agent one message, wait for the end of its task, and return the answer."""
+        state = self._post(ip, {"method": method, "arguments": arguments})
+        while isinstance(state, dict) and "agent_task_id" in state:
+            task = state["agent_task_id"]
+            state = self._post(ip, {"method": "get_task", "arguments": [task]})
+        return state
+
+    def _post(self, ip: str, message: dict[str, Any]) -> Any:
+        document = json.dumps({**message, "reply_to": "tests"})
+        url = f"http://{ip}:{AGENT_PORT}/agent"
+        answer = self.host.run(sys.executable, "-c", _POST, url, input=document).stdout
+        reply = json.loads(answer)
+        if "exception" in reply:
+            raise AssertionError(f"the agent failed at {message['method']}: {reply['exception']}")
+        return reply["value"]
+
+
+_POST = (
+    "import sys, urllib.request as r; "
+    "print(r.urlopen(sys.argv[1], sys.stdin.buffer.read(), 30).read().decode())"
+)
+
+# What CNI's portmap and firewall plugins set up once for the host, and leave.
+_LASTING_RULE = re.compile(
+    "--dst-type LOCAL -j CNI-HOSTPORT-DNAT|requiring masquerade|-A CNI-HOSTPORT-"
+    "|CNI firewall plugin rules|admin overrides|LIBVIRT_"
+)
+
+
+def failing(call: Callable[[], Any]) -> CallFailed:
+    """Return the error of a call that must fail."""
+    try:
+        result = call()
+    except CallFailed as error:
+        return error
+    raise AssertionError(f"no error but {result!r}")
+
+
+def sha_of(path: Path) -> str:
+    """The sha256 of a file, as sha256sum prints it."""
+    done = subprocess.run(["sha256sum", str(path)], check=True, capture_output=True, text=True)
+    return done.stdout.split()[0]

@@ -1,0 +1,49 @@
+"""A private host that is restarted: nothing is left but what is on its disks."""
+
+import sys
+
+from testing.hosts.daemon import wait_for
+from testing.hosts.private_host import remove_cgroups
+from tests.support.containerd.machine import Machine
+
+# Ends every process of the host but its init and those that run this, and tells how many there are.
+_KILL = """
+import os, signal
+mine = {1, os.getpid(), os.getppid()}
+others = [int(name) for name in os.listdir("/proc") if name.isdigit() and int(name) not in mine]
+for pid in others:
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+print(len(others))
+"""
+
+
+def reboot(machine: Machine) -> None:
+    """Restart a private host, as a loss of power does; nothing but containerd is started."""
+    host = machine.host
+    host.kill_containerd()
+    wait_for(lambda: host.run(sys.executable, "-c", _KILL).stdout == "0\n", "the end of all")
+    _umount_all(machine)
+    for folder in (str(host.folder / "run"), str(host.folder / "containerd/state")):
+        host.run("rm", "-rf", "--one-file-system", folder)
+    host.run("find", "/run", "-xdev", "-mindepth", "1", "-delete")
+    for link in host.run("ls", "/sys/class/net").stdout.split():
+        host.run("ip", "link", "delete", link, check=False)  # one end takes the other with it
+    for tables in ("iptables", "ip6tables"):
+        for table in ("filter", "nat", "mangle"):
+            host.run(tables, "-t", table, "-F")
+            host.run(tables, "-t", table, "-X")
+    remove_cgroups(host.cgroup)
+    wait_for(lambda: not machine.loops(), "the loop devices to go")
+    host.start_containerd()
+
+
+def _umount_all(machine: Machine) -> None:
+    """Unmount what is mounted below the host's folder and /run, the last first."""
+    lines = machine.host.run("cat", "/proc/self/mountinfo").stdout.splitlines()
+    targets = [line.split()[4] for line in lines]
+    ours = (f"{machine.host.folder}/", "/run/")
+    for target in reversed([target for target in targets if target.startswith(ours)]):
+        machine.host.run("umount", "--lazy", target)

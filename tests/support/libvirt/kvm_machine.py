@@ -1,0 +1,80 @@
+"""What the tests do to VMs of libvirt on a private host, and what they look at there."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from testing.hosts.private_libvirt import Libvirt
+from tests.support.containerd.machine import VM, Machine
+
+# Guests under plain emulation, and cheap ones.
+KVM = {"accelerator": "qemu", "memory": 192, "ephemeral_disk": 128, "shutdown_timeout": 0}
+
+
+@dataclass
+class Guest(VM):
+    """A full VM; its stand-in agent runs scripts, as nothing else can get in."""
+
+    def wait_for_agent(self, seconds: float = 180) -> None:
+        super().wait_for_agent(seconds)  # an emulated machine takes its time on a busy one
+
+    def sh(self, script: str, check: bool = True) -> str:
+        answer = self.agent("stand_in_shell", script)
+        if check and answer["status"]:
+            raise AssertionError(f"{script!r} failed: {answer['output']}")
+        return str(answer["output"]).strip()
+
+
+class KvmMachine(Machine):
+    """A private host with libvirt, on which the CPI makes KVM VMs unless told otherwise."""
+
+    def __init__(self, libvirt: Libvirt) -> None:
+        super().__init__(libvirt.host)
+        self.libvirt = libvirt
+        self.configure()
+
+    def configure(self, kvm: dict[str, Any] | None = None, **changes: Any) -> Path:
+        """Write the configuration, with changes."""
+        changes = {"runtime": "kvm", **changes}
+        return self.host.write_config(kvm={**KVM, **(kvm or {})}, **changes)
+
+    def create_guest(self, stemcell: str, **options: Any) -> Guest:
+        """Create a VM, and give it its agent."""
+        vm = self.create_vm(stemcell, **options)
+        self.vms.remove(vm)
+        guest = Guest(self, vm.cid, vm.networks)
+        self.vms.append(guest)
+        return guest
+
+    def virsh(self, *words: str) -> str:
+        """Look at libvirt with its own tool."""
+        return str(self.host.run("virsh", "--quiet", "--connect", "qemu:///system", *words).stdout)
+
+    def domains(self) -> list[str]:
+        return sorted(self.virsh("list", "--all", "--name").split())
+
+    def volumes(self) -> list[str]:
+        """Files of the pool, whatever libvirt knows of them."""
+        folder = self.host.state / "kvm"
+        return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+    def leftovers(self) -> dict[str, Sequence[str]]:
+        """Everything on the host that a VM or disk consists of; stemcells and bridges stay."""
+        found = super().leftovers()
+        kept = (".stemcell", ".json")
+        pool = str(self.host.state / "kvm")
+        files = [path for path in found["files"] if not path.startswith(pool)]
+        links = json.loads(self.host.run("ip", "-json", "link").stdout)
+        volumes = [name for name in self.volumes() if not name.endswith(kept)]
+        taps = sorted(link["ifname"] for link in links if link["ifname"].startswith("vnet"))
+        qemu = self.host.run("pgrep", "--list-full", "qemu-system", check=False).stdout
+        return {
+            **found,
+            "files": files,
+            "domains": self.domains(),
+            "volumes": volumes,
+            "taps": taps,
+            "qemu": qemu.splitlines(),
+        }

@@ -1,0 +1,405 @@
+"""The doctor's checks of host and network: one that is well and one that is not for each."""
+
+import fcntl
+import json
+import os
+import socketserver
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpi.cni import overview
+from cpi.commands import doctor, host_checks, network_checks
+from cpi.commands.host_checks import Host
+from cpi.commands.main import main
+from cpi.commands.network_checks import Route
+from cpi.config.config import Config
+from cpi.errors import CloudError
+from cpi.findings import FAILURE, OK, WARNING, Checks, Finding, failure, ok, warning
+from cpi.host.process import CommandFailed
+from cpi.service import routes
+from cpi.service.sockets import main_socket
+from tests.support.cpi_calls import fake_config
+
+
+@pytest.fixture
+def host(config: Config) -> Host:
+    return Host(config)
+
+
+def of_host(name: str, host: Host) -> Finding:
+    checks = [*host_checks.FIRST.run(host), *host_checks.CHECKS.run(host)]
+    return next(found for found in checks if found.check == name)
+
+
+def of_network(name: str, config: Config) -> Finding:
+    return next(found for found in network_checks.CHECKS.run(config) if found.check == name)
+
+
+# How checks are run
+
+
+def test_what_a_check_raises_is_a_failure_and_keeps_no_other_back() -> None:
+    checks = Checks[None]()
+
+    @checks.add("first")
+    def _first(_: None) -> Finding:
+        raise CloudError("it is broken")
+
+    @checks.add("second")
+    def _second(_: None) -> Finding:
+        return ok("well")
+
+    @checks.add("third")
+    def _third(_: None) -> Finding:
+        raise PermissionError(13, "no", "/file")
+
+    assert checks.run(None) == [
+        Finding(FAILURE, "it is broken", check="first"),
+        Finding(OK, "well", check="second"),
+        Finding(FAILURE, "/file: no", check="third"),
+    ]
+
+
+def test_a_runtime_that_nobody_configured_is_one_warning() -> None:
+    found = [ok("there"), warning("odd", "fix"), failure("missing", "get it"), failure("too", "")]
+    assert doctor.optional("some", found) == warning("missing (only for runtime some)", "get it")
+    assert doctor.optional("some", found[:2]).status == OK
+
+
+def test_a_runtime_that_does_not_load_has_its_hint(config: Config) -> None:
+    (found,) = doctor.of_runtime("nosuch", config)
+    assert (found.status, "nosuch" in found.told) == (FAILURE, True)
+
+
+# The host
+
+
+@pytest.mark.parametrize(
+    ("version", "status"), [((3, 9), FAILURE), ((3, 10), OK), ((3, 13), OK), ((3, 14), WARNING)]
+)
+def test_python(
+    host: Host, version: tuple[int, int], status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "version_info", version)
+    assert host_checks._python(host).status == status
+
+
+def test_configuration(host: Host, tmp_path: Path) -> None:
+    assert of_host("configuration", host).status == OK
+    path = tmp_path / "cpi.json"
+    path.touch(0o644)
+    secret = fake_config(tmp_path, agent={"mbus": "https://u:p@0.0.0.0:6868"})
+    found = of_host("configuration", Host(secret, str(path)))
+    assert (found.status, found.mend) == (WARNING, f"chmod 600 {path}")
+    path.chmod(0o600)
+    assert of_host("configuration", Host(secret, str(path))).status == OK
+    found = of_host("configuration", Host(secret, str(path), "it is no JSON"))
+    assert (found.status, str(path) in found.mend) == (FAILURE, True)
+
+
+def test_a_broken_file_is_a_finding(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)  # the rest is not for fast tests
+    path = tmp_path / "cpi.json"
+    path.write_text("{")
+    assert main(["-c", str(path), "doctor", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    broken = [check for check in found["checks"] if check["check"] == "configuration"]
+    assert broken[0]["status"] == FAILURE
+    assert str(path) in broken[0]["told"]
+    assert found["failures"] == sum(check["status"] == FAILURE for check in found["checks"])
+
+
+def test_root(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert of_host("root", host).status == OK
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert of_host("root", host).mend == "sudo bosh-cpi doctor"
+    assert [found.check for _, found in doctor.findings(host)] == [
+        "python",
+        "configuration",
+        "root",
+    ]
+
+
+def test_loop_devices(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    control = tmp_path / "loop-control"
+    monkeypatch.setattr(host_checks, "_LOOP_CONTROL", str(control))
+    assert of_host("loop devices", host).mend == "modprobe loop"
+    control.touch()
+    assert of_host("loop devices", host).status == FAILURE  # it gives no device
+    monkeypatch.setattr(fcntl, "ioctl", lambda *_: 7)
+    assert of_host("loop devices", host) == Finding(OK, "/dev/loop7 is free", check="loop devices")
+    monkeypatch.setattr(host_checks, "_LOOP_KERNEL", (99, 0))
+    assert "older" in of_host("loop devices", host).told
+
+
+def test_tools(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    tools = [("sh", "dash", ""), ("nosuch-xfs", "xfsprogs", "disks with ext4")]
+    monkeypatch.setattr(host_checks, "TOOLS", tools[:1])
+    assert of_host("tools", host).status == OK
+    monkeypatch.setattr(host_checks, "TOOLS", tools)
+    found = of_host("tools", host)
+    assert (found.status, found.mend) == (WARNING, "apt-get install xfsprogs")
+    monkeypatch.setattr(host_checks, "TOOLS", [*tools, ("nosuch", "e2fsprogs", "")])
+    found = of_host("tools", host)
+    assert (found.status, found.mend) == (FAILURE, "apt-get install xfsprogs e2fsprogs")
+
+
+@pytest.mark.parametrize(
+    ("scarce", "least", "status"),
+    [(0, 0, OK), (1 << 60, 0, WARNING), (1 << 60, 1 << 60, FAILURE)],
+)
+def test_disk_space(
+    host: Host, scarce: int, least: int, status: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(host_checks, "_SCARCE", scarce)
+    monkeypatch.setattr(host_checks, "_LEAST_FREE", least)
+    assert of_host("disk space", host).status == status
+
+
+def test_after_a_restart(host: Host) -> None:
+    assert of_host("after a restart", host).status == OK
+    folder = Path(host.config.text("state_dir")) / "vms" / "fake-vm-1"
+    folder.mkdir(parents=True)
+    (folder / "network.json").write_text("[]")
+    found = of_host("after a restart", host)
+    assert (found.status, "fake-vm-1" in found.told) == (WARNING, True)
+    assert found.mend == "bosh-cpi restore"
+
+
+class _Unix(socketserver.ThreadingUnixStreamServer):
+    status = 200
+
+
+class _Health(BaseHTTPRequestHandler):
+    server: _Unix
+
+    def do_GET(self) -> None:
+        self.send_response(self.server.status if self.path == "/healthz" else 404)
+        self.end_headers()
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        return
+
+
+@pytest.fixture
+def serving(host: Host) -> Iterator[_Unix]:
+    path = main_socket(host.config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _Unix(str(path), _Health) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_no_service_is_a_warning(host: Host) -> None:
+    found = of_host("service", host)
+    assert (found.status, found.mend) == (WARNING, "bosh-cpi serve")
+
+
+def test_service(host: Host, serving: _Unix) -> None:
+    assert of_host("service", host).status == OK
+    serving.status = 503
+    assert "503" in of_host("service", host).told
+    assert of_host("service", host).status == FAILURE
+
+
+def test_a_socket_that_nobody_answers_is_a_failure(host: Host) -> None:
+    path = main_socket(host.config)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    assert of_host("service", host).status == FAILURE
+
+
+# The network
+
+
+Programs = dict[str, Any]
+
+
+@pytest.fixture
+def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
+    """What programs print, by a word in how they are called; an exception is raised."""
+    answers: Programs = {
+        "POSTROUTING": b"",
+        "FORWARD": b"-P FORWARD ACCEPT\n",
+        "-4": b"[]",
+        "-6": b"[]",
+        "address": b"[]",
+    }
+
+    def run(argv: list[str], **_: Any) -> bytes:
+        answer = next(found for word, found in answers.items() if word in argv)
+        if isinstance(answer, Exception):
+            raise answer
+        return bytes(answer)
+
+    monkeypatch.setattr(network_checks, "run", run)
+    monkeypatch.setattr(overview, "run", run)
+    monkeypatch.setattr(routes, "run", run)
+    return answers
+
+
+@pytest.fixture
+def sysctls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Sets a setting of the kernel."""
+    folder = tmp_path / "sysctls"
+    monkeypatch.setattr(network_checks, "_SYSCTLS", folder)
+
+    def write(name: str, value: str) -> None:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"{value}\n")
+
+    return write
+
+
+def _link(name: str = "bosh0", kind: str = "bridge", *flags: str) -> bytes:
+    address = {"local": "10.245.0.1", "prefixlen": 16, "scope": "global"}
+    link = {"ifname": name, "mtu": 1500, "flags": flags, "addr_info": [address]}
+    return json.dumps([{**link, "linkinfo": {"info_kind": kind}}]).encode()
+
+
+def test_cni_plugins(tmp_path: Path) -> None:
+    def config(folder: Path) -> Config:
+        return fake_config(tmp_path, network={"cni_plugin_dirs": [str(folder)]})
+
+    assert of_network("CNI plugins", config(tmp_path / "nosuch")).status == FAILURE
+    folder = tmp_path / "plugins"
+    folder.mkdir()
+    found = of_network("CNI plugins", config(folder))
+    assert (found.status, found.mend) == (FAILURE, "apt-get install containernetworking-plugins")
+    _write_plugins(folder, "0.4.0")
+    assert "CNI 0.4.0" in of_network("CNI plugins", config(folder)).told
+    _write_plugins(folder, "1.0.0")
+    assert of_network("CNI plugins", config(folder)).status == OK
+
+
+def _write_plugins(folder: Path, version: str) -> None:
+    for name in network_checks.PLUGINS:
+        answer = json.dumps({"supportedVersions": [version]})
+        (folder / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
+        (folder / name).chmod(0o755)
+
+
+def test_iptables(config: Config, programs: Programs) -> None:
+    assert of_network("iptables", config).status == OK
+    programs["POSTROUTING"] = CommandFailed("no table", status=3)
+    assert of_network("iptables", config).mend == "modprobe iptable_nat"
+    programs["POSTROUTING"] = CommandFailed("not installed")
+    assert of_network("iptables", config).mend == "apt-get install iptables"
+
+
+@pytest.mark.parametrize(
+    ("links", "status", "mend"),
+    [
+        (b"[]", OK, ""),
+        (_link("bosh0", "bridge", "UP"), OK, ""),
+        (_link(), FAILURE, "ip link set bosh0 up"),
+        (_link("bosh0", "dummy"), FAILURE, '"bridge": "bosh9"'),
+    ],
+)
+def test_bridge(config: Config, programs: Programs, links: bytes, status: str, mend: str) -> None:
+    programs["address"] = links
+    found = of_network("bridge", config)
+    assert (found.status, mend in found.mend) == (status, True)
+
+
+def test_a_bridge_that_vms_miss(config: Config, programs: Programs) -> None:
+    folder = Path(config.text("state_dir")) / "vms" / "fake-vm-1"
+    folder.mkdir(parents=True)
+    attachment = {
+        "network": "bosh0",
+        "interface": "eth0",
+        "plugins": [{"type": "bridge", "bridge": "bosh0", "ipMasq": True}],
+        "runtime": {},
+        "result": {"ips": [{"address": "10.245.0.2/16"}]},
+    }
+    (folder / "network.json").write_text(json.dumps([attachment]))
+    found = of_network("bridge", config)
+    assert (found.status, "missing" in found.told) == (FAILURE, True)
+
+
+def test_forwarding(
+    config: Config, programs: Programs, sysctls: Callable[[str, str], None]
+) -> None:
+    sysctls("ipv4/ip_forward", "0")
+    assert of_network("forwarding", config).status == OK  # no bridge yet
+    programs["address"] = _link("bosh0", "bridge", "UP")
+    found = of_network("forwarding", config)
+    assert (found.status, found.mend) == (FAILURE, "sysctl -w net.ipv4.ip_forward=1")
+    sysctls("ipv4/ip_forward", "1")
+    assert of_network("forwarding", config).status == OK
+
+
+@pytest.mark.parametrize(
+    ("everywhere", "there", "status"),
+    [("0", "0", OK), ("1", "0", WARNING), ("0", "1", WARNING), ("2", "1", OK), ("1", "2", OK)],
+)
+def test_rp_filter(
+    config: Config,
+    programs: Programs,
+    sysctls: Callable[[str, str], None],
+    everywhere: str,
+    there: str,
+    status: str,
+) -> None:
+    programs["address"] = _link("bosh0", "bridge", "UP")
+    sysctls("ipv4/conf/all/rp_filter", everywhere)
+    sysctls("ipv4/conf/bosh0/rp_filter", there)
+    found = of_network("rp_filter", config)
+    assert found.status == status
+    assert found.mend == ("sysctl -w net.ipv4.conf.bosh0.rp_filter=2" if status != OK else "")
+
+
+def test_firewall(config: Config, programs: Programs, sysctls: Callable[[str, str], None]) -> None:
+    assert of_network("firewall", config).status == OK
+    programs["FORWARD"] = b"-P FORWARD DROP\n"
+    assert "CNI-ADMIN" in of_network("firewall", config).mend
+    sysctls("bridge/bridge-nf-call-iptables", "1")
+    found = of_network("firewall", config)
+    assert found.mend == "sysctl -w net.bridge.bridge-nf-call-iptables=0"
+    programs["FORWARD"] += b"-A FORWARD -m comment -j CNI-FORWARD\n"
+    assert "CNI-ADMIN" in of_network("firewall", config).mend
+
+
+@pytest.mark.parametrize(
+    ("route", "status"),
+    [
+        ("default", OK),
+        ("192.168.0.0/16", OK),
+        ("fd00::/8", OK),
+        ("10.0.0.0/8", WARNING),
+        ("10.245.0.0/16", FAILURE),
+        ("10.245.3.0/24", FAILURE),
+        ("10.245.3.4", FAILURE),
+    ],
+)
+def test_subnets(config: Config, programs: Programs, route: str, status: str) -> None:
+    programs["-4"] = json.dumps([{"dst": route, "dev": "tun0"}]).encode()
+    found = of_network("subnets", config)
+    assert found.status == status
+    if status != OK:
+        assert route.partition("/")[0] in found.told
+        wanted = json.loads(found.mend.removeprefix("set in cpi.json: "))
+        changed = fake_config(Path(config.text("state_dir")), **wanted)
+        assert of_network("subnets", changed).status == OK
+    programs["-4"] = b'[{"dst": "10.245.0.0/16", "dev": "bosh0"}]'  # our own bridge
+    assert of_network("subnets", config).status == OK
+
+
+def test_a_free_subnet_is_free_of_all() -> None:
+    routes = [Route("10.0.0.0/8", "a"), Route("172.16.0.0/15", "b")]
+    assert network_checks.free_subnet(routes) == "172.18.0.0/16"

@@ -1,0 +1,28 @@
+"""What `bosh-cpi doctor` says of the clients of the host's service."""
+
+from pathlib import Path
+
+from cpi.commands import host_checks
+from cpi.commands.host_checks import Host
+from cpi.config.config import Config
+from cpi.findings import FAILURE, Finding
+
+
+def clients(host: Host) -> Finding:
+    return next(found for found in host_checks.CHECKS.run(host) if found.check == "clients")
+
+
+def test_clients_and_what_they_have(config: Config) -> None:
+    assert clients(Host(config)).told.startswith("rules for none, so the defaults hold; none")
+    folder = Path(config.text("state_dir")) / "clients" / "guest"
+    folder.mkdir(parents=True)
+    for name in ("fake-vm-1", "fake-vm-2", "fake-disk-1", "pending-0123"):
+        (folder / name).touch()
+    assert "guest: 1 disks, 2 vms" in clients(Host(config)).told
+
+
+def test_a_wrong_rule_is_named(tmp_path: Path) -> None:
+    wrong = Config.of({"state_dir": str(tmp_path), "service": {"clients": {"a": {"prots": []}}}})
+    found = clients(Host(wrong))
+    assert (found.status, found.mend) == (FAILURE, "edit service.clients in cpi.json")
+    assert "prots" in found.told

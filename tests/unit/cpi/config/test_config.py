@@ -1,0 +1,187 @@
+"""The configuration: file, context, and its documentation."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cpi.config.config import Config, declared
+from cpi.errors import CPIError
+from testing.repository import REPOSITORY
+from tools import config_docs
+
+
+def refused(document: dict[str, object]) -> str:
+    """Return the message with which a document is refused."""
+    with pytest.raises(CPIError) as raised:
+        Config.of(document)
+    return raised.value.message
+
+
+def test_defaults() -> None:
+    config = Config.load(None)
+    assert config.text("runtime") == "containerd"
+    assert config.text("state_dir") == "/var/lib/bosh-containerd-cpi"
+    assert config.text("disk_dir") == ""
+    assert config.text("containerd.address") == "/run/containerd/containerd.sock"
+    assert config.integer("network.mtu") == 1500
+    assert config.flag("network.masquerade") is True
+    assert config.strings("network.dynamic_subnets") == ("10.245.0.0/16",)
+    assert config.strings("agent.ntp") == ()
+    assert config.mapping("agent.blobstore") == {}
+
+
+def test_file(tmp_path: Path) -> None:
+    file = tmp_path / "cpi.json"
+    document = {
+        "agent": {"mbus": "nats://x", "blobstore": {"provider": "dav", "options": {"a": 1}}},
+        "containerd": {"namespace": "test"},
+        "network": {"mtu": 9000, "masquerade": False, "cni_plugin_dirs": ["/opt/cni/bin"]},
+        "log_level": None,
+    }
+    file.write_text(json.dumps(document))
+    config = Config.load(str(file))
+    assert config.text("agent.mbus") == "nats://x"
+    assert config.mapping("agent.blobstore")["options"] == {"a": 1}
+    assert config.strings("network.cni_plugin_dirs") == ("/opt/cni/bin",)
+    assert config.integer("network.mtu") == 9000
+    assert config.flag("network.masquerade") is False
+    assert config.text("log_level") == "info"  # null is not set
+    assert config.text("network.bridge") == "bosh0"
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"", "cannot be used: Expecting value"),
+        (b"{", "cannot be used: Expecting"),
+        (b"[]", "cannot be used: not a JSON object"),
+        (b"\xff", "cannot be used: 'utf-8' codec"),
+        (b"[" * 100_000, "cannot be used: "),
+        (b" " * 2**20 + b"{}", "cannot be used: larger than 1048576 bytes"),
+    ],
+)
+def test_unusable_files(tmp_path: Path, content: bytes, told: str) -> None:
+    file = tmp_path / "cpi.json"
+    file.write_bytes(content)
+    with pytest.raises(CPIError) as raised:
+        Config.load(str(file))
+    assert told in raised.value.message
+    assert str(file) in raised.value.message
+
+
+def test_missing_file() -> None:
+    with pytest.raises(CPIError, match="cannot read configuration file '/nowhere': No such file"):
+        Config.load("/nowhere")
+
+
+def test_unknown_keys_are_named_with_a_guess() -> None:
+    assert refused({"agent": {"mbuss": "x"}, "network": {"mtu": 1500}, "zone": 1}) == (
+        "configuration has unknown keys: 'agent.mbuss' (did you mean agent.mbus?), 'zone'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ({"agent": "x"}, "agent must be an object, got a string"),
+        ({"runtime": 5}, "runtime must be a string, got a number"),
+        ({"state_dir": "state"}, "state_dir must be a path (absolute, without ..), got a string"),
+        ({"state_dir": ""}, "state_dir must be a path (absolute, without ..), got a string"),
+        ({"disk_dir": "/a/../b"}, "disk_dir must be a path (absolute, without ..), got a string"),
+        ({"log_level": "loud"}, "log_level must be one of debug, info, warn, error, got a string"),
+        ({"agent": {"ntp": "x"}}, "agent.ntp must be a list of strings, got a string"),
+        ({"agent": {"ntp": [1]}}, "agent.ntp must be a list of strings, got a list"),
+        ({"agent": {"blobstore": []}}, "agent.blobstore must be an object, got a list"),
+        ({"network": {"mtu": "1500"}}, "mtu must be an integer of at least 576, got a string"),
+        ({"network": {"mtu": 100}}, "mtu must be an integer of at least 576, got a number"),
+        ({"network": {"mtu": True}}, "mtu must be an integer of at least 576, got a boolean"),
+        ({"network": {"masquerade": 1}}, "masquerade must be a boolean, got a number"),
+        ({"network": {"bridge": "../x"}}, "bridge must be a string that matches [A-Za-z0-9]"),
+        ({"network": {"bridge": "b" * 16}}, "bridge must be a string that matches"),
+        ({"containerd": {"namespace": ""}}, "namespace must be a string that matches"),
+        ({"network": {"cni_plugin_dirs": ["bin"]}}, "must be a list of paths (absolute, with"),
+        ({"containerd": {"timeout": 0}}, "timeout must be an integer of at least 1"),
+    ],
+)
+def test_wrong_values_name_the_key_and_never_the_value(
+    document: dict[str, object], told: str
+) -> None:
+    assert told in refused(document)
+
+
+def test_passwords_in_the_wrong_place_are_not_shown() -> None:
+    assert "hunter22" not in refused({"agent": {"ntp": "hunter22"}})
+    assert "hunter22" not in refused({"agent": "hunter22"})
+
+
+def test_context_goes_over_the_file() -> None:
+    config = Config.of({"agent": {"mbus": "a", "ntp": ["n"], "blobstore": {"provider": "dav"}}})
+    context = {
+        "director_uuid": "d",
+        "request_id": "r",
+        "vm": {"stemcell": {"api_version": 3}},
+        "agent": {"mbus": "b", "blobstore": {"options": {}}, "zone": 1},
+        "datacenter": {"name": "x"},
+        "runtime": None,
+    }
+    merged, ignored = config.with_context(context)
+    assert merged.text("agent.mbus") == "b"
+    assert merged.strings("agent.ntp") == ("n",)
+    assert merged.mapping("agent.blobstore") == {"options": {}}
+    assert merged.text("runtime") == "containerd"
+    assert ignored == ["agent.zone", "datacenter"]
+    assert config.text("agent.mbus") == "a"
+
+
+def test_wrong_values_in_the_context_are_errors() -> None:
+    with pytest.raises(CPIError, match=r"context: network\.mtu must be an integer"):
+        Config.of({}).with_context({"network": {"mtu": "big"}})
+
+
+@pytest.mark.parametrize(
+    ("file", "context", "allowed", "ignored"),
+    [
+        (True, True, True, []),
+        (True, False, False, []),
+        (False, False, False, []),
+        (False, True, False, ["containerd.allow_privileged"]),
+    ],
+)
+def test_the_context_cannot_allow_what_the_host_forbids(
+    file: bool, context: bool, allowed: bool, ignored: list[str]
+) -> None:
+    config = Config.of({"containerd": {"allow_privileged": file}})
+    merged, not_used = config.with_context({"containerd": {"allow_privileged": context}})
+    assert merged.flag("containerd.allow_privileged") is allowed
+    assert not_used == ignored
+
+
+def test_asking_for_what_is_not_declared_is_a_bug() -> None:
+    config = Config.load(None)
+    for ask in (config.text, config.integer, config.flag, config.strings, config.mapping):
+        with pytest.raises(KeyError):
+            ask("no.such.key")
+    for ask in (config.integer, config.flag, config.strings, config.mapping):
+        with pytest.raises(KeyError):
+            ask("runtime")
+    with pytest.raises(KeyError):
+        config.text("network.mtu")
+    with pytest.raises(KeyError):
+        config.integer("network.masquerade")
+
+
+def test_every_default_is_valid() -> None:
+    document: dict[str, object] = {}
+    for name, key in declared().items():
+        section = document
+        *folders, last = name.split(".")
+        for folder in folders:
+            section = section.setdefault(folder, {})  # type: ignore[assignment]
+        section[last] = list(key.default) if isinstance(key.default, tuple) else key.default
+    Config.of(json.loads(json.dumps(document)))
+
+
+def test_documentation_is_current() -> None:
+    written = (REPOSITORY / "docs" / "configuration.md").read_text()
+    assert written == config_docs.render(), "run python -m tools.config_docs"

@@ -1,0 +1,301 @@
+"""What a client of the service has is its own, and nothing else is there for it."""
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpi.contract.methods import METHODS
+from cpi.errors import CloudError, Interrupted
+from cpi.service import guard as guards
+from cpi.service.ownership import Holdings
+from tests.support.contract_lab import Cpi
+from tests.support.contract_suite import RuntimeContract
+from tests.support.cpi_calls import call, fake_registered
+from tests.support.fake_runtime import WORLDS, FakeRuntime
+from tests.support.service_world import Client, Failed, client
+
+
+@pytest.fixture(autouse=True)
+def _fake() -> Iterator[None]:
+    with fake_registered():
+        yield
+
+
+@pytest.fixture
+def one(tmp_path: Path) -> Client:
+    return client(tmp_path, "one")
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Client:
+    return client(tmp_path, "another")
+
+
+class TestContractForClients(RuntimeContract):
+    """A client sees the contract as root in process does."""
+
+    @pytest.fixture
+    def cpi(self, one: Client) -> Cpi:
+        def send(
+            method: str, *arguments: object, api_version: int = 2, context: Any = None
+        ) -> dict[str, Any]:
+            from cpi.contract.handle import handle
+            from cpi.log import Log
+            from tests.support.cpi_calls import request
+
+            upload = Path(str(arguments[0])) if method == "create_stemcell" else None
+            guard = guards.Guard("one", one.config, upload)
+            sent = request(method, *arguments, api_version=api_version, context=context)
+            answer: dict[str, Any] = json.loads(
+                json.dumps(handle(sent, one.config, Log("error"), guard))
+            )
+            return answer
+
+        return send
+
+    @pytest.fixture
+    def stemcell(self, tmp_path: Path) -> Path:
+        image = tmp_path / "image"
+        image.write_bytes(gzip.compress(b"a root file system", mtime=0))
+        return image
+
+
+def test_every_method_has_its_rule() -> None:
+    """A method that is added to the contract is refused until somebody thinks of its rule."""
+    known = {*guards._OWNED, *guards._HARMLESS, *guards._METHODS}
+    assert set(METHODS) - known == {"create_network", "delete_network"}
+
+
+def test_managed_networks_are_not_for_clients(one: Client) -> None:
+    assert one.fails("create_network", {}).type == "NotSupported"
+    assert one.fails("delete_network", "net").type == "NotSupported"
+
+
+def foreign_calls(vm: str, disk: str, mine: Client) -> dict[str, tuple[list[Any], str]]:
+    """Every method on the things of somebody else, and the error that there has to be."""
+    my_vm, my_disk = mine.vm(), mine.disk()
+    return {
+        "delete_vm": ([vm], "VMNotFound"),
+        "reboot_vm": ([vm], "VMNotFound"),
+        "set_vm_metadata": ([vm, {}], "VMNotFound"),
+        "get_disks": ([vm], "VMNotFound"),
+        "create_disk": ([64, {}, vm], "VMNotFound"),
+        "delete_disk": ([disk], "DiskNotFound"),
+        "set_disk_metadata": ([disk, {}], "DiskNotFound"),
+        "resize_disk": ([disk, 128], "DiskNotFound"),
+        "update_disk": ([disk, 128, {}], "DiskNotFound"),
+        "snapshot_disk": ([disk, {}], "DiskNotFound"),
+        "attach_disk": ([my_vm, disk], "DiskNotFound"),
+        "detach_disk": ([vm, my_disk], "VMNotFound"),
+    }
+
+
+@pytest.mark.parametrize("owner", ["another", "root"])
+def test_other_things_do_not_exist(one: Client, other: Client, owner: str) -> None:
+    if owner == "another":
+        vm, disk = other.vm(), other.disk()
+        other.call("attach_disk", vm, disk)
+        snapshot = other.call("snapshot_disk", disk, {})
+    else:
+        vm = call(one.config, "create_vm", *other.arguments(other.stemcell()))["result"][0]
+        disk = call(one.config, "create_disk", 64, {}, vm)["result"]
+        call(one.config, "attach_disk", vm, disk)
+        snapshot = call(one.config, "snapshot_disk", disk, {})["result"]
+    world = WORLDS[one.config.text("state_dir")]
+    assert one.call("has_vm", vm) is False
+    assert one.call("has_disk", disk) is False
+    for method, (values, kind) in foreign_calls(vm, disk, one).items():
+        error = one.fails(method, *values)
+        assert (method, error.type) == (method, kind)
+    one.call("delete_snapshot", snapshot)
+    assert snapshot in world.snapshots
+    assert world.machines[vm].reboots == 0
+    assert world.disks[disk].vm_cid == vm
+    assert world.disks[disk].size_mib == 64
+
+
+def test_a_vm_takes_only_a_stemcell_and_disks_of_its_owner(one: Client, other: Client) -> None:
+    stemcell, disk = other.stemcell(b"something else"), other.disk()
+    refused = one.fails("create_vm", *one.arguments(stemcell))
+    assert refused.type == "StemcellNotFound"
+    assert refused.message.endswith("upload it again (bosh upload-stemcell --fix FILE)")
+    refused = one.fails("create_vm", *one.arguments(one.stemcell(), disks=[disk]))
+    assert refused.type == "DiskNotFound"
+    assert refused.message.endswith("was it made on another one (bosh cck)?")
+    assert one.records() == [one.stemcell()]
+    assert WORLDS[one.config.text("state_dir")].machines == {}
+
+
+def test_get_disks_names_the_clients_own_alone(one: Client) -> None:
+    vm, disk = one.vm(), one.disk()
+    one.call("attach_disk", vm, disk)
+    roots = call(one.config, "create_disk", 64, {}, None)["result"]
+    call(one.config, "attach_disk", vm, roots)
+    assert one.call("get_disks", vm) == [disk]
+
+
+def test_a_stemcell_of_two_is_deleted_with_the_last(one: Client, other: Client) -> None:
+    stemcell = one.stemcell()
+    world = WORLDS[one.config.text("state_dir")]
+    assert other.call("delete_stemcell", stemcell) is None  # as if nobody had it
+    assert stemcell in world.stemcells
+    assert other.stemcell() == stemcell
+    for _ in range(2):
+        one.call("delete_stemcell", stemcell)
+        assert stemcell in world.stemcells
+    assert one.records() == []
+    assert one.fails("create_vm", *one.arguments(stemcell)).type == "StemcellNotFound"
+    assert other.vm()
+    other.call("delete_stemcell", stemcell)
+    assert stemcell not in world.stemcells
+
+
+def test_files_of_the_host_are_not_read(one: Client, tmp_path: Path) -> None:
+    secret = tmp_path / "shadow"
+    secret.write_bytes(gzip.compress(b"root:hash"))
+    for path in (str(secret), "/etc/shadow", str(one.upload)):
+        error = one.fails("create_stemcell", path, {})  # nothing was uploaded
+        assert error.type == "CloudError"
+        assert "reads no files of the host" in error.message
+    one.upload.write_bytes(gzip.compress(b"x"))
+    for path in (str(secret), f"{one.upload}/../shadow", f"{one.upload}/"):
+        assert "reads no files" in one.fails("create_stemcell", path, {}).message
+    assert one.records() == []
+
+
+def test_registries_are_asked_without_the_hosts_credentials(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def create(runtime: FakeRuntime, *rest: object) -> str:
+        seen.append(runtime.config.text("registry.docker_config"))
+        return f"fake-stemcell-{len(seen)}"
+
+    monkeypatch.setattr(FakeRuntime, "create_stemcell", create)
+    client(tmp_path, "one").stemcell()
+    client(tmp_path, "two", two={"registry_credentials": True}).stemcell()
+    assert seen == ["/dev/null", ""]
+
+
+def test_only_what_is_the_clients_business_comes_from_its_context(one: Client) -> None:
+    context = {
+        "state_dir": "/etc",
+        "run_dir": "/etc",
+        "disk_dir": "/etc",
+        "disk_stores": {"etc": "/etc"},
+        "containerd": {"address": "/etc/x", "allow_privileged": False},
+        "registry": {"docker_config": "/root/.docker/config.json", "plain_http": ["evil"]},
+        "network": {"cni_config_dir": "/etc", "mtu": 1400, "dynamic_subnets": ["0.0.0.0/0"]},
+        "kvm": {"uri": "qemu+ssh://evil/system", "memory": 64},
+        "service": {"clients": {"one": {"privileged": True}}},
+        "log_level": "info",
+        "datacenter": 5,
+        "director_uuid": "d",
+    }
+    vm = one.call("create_vm", *one.arguments(one.stemcell()), context=context)[0]
+    line = next(line for line in one.log.splitlines() if "host's to decide" in line)
+    for name in (
+        *("state_dir", "run_dir", "disk_dir", "disk_stores", "containerd.address"),
+        *("registry.docker_config", "registry.plain_http", "network.cni_config_dir"),
+        *("network.dynamic_subnets", "kvm.uri", "service.clients"),
+    ):
+        assert f"'{name}'" in line
+    for name in ("mtu", "memory", "allow_privileged", "log_level", "director_uuid", "datacenter"):
+        assert name not in line
+    assert "not used from the context: 'datacenter'" in one.log
+    assert vm in one.records()
+    assert one.call("has_vm", vm, context=context) is True
+    assert one.fails("create_vm", *one.arguments("fake-stemcell-1", {"privileged": True}),
+                     context=context).type == "StemcellNotFound"  # fmt: skip
+
+
+@pytest.mark.parametrize("level", ["debug", "error"])
+def test_a_client_sets_the_level_of_its_own_log_and_not_of_the_hosts(
+    one: Client, level: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one.call("has_vm", "fake-vm-1", context={"log_level": level})
+    assert ("INFO has_vm" in one.log) is (level == "debug")
+    assert "INFO has_vm vm_cid='fake-vm-1'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("failure", [CloudError("no"), Interrupted("SIGTERM"), MemoryError()])
+def test_what_fails_is_not_counted(
+    one: Client, failure: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    vm, disk = one.vm(), one.disk()
+    before = one.records()
+    size = WORLDS[one.config.text("state_dir")].disks[disk].size_mib
+    for name in ("create_stemcell", "create_vm", "create_disk", "snapshot_disk", "resize_disk",
+                 "update_disk", "delete_vm", "delete_disk", "delete_stemcell"):  # fmt: skip
+        monkeypatch.setattr(FakeRuntime, name, fail)
+    stemcell = next(cid for cid in before if "stemcell" in cid)
+    calls: dict[str, list[Any]] = {
+        "create_stemcell": [str(one.upload), {}],
+        "create_vm": one.arguments(stemcell),
+        "create_disk": [64, {}, None],
+        "snapshot_disk": [disk, {}],
+        "resize_disk": [disk, 128],
+        "update_disk": [disk, 128, {}],
+        "delete_vm": [vm],
+        "delete_disk": [disk],
+        "delete_stemcell": [stemcell],
+    }
+    for method, arguments in calls.items():
+        with pytest.raises((Failed, Interrupted)):
+            one.call(method, *arguments)
+        assert one.records() == before, method
+    record = Path(one.config.text("state_dir")) / "clients" / "one" / disk
+    assert json.loads(record.read_text())["disk"] == size
+
+
+@pytest.mark.parametrize("failure", [OSError("no space"), Interrupted("SIGTERM")])
+def test_what_cannot_be_recorded_does_not_stay(
+    one: Client, failure: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise failure
+
+    disk, stemcell = one.disk(), one.stemcell()
+    before = one.records()
+    monkeypatch.setattr(Holdings, "_name", fail)
+    calls: dict[str, list[Any]] = {
+        "create_vm": one.arguments(stemcell),
+        "create_disk": [64, {}, None],
+        "snapshot_disk": [disk, {}],
+    }
+    for method, arguments in calls.items():
+        with pytest.raises((Failed, Interrupted)):
+            one.call(method, *arguments)
+    world = WORLDS[one.config.text("state_dir")]
+    assert (list(world.machines), list(world.disks), list(world.snapshots)) == ([], [disk], [])
+    assert one.records() == before
+
+
+def test_a_disk_that_was_deleted_without_the_service_is_forgotten(one: Client) -> None:
+    disk = one.disk()
+    call(one.config, "delete_disk", disk)
+    assert one.fails("delete_disk", disk).type == "DiskNotFound"
+    assert one.records() == []
+
+
+def test_an_update_that_gives_another_cid_is_followed(one: Client) -> None:
+    disk = one.disk()
+    fresh = one.call("update_disk", disk, 128, {})
+    assert fresh != disk
+    assert one.records() == [fresh]
+    assert one.call("has_disk", fresh) is True
+
+
+def test_records_are_for_root_alone(one: Client) -> None:
+    one.vm()
+    clients = Path(one.config.text("state_dir")) / "clients"
+    assert [path.stat().st_mode & 0o777 for path in (clients, clients / "one")] == [0o700, 0o700]
+    assert {path.stat().st_mode & 0o777 for path in (clients / "one").iterdir()} == {0o600}

@@ -1,0 +1,61 @@
+"""CIDs."""
+
+import pytest
+
+from cpi import cid
+from cpi.errors import CPIError, DiskNotFound, StemcellNotFound, VMNotFound
+from cpi.text import shown
+from runtimes import catalog
+
+
+def test_new_cids_route_back() -> None:
+    for name in catalog.REGISTRY:
+        for kind in (cid.VM, cid.DISK, cid.STEMCELL, cid.SNAPSHOT):
+            made = cid.new(name, kind)
+            assert cid.runtime_of(made, kind) == name
+            assert made != cid.new(name, kind)
+            assert len(made) <= 76  # containerd's limit
+
+
+def test_content_can_name_a_cid() -> None:
+    assert cid.new("containerd", cid.STEMCELL, "abc1") == "containerd-stemcell-abc1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        (cid.VM, VMNotFound),
+        (cid.DISK, DiskNotFound),
+        (cid.STEMCELL, StemcellNotFound),
+        (cid.SNAPSHOT, CPIError),
+    ],
+)
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "",
+        "{kind}",
+        "containerd-{kind}-",
+        "containerd-{kind}-1/../2",
+        "containerd-{kind}-1\n",
+        "containerd-{kind}-A",
+        "containerd-{kind}-1-2",
+        "Containerd-{kind}-1",
+        "containerd-other-1",
+        "../containerd-{kind}-1",
+        "containerd-{kind}-" + "1" * 49,
+        "containerd-{kind}-é",
+        "x" * 100_000,
+    ],
+)
+def test_anything_else_is_not_found(kind: str, error: type[CPIError], odd: str) -> None:
+    with pytest.raises(error) as raised:
+        cid.runtime_of(odd.replace("{kind}", kind), kind)
+    assert type(raised.value) is error
+    assert len(raised.value.message) < 300
+    assert raised.value.message.isascii() or "…" in raised.value.message
+
+
+def test_shown_is_safe_and_short() -> None:
+    assert shown("a'b\n<é>") == '"a\'b\\n<\\xe9>"'
+    assert len(shown("x" * 1000, 20)) <= 22

@@ -1,0 +1,77 @@
+"""The OCI spec of VMs against golden files, and what must hold for every one of them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from runtimes.containerd.cgroups import Limits, limits_of
+from runtimes.containerd.oci_spec import CAPABILITIES, Container, Folder, render, renew
+from tests.support.cpi_calls import matches_golden
+
+ALL = (*CAPABILITIES, "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")
+LEAST = Container(
+    hostname="agent-1",
+    command=("/sbin/init",),
+    namespace=Path("/run/bosh-containerd-cpi/netns/containerd-vm-1"),
+    cgroup="/bosh/containerd-vm-1",
+    data=Path("/var/lib/bosh-containerd-cpi/vms/containerd-vm-1/data"),
+    disks=Path("/var/lib/bosh-containerd-cpi/vms/containerd-vm-1/disks"),
+    disk_folder="/warden-cpi-dev",
+    capabilities=ALL,
+    systemd=True,
+)
+LIMITED = replace(LEAST, cpu=1.5, memory=512 << 20, swap_accounting=True, pids=1000)
+DEVICE = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}
+PRIVILEGED = replace(LEAST, privileged=True, devices=[DEVICE])
+FOLDERS = (
+    Folder("/mnt/shared", Path("/var/lib/bosh-containerd-cpi/vms/containerd-vm-1/mounts/0"), False),
+    Folder("/var/vcap/bosh-cpi", Path("/run/bosh-containerd-cpi/guest"), True),
+)
+WITH_FOLDERS = replace(LEAST, folders=FOLDERS)
+
+
+def test_without_limits() -> None:
+    assert matches_golden("oci_spec_least", render(LEAST))
+
+
+def test_with_limits() -> None:
+    assert matches_golden("oci_spec_limited", render(LIMITED))
+
+
+def test_privileged() -> None:
+    assert matches_golden("oci_spec_privileged", render(PRIVILEGED))
+
+
+def test_with_folders_of_the_host() -> None:
+    assert matches_golden("oci_spec_folders", render(WITH_FOLDERS))
+    plain = render(LEAST)["mounts"]
+    assert render(WITH_FOLDERS)["mounts"][: len(plain)] == plain
+
+
+def test_no_capability_that_containerd_lacks_is_asked_for() -> None:
+    few = {"CAP_CHOWN", "CAP_SYS_MODULE"}
+    assert render(replace(LEAST, capabilities=few))["process"]["capabilities"]["bounding"] == [
+        "CAP_CHOWN"
+    ]
+    everything = render(replace(PRIVILEGED, capabilities=few))["process"]["capabilities"]
+    assert everything["bounding"] == sorted(few)
+
+
+def test_a_spec_tells_the_limits_that_it_was_rendered_with() -> None:
+    assert limits_of(render(LEAST)) == Limits()
+    assert limits_of(render(LIMITED)) == Limits(cpu=1.5, memory=512 << 20, pids=1000)
+    assert limits_of(render(PRIVILEGED)) == Limits(any_device=True)
+
+
+def test_a_spec_is_renewed_to_what_it_would_be_now() -> None:
+    few, other = {"CAP_CHOWN", "CAP_SYS_MODULE"}, {**DEVICE, "path": "/dev/kvm", "minor": 232}
+    for container in (LIMITED, PRIVILEGED):
+        devices = [other] if container.privileged else []
+        spec = render(container)
+        renew(spec, few, [other])
+        assert spec == render(replace(container, capabilities=few, devices=devices))
+
+
+def test_the_hosts_cgroups_are_never_bound() -> None:
+    for container in (LEAST, LIMITED, PRIVILEGED):
+        for mount in render(container)["mounts"]:
+            assert not (mount["type"] == "bind" and mount["source"].startswith("/sys"))

@@ -1,0 +1,48 @@
+"""The registry of runtimes."""
+
+import re
+
+import pytest
+
+from cpi.errors import CPIError
+from runtimes import catalog
+from tests.support.cpi_calls import FAKE, fake_registered
+from tests.support.fake_runtime import FakeRuntime
+
+
+def test_names_fit_into_cids() -> None:
+    assert catalog.DEFAULT in catalog.REGISTRY
+    for name, entry in catalog.REGISTRY.items():
+        assert name == entry.name
+        assert re.fullmatch(r"[a-z][a-z0-9]{0,15}", name)
+        assert entry.stemcell_formats
+        assert entry.hint
+
+
+def test_keys_belong_to_their_runtime() -> None:
+    declared = catalog.keys()
+    for key in declared:
+        assert key.name.split(".")[0] in catalog.REGISTRY
+
+
+def test_load() -> None:
+    with fake_registered():
+        assert catalog.load("fake") is FakeRuntime
+
+
+def test_unknown_runtime() -> None:
+    with pytest.raises(
+        CPIError, match=r"there is no runtime 'x\\n'; known: containerd, kvm, virtualbox"
+    ):
+        catalog.load("x\n")
+
+
+def test_missing_dependency_gives_the_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_registered():
+        monkeypatch.setattr(FAKE, "class_path", "no_such_module:Class")
+        with pytest.raises(CPIError) as raised:
+            catalog.load("fake")
+    assert raised.value.message == (
+        "the fake runtime does not load (No module named 'no_such_module'); "
+        "the tests bring it along"
+    )

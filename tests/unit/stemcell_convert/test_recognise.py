@@ -1,0 +1,139 @@
+"""What an `image` file is, and taking the disk out of it."""
+
+import bz2
+import gzip
+import io
+import random
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from stemcell_convert import oci
+from stemcell_convert.recognise import (
+    ARCHIVE,
+    BZIPPED,
+    DISK,
+    LIGHT,
+    ROOTFS,
+    TARBALL,
+    recognise,
+)
+from stemcell_convert.stemcell_errors import StemcellError, UnsupportedStemcell
+from stemcell_convert.streams import Source
+from stemcell_convert.unwrap import unwrap
+
+RAW = bytes(510) + b"\x55\xaa" + bytes(100_000) + b"data" + bytes(1 << 20) + b"end"
+QCOW2 = b"QFI\xfb" + bytes(5000)
+LIMIT = 64 << 20
+
+
+def _tar(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            info.type = tarfile.DIRTYPE if name.endswith("/") else tarfile.REGTYPE
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _source(image: Path) -> Source:
+    return Source(io.BytesIO(image.read_bytes()), str(image))
+
+
+IMAGES = {
+    "warden": (gzip.compress(_tar({"./": b"", "./etc/": b""})), ROOTFS),
+    "tar.gz of raw": (gzip.compress(_tar({"root.img": RAW})), ARCHIVE),
+    "tar.gz of anything that is raw": (gzip.compress(_tar({"../../x": RAW})), ARCHIVE),
+    "ova": (_tar({"image.ovf": b"<?xml?>", "image.mf": b"x", "disk": b"KDMV" + RAW}), ARCHIVE),
+    "bzip2": (bz2.compress(b"conectix" + RAW), BZIPPED),
+    "qcow2": (QCOW2, DISK),
+    "raw": (RAW, DISK),
+    "light": (b"", LIGHT),
+    "stemcell": (gzip.compress(_tar({"image": RAW, "stemcell.MF": b"name: x"})), TARBALL),
+    "newer stemcell": (gzip.compress(_tar({"dev_tools_file_list.txt": b""})), TARBALL),
+}
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_by_content(name: str, tmp_path: Path) -> None:
+    content, kind = IMAGES[name]
+    image = tmp_path / "root.img.vhd.gz"  # a name says nothing
+    image.write_bytes(content)
+    source = _source(image)
+    assert recognise(source) == kind
+    assert source.drain() == oci.digest(content), "what was looked at is still to be read"
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, (_, kind) in IMAGES.items() if kind in (ARCHIVE, BZIPPED, DISK)]
+)
+def test_the_disk_comes_out_whole_and_sparse(name: str, tmp_path: Path) -> None:
+    content, kind = IMAGES[name]
+    image = tmp_path / "image"
+    image.write_bytes(content)
+    disk = unwrap(_source(image), kind, tmp_path / "disk", LIMIT)
+    expected = {"ova": b"KDMV" + RAW, "bzip2": b"conectix" + RAW, "qcow2": QCOW2}.get(name, RAW)
+    assert disk.read_bytes() == expected
+    assert disk.stat().st_blocks * 512 < 64 << 10
+    assert not (tmp_path.parent.parent / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        (b"PK\x03\x04" + bytes(600), UnsupportedStemcell),
+        (b"hello" * 1000, StemcellError),
+        (gzip.compress(b"no tar"), StemcellError),
+        (gzip.compress(_tar({"readme.txt": b"hello"})), StemcellError),
+        (gzip.compress(_tar({}))[:20], StemcellError),
+    ],
+)
+def test_what_is_no_stemcell(content: bytes, error: type[Exception], tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(content)
+    with pytest.raises(error, match=str(image)):
+        recognise(_source(image))
+
+
+def test_a_bomb_is_stopped_at_the_limit(tmp_path: Path) -> None:
+    bomb = tmp_path / "bomb"
+    bomb.write_bytes(bz2.compress(RAW[:512] + bytes(200 << 20), 9))
+    with pytest.raises(StemcellError, match="stemcell_limit"):
+        unwrap(_source(bomb), BZIPPED, tmp_path / "disk", 1 << 20)
+    assert (tmp_path / "disk").stat().st_size <= 2 << 20
+
+
+def test_an_archive_without_a_disk(tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(gzip.compress(_tar({"image.ovf": b"<?xml?>", "other": b"x" * 9000})))
+    assert recognise(_source(image)) == ARCHIVE
+    with pytest.raises(StemcellError, match="without a disk"):
+        unwrap(_source(image), ARCHIVE, tmp_path / "disk", LIMIT)
+
+
+def test_nothing_that_is_damaged_crashes(tmp_path: Path) -> None:
+    chance = random.Random(2)
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    for number in range(600):
+        content = bytearray(chance.choice([one for one, _ in IMAGES.values() if one]))
+        for _ in range(chance.randrange(1, 30)):
+            content[chance.randrange(min(len(content), 4096))] = chance.randrange(256)
+        image.write_bytes(content[: chance.randrange(1, len(content))] if number % 3 else content)
+        told = _told(image, disk)
+        assert not told or str(image) in told
+        disk.unlink(missing_ok=True)
+
+
+def _told(image: Path, disk: Path) -> str:
+    """Take a disk out; return what an error says, or nothing."""
+    try:
+        source = _source(image)
+        kind = recognise(source)
+        if kind in (ARCHIVE, BZIPPED, DISK):
+            unwrap(source, kind, disk, LIMIT)
+    except StemcellError as error:
+        return str(error)
+    return ""
