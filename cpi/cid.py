@@ -34,16 +34,22 @@ def new(runtime: str, kind: str, identifier: str | None = None) -> str:
     return f"{runtime}-{kind}-{identifier or os.urandom(16).hex()}"
 
 
+def named_runtime(cid: str, kind: str) -> str | None:
+    """Return the runtime that a CID of this kind names, None when it is no such CID."""
+    match = _CID.fullmatch(cid)
+    return match[1] if match is not None and match[2] == kind else None
+
+
 def runtime_of(cid: str, kind: str) -> str:
     """Return the runtime that a CID of this kind names.
 
     Raises VMNotFound, DiskNotFound, StemcellNotFound or CPIError when it is no such CID, since a
     thing with that name cannot exist.
     """
-    match = _CID.fullmatch(cid)
-    if match is None or match[2] != kind:
+    name = named_runtime(cid, kind)
+    if name is None:
         error = NOT_FOUND.get(kind, CPIError)
         raise error(
             f"{shown(cid)} is not a {kind} CID of this CPI (they look like <runtime>-{kind}-1f0c…)"
         )
-    return match[1]
+    return name

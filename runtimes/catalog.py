@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import importlib
 
+from cpi import cid
 from cpi.errors import CPIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cpi.config.config import Key
+    from typing_extensions import Self
+
+    from cpi.config.config import Config, Key
+    from cpi.log import Log
     from cpi.runtime import Runtime
 
 
@@ -94,6 +98,54 @@ def load(name: str) -> type[Runtime]:
     except ImportError as error:
         raise CPIError(f"the {name} runtime does not load ({error}); {found.hint}") from error
     return loaded
+
+
+def configured(config: Config) -> tuple[str, ...]:
+    """Return the names of the configured runtimes, the default one first."""
+    return tuple(dict.fromkeys((config.text("runtime"), *config.strings("runtimes"))))
+
+
+def is_ours(any_cid: str, kind: str) -> bool:
+    """Tell whether this is a CID of this kind, of a runtime that this CPI has."""
+    return cid.named_runtime(any_cid, kind) in REGISTRY
+
+
+class Runtimes:
+    """Runtimes of one configuration: loaded on first use, closed at the end of `with`."""
+
+    def __init__(self, config: Config, log: Log) -> None:
+        self.config = config  # of those that are still to be loaded
+        self.log = log
+        self._loaded: dict[str, Runtime] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Have runtimes give back their connections; if that fails, what was done stays done."""
+        for name, runtime in self._loaded.items():
+            try:
+                runtime.close()
+            except Exception as error:
+                self.log.warn(f"closing the runtime {name}: {type(error).__name__}")
+
+    def get(self, name: str) -> Runtime:
+        """Return a runtime by its name. Raises CPIError."""
+        if name not in self._loaded:
+            self._loaded[name] = load(name)(self.config, self.log)
+        return self._loaded[name]
+
+    def default(self) -> Runtime:
+        """Return the runtime of what does not choose one. Raises CPIError."""
+        return self.get(self.config.text("runtime"))
+
+    def of_cid(self, any_cid: str, kind: str) -> Runtime:
+        """Return the runtime that a CID names. Raises the kind's NotFound error, CPIError."""
+        name = cid.runtime_of(any_cid, kind)
+        if name not in REGISTRY:
+            error = cid.NOT_FOUND.get(kind, CPIError)
+            raise error(f"{any_cid} is of a runtime that this CPI does not have: {name}")
+        return self.get(name)
 
 
 def keys() -> list[Key]:

@@ -41,7 +41,7 @@ def add_to(commands: Any) -> None:
 def _show(options: argparse.Namespace, config: Config) -> int:
     with Fleet(config) as fleet:
         vm = fleet.vm(options.vm)
-        return show(fleet.runtime(vm.runtime), vm.cid, options.lines, follow=options.follow)
+        return show(fleet.get(vm.runtime), vm.cid, options.lines, follow=options.follow)
 
 
 def show(runtime: Runtime, vm_cid: str, lines: int | None, *, follow: bool) -> int:

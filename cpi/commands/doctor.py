@@ -9,7 +9,6 @@ from typing import Any
 
 from cpi.commands import host_checks, network_checks, output
 from cpi.commands.declare import add_command, switch
-from cpi.commands.fleet import configured
 from cpi.commands.host_checks import Host
 from cpi.config.config import Config
 from cpi.errors import CPIError
@@ -73,7 +72,7 @@ def findings(host: Host) -> list[tuple[str, Finding]]:
     found = [("host", finding) for finding in host_checks.FIRST.run(host)]
     found += [("host", finding) for finding in host_checks.CHECKS.run(host)]
     found += [("network", finding) for finding in network_checks.CHECKS.run(host.config)]
-    wanted = configured(host.config)
+    wanted = catalog.configured(host.config)
     for name in (*wanted, *(other for other in catalog.REGISTRY if other not in wanted)):
         about = of_runtime(name, host.config)
         found += [(name, one) for one in (about if name in wanted else [optional(name, about)])]
@@ -82,15 +81,13 @@ def findings(host: Host) -> list[tuple[str, Finding]]:
 
 def of_runtime(name: str, config: Config) -> list[Finding]:
     """What a runtime's own checks found; only why it does not load, when it does not."""
-    try:
-        runtime = catalog.load(name)(config, Log("error"))
-    except CPIError as error:
-        hint = catalog.REGISTRY[name].hint if name in catalog.REGISTRY else ""
-        return [replace(failure(error.message, hint), check="runtime")]
-    try:
+    with catalog.Runtimes(config, Log("error")) as runtimes:
+        try:
+            runtime = runtimes.get(name)
+        except CPIError as error:
+            hint = catalog.REGISTRY[name].hint if name in catalog.REGISTRY else ""
+            return [replace(failure(error.message, hint), check="runtime")]
         return runtime.checks()
-    finally:
-        runtime.close()
 
 
 def optional(name: str, found: Sequence[Finding]) -> Finding:

@@ -45,4 +45,4 @@ def _exec(options: argparse.Namespace, config: Config) -> int:
         streams = replace(streams, terminal=False)
     with Fleet(config) as fleet, output.Terminal().interruptible():
         vm = fleet.vm(options.vm)
-        return fleet.runtime(vm.runtime).run_inside(vm.cid, command, streams)
+        return fleet.get(vm.runtime).run_inside(vm.cid, command, streams)

@@ -51,7 +51,7 @@ def _logs(options: argparse.Namespace, config: Config) -> int:
     wanted = path_of(options.file) if options.file else ""
     with Fleet(config) as fleet:
         vm = fleet.vm(options.vm)
-        runtime = fleet.runtime(vm.runtime)
+        runtime = fleet.get(vm.runtime)
         try:
             places = LogPlaces((wanted,)) if wanted else runtime.log_places(vm.cid)
         except NotSupported:

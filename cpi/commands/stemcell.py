@@ -14,7 +14,7 @@ from cpi.commands.image_places import ARCHIVE, FILE, RUNTIME, Place, destination
 from cpi.config.config import Config
 from cpi.errors import CloudError
 from cpi.log import Log
-from runtimes import catalog as runtimes
+from runtimes import catalog
 
 if TYPE_CHECKING:
     from cpi.model import JsonObject
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _EXAMPLES = f"""\
 STEMCELL is a stemcell's tarball or the `image` in it, whatever its format, or an image made before:
-oci:FOLDER[:NAME] or oci-archive:FILE. DESTINATION is one of those two, or {runtimes.DEFAULT}.
+oci:FOLDER[:NAME] or oci-archive:FILE. DESTINATION is one of those two, or {catalog.DEFAULT}.
 
 examples:
   bosh-cpi stemcell inspect stemcell.tgz --explain
@@ -150,11 +150,8 @@ class _Work:
 
     def give(self, image: Path, properties: "JsonObject", target: Place) -> dict[str, Any]:
         """Have a runtime create a stemcell, as BOSH would; return its CID."""
-        runtime = runtimes.load(target.name)(self.config, Log())
-        try:
-            return {"cid": runtime.create_stemcell(image, properties, {})}
-        finally:
-            runtime.close()
+        with catalog.Runtimes(self.config, Log()) as runtimes:
+            return {"cid": runtimes.get(target.name).create_stemcell(image, properties, {})}
 
     def result(self, document: dict[str, Any], line: str) -> int:
         """Print the one line that is the result, or all of it as JSON."""

@@ -15,6 +15,7 @@ from cpi.contract.redact import redacted
 from cpi.documents import decode, failure, require_object
 from cpi.errors import CPIError, InvalidCall, NoDiskSpace, NotSupported, VMCreationFailed
 from cpi.text import kind, shown
+from runtimes import catalog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,13 +102,11 @@ def _run(
     log.info(_started(name, method, given, context))
     _tell_ignored(ignored, config, log)
     arguments = methods.checked(name, method, given)
-    call = methods.Call(name, api_version, config, log)
-    try:
+    with catalog.Runtimes(config, log) as runtimes:
+        call = methods.Call(name, api_version, runtimes)
         if guard is None:
             return method.run(call, *arguments)
         return guard.run(call, name, arguments, lambda: method.run(call, *arguments))
-    finally:
-        call.close()
 
 
 def _tell_ignored(ignored: list[str], config: Config, log: Log) -> None:

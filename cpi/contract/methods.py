@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cpi import cid
 from cpi.contract import values as check
-from cpi.errors import CPIError, InvalidCall, NotImplementedInCPI, NotSupported
+from cpi.errors import InvalidCall, NotImplementedInCPI, NotSupported
 from cpi.text import shown
 from runtimes import catalog
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from typing import Any
 
     from cpi.config.config import Config
-    from cpi.log import Log
     from cpi.model import AgentConfig
     from cpi.runtime import Runtime
 
@@ -55,55 +54,35 @@ class Method:
 
 
 class Call:
-    """One request, while it is handled: its configuration, and the runtimes that it takes."""
+    """One request, while it is handled."""
 
-    __slots__ = ("_runtimes", "api_version", "config", "log", "method")
+    __slots__ = ("api_version", "log", "method", "runtimes")
 
-    def __init__(self, method: str, api_version: int, config: Config, log: Log) -> None:
+    def __init__(self, method: str, api_version: int, runtimes: catalog.Runtimes) -> None:
         self.method = method
         self.api_version = api_version
-        self.config = config
-        self.log = log
-        self._runtimes: dict[str, Runtime] = {}
+        self.runtimes = runtimes
+        self.log = runtimes.log
 
-    def runtime(self, name: str | None = None) -> Runtime:
-        """Load a runtime; without a name the one of the context or the file. Raises CPIError."""
-        name = name or self.config.text("runtime")
-        if name not in self._runtimes:
-            self._runtimes[name] = catalog.load(name)(self.config, self.log)
-        return self._runtimes[name]
-
-    def runtime_names(self) -> list[str]:
-        """The runtimes that stemcells are for: the usual one, then others that are configured."""
-        return list(dict.fromkeys([self.config.text("runtime"), *self.config.strings("runtimes")]))
+    @property
+    def config(self) -> Config:
+        """The configuration that the request is done with."""
+        return self.runtimes.config
 
     def runtime_using(self, disk: str) -> Runtime:
-        """The runtime of the VM that has a disk, else the disk's own. The disk is locked."""
-        runtime = self.runtime_of(disk, cid.DISK)
-        user = runtime.disk_user(disk)
-        return self.runtime_of(user, cid.VM) if user else runtime
+        """Return the runtime of the VM that has a disk, else the disk's own; lock the disk before.
 
-    def runtime_of(self, any_cid: str, kind: str) -> Runtime:
-        """Load the runtime that a CID names; the kind's NotFound error when there is no such."""
-        name = cid.runtime_of(any_cid, kind)
-        if name not in catalog.REGISTRY:
-            error = cid.NOT_FOUND.get(kind, CPIError)
-            raise error(f"{any_cid} is of a runtime that this CPI does not have: {name}")
-        return self.runtime(name)
+        Raises DiskNotFound, CPIError.
+        """
+        runtime = self.runtimes.of_cid(disk, cid.DISK)
+        user = runtime.disk_user(disk)
+        return self.runtimes.of_cid(user, cid.VM) if user else runtime
 
     def hold(self, *cids: str) -> AbstractContextManager[None]:
         """Hold the locks of these CIDs."""
         from cpi.host import locks
 
         return locks.hold(self.config.text("run_dir"), *cids, log=self.log)
-
-    def close(self) -> None:
-        """Let runtimes give back their connections; what was done stays done if that fails."""
-        for name, runtime in self._runtimes.items():
-            try:
-                runtime.close()
-            except Exception as error:
-                self.log.warn(f"closing the runtime {name}: {type(error).__name__}")
 
 
 def find(name: str, api_version: int) -> Method:
@@ -153,8 +132,8 @@ def _create_stemcell(
     path = Path(image)
     made = ""
     refusals = []
-    for name in call.runtime_names():
-        runtime = call.runtime(name)
+    for name in catalog.configured(call.config):
+        runtime = call.runtimes.get(name)
         try:
             if made:
                 runtime.share_stemcell(made, path, properties)
@@ -169,11 +148,11 @@ def _create_stemcell(
 
 
 def _delete_stemcell(call: Call, stemcell: str) -> None:
-    own = call.runtime_of(stemcell, cid.STEMCELL)
+    own = call.runtimes.of_cid(stemcell, cid.STEMCELL)
     with call.hold(stemcell):
-        for name in call.runtime_names():
+        for name in catalog.configured(call.config):
             if name != own.name:
-                call.runtime(name).delete_stemcell(stemcell)
+                call.runtimes.get(name).delete_stemcell(stemcell)
         own.delete_stemcell(stemcell)
 
 
@@ -211,7 +190,7 @@ def _create_vm(
         disk_cids=disks,
         disk_wishes=disk_properties.wishes(env),
     )
-    runtime = call.runtime(name)
+    runtime = call.runtimes.get(name)
     with call.hold(spec.cid):
         actual = runtime.create_vm(spec)
     if call.api_version == 1:
@@ -230,23 +209,23 @@ def _agent_config(config: Config) -> AgentConfig:
 
 
 def _delete_vm(call: Call, vm: str) -> None:
-    runtime = call.runtime_of(vm, cid.VM)
+    runtime = call.runtimes.of_cid(vm, cid.VM)
     with call.hold(vm):
         runtime.delete_vm(vm)
 
 
 def _has_vm(call: Call, vm: str) -> bool:
-    return _is_ours(vm, cid.VM) and call.runtime_of(vm, cid.VM).has_vm(vm)
+    return catalog.is_ours(vm, cid.VM) and call.runtimes.of_cid(vm, cid.VM).has_vm(vm)
 
 
 def _reboot_vm(call: Call, vm: str) -> None:
-    runtime = call.runtime_of(vm, cid.VM)
+    runtime = call.runtimes.of_cid(vm, cid.VM)
     with call.hold(vm):
         runtime.reboot_vm(vm)
 
 
 def _set_vm_metadata(call: Call, vm: str, metadata: Mapping[str, str]) -> None:
-    runtime = call.runtime_of(vm, cid.VM)
+    runtime = call.runtimes.of_cid(vm, cid.VM)
     with call.hold(vm):
         runtime.set_vm_metadata(vm, metadata)
 
@@ -264,7 +243,7 @@ def _calculate_vm_cloud_properties(call: Call, wanted: Mapping[str, object]) -> 
     extra = [shown(name, 60) for name in wanted if name not in sizes]
     if extra:
         call.log.warn(f"{call.method} does not use {', '.join(extra)}")
-    return call.runtime().calculate_vm_cloud_properties(VMResources(**sizes))
+    return call.runtimes.default().calculate_vm_cloud_properties(VMResources(**sizes))
 
 
 # Persistent disks
@@ -275,39 +254,39 @@ def _create_disk(call: Call, size: int, properties: Mapping[str, Any], vm: str |
 
     parsed = disk_properties.parse(properties)
     # The disk belongs with the VM that it is for, which may have chosen its own runtime.
-    runtime = call.runtime_of(vm, cid.VM) if vm else call.runtime()
+    runtime = call.runtimes.of_cid(vm, cid.VM) if vm else call.runtimes.default()
     return runtime.create_disk(size, parsed, vm)
 
 
 def _delete_disk(call: Call, disk: str) -> None:
-    runtime = call.runtime_of(disk, cid.DISK)
+    runtime = call.runtimes.of_cid(disk, cid.DISK)
     with call.hold(disk):
         runtime.delete_disk(disk)
 
 
 def _has_disk(call: Call, disk: str) -> bool:
-    return _is_ours(disk, cid.DISK) and call.runtime_of(disk, cid.DISK).has_disk(disk)
+    return catalog.is_ours(disk, cid.DISK) and call.runtimes.of_cid(disk, cid.DISK).has_disk(disk)
 
 
 def _attach_disk(call: Call, vm: str, disk: str) -> object:
-    runtime = call.runtime_of(vm, cid.VM)
+    runtime = call.runtimes.of_cid(vm, cid.VM)
     with call.hold(vm, disk):
         hint = runtime.attach_disk(vm, disk, call.api_version)
     return None if call.api_version == 1 else hint
 
 
 def _detach_disk(call: Call, vm: str, disk: str) -> None:
-    runtime = call.runtime_of(vm, cid.VM)
+    runtime = call.runtimes.of_cid(vm, cid.VM)
     with call.hold(vm, disk):
         runtime.detach_disk(vm, disk)
 
 
 def _get_disks(call: Call, vm: str) -> object:
-    return call.runtime_of(vm, cid.VM).get_disks(vm)
+    return call.runtimes.of_cid(vm, cid.VM).get_disks(vm)
 
 
 def _set_disk_metadata(call: Call, disk: str, metadata: Mapping[str, str]) -> None:
-    runtime = call.runtime_of(disk, cid.DISK)
+    runtime = call.runtimes.of_cid(disk, cid.DISK)
     with call.hold(disk):
         runtime.set_disk_metadata(disk, metadata)
 
@@ -331,7 +310,7 @@ def _snapshot_disk(call: Call, disk: str, metadata: Mapping[str, str]) -> object
 
 
 def _delete_snapshot(call: Call, snapshot: str) -> None:
-    runtime = call.runtime_of(snapshot, cid.SNAPSHOT)
+    runtime = call.runtimes.of_cid(snapshot, cid.SNAPSHOT)
     with call.hold(snapshot):
         runtime.delete_snapshot(snapshot)
 
@@ -340,19 +319,11 @@ def _delete_snapshot(call: Call, snapshot: str) -> None:
 
 
 def _create_network(call: Call, definition: Mapping[str, Any]) -> object:
-    return call.runtime().create_network(definition)
+    return call.runtimes.default().create_network(definition)
 
 
 def _delete_network(call: Call, network: str) -> None:
-    call.runtime().delete_network(network)
-
-
-def _is_ours(any_cid: str, kind: str) -> bool:
-    """Tell whether a CID is of a runtime that this CPI has."""
-    try:
-        return cid.runtime_of(any_cid, kind) in catalog.REGISTRY
-    except CPIError:
-        return False
+    call.runtimes.default().delete_network(network)
 
 
 _VM = Parameter("vm_cid", check.vm_cid)

@@ -32,6 +32,7 @@ from cpi.service import rules
 from cpi.service.ownership import Holdings, Record
 from cpi.service.policy import Policies, client_name
 from cpi.text import shown
+from runtimes import catalog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ class Guard:
 
     def __init__(self, client: str, config: Config, upload: Path | None = None) -> None:
         self._policy = Policies.of(config).of_client(client_name(client))
-        self._hosts_runtimes = (config.text("runtime"), *config.strings("runtimes"))
+        self._hosts_runtimes = catalog.configured(config)
         self._holdings = Holdings(Path(config.text("state_dir")), client)
         self._upload = upload
 
@@ -93,7 +94,9 @@ class Guard:
                 "service, which reads no files of the host for its clients"
             )
         rules.require_runtime(self._policy, call.config.text("runtime"))
-        runtimes = [name for name in call.runtime_names() if name in self._policy.runtimes]
+        runtimes = [
+            name for name in catalog.configured(call.config) if name in self._policy.runtimes
+        ]
         self._set(call, "runtimes", runtimes)
         if not self._policy.registry_credentials:
             self._set(call, "registry.docker_config", os.devnull)
@@ -136,7 +139,7 @@ class Guard:
     def _delete_vm(self, call: Call, arguments: list[Any], go: Go) -> object:
         vm = arguments[0]
         if not self._has(vm, cid.VM):
-            runtime = call.runtime_of(vm, cid.VM)
+            runtime = call.runtimes.of_cid(vm, cid.VM)
             if self._holdings.holders(vm, cid.VM) or runtime.has_vm(vm):
                 raise _not_found(vm, cid.VM)
             return None  # as of one that is gone
@@ -221,7 +224,9 @@ class Guard:
         """Have the call done with another configuration; no runtime has seen it yet."""
         section, _, name = key.rpartition(".")
         document: dict[str, object] = {name: value}
-        call.config, _ = call.config.with_context({section: document} if section else document)
+        call.runtimes.config, _ = call.config.with_context(
+            {section: document} if section else document
+        )
 
     def _made(self, call: Call, record: Record, error: type[CPIError], go: Go) -> object:
         """Run what makes a thing, which counts from before it is made.
@@ -240,7 +245,7 @@ class Guard:
     def _unmade(self, call: Call, made: str, kind: str) -> None:
         """Delete what has just been made. A stemcell stays: the same upload finds it again."""
         if kind != cid.STEMCELL:
-            runtime = call.runtime_of(made, kind)
+            runtime = call.runtimes.of_cid(made, kind)
             delete = {
                 cid.VM: runtime.delete_vm,
                 cid.DISK: runtime.delete_disk,

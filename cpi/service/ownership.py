@@ -175,10 +175,7 @@ class Holdings:
 
 def _is_cid(cid: str, kind: str) -> bool:
     """Tell whether it is a CID that can be a file's name."""
-    try:
-        return bool(cids.runtime_of(cid, kind))
-    except CPIError:
-        return False
+    return cids.named_runtime(cid, kind) is not None
 
 
 @contextmanager

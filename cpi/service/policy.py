@@ -126,7 +126,7 @@ def _policy(config: Config, client: str, given: object) -> Policy:
     }
     values: dict[str, Any] = {
         "networks": (config.text("network.bridge"),),
-        "runtimes": tuple(dict.fromkeys([config.text("runtime"), *config.strings("runtimes")])),
+        "runtimes": catalog.configured(config),
     }
     known = _object(rule, given, fields)
     values |= {name: fields[name](f"{rule}.{name}", value) for name, value in known.items()}

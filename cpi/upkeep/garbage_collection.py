@@ -6,7 +6,6 @@ work on has its lock held, and is never touched; nor is a disk that has facts.
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,6 @@ from cpi.host import locks, unfinished
 from cpi.host.folders import size_of
 from cpi.log import Log
 from cpi.model import Garbage
-from cpi.runtime import Runtime
 from cpi.upkeep import host_garbage
 from cpi.upkeep.restore import vms_of
 from runtimes import catalog
@@ -49,8 +47,8 @@ def collect_garbage(
     bosh_vms: the CIDs of all VMs that any director or manifest knows; others are garbage too.
     """
     done = Collected()
-    with ExitStack() as opened:  # what is found is removed by the runtime that found it
-        for title, find in _finders(config, log, opened, bosh_vms):
+    with catalog.Runtimes(config, log) as runtimes:
+        for title, find in _finders(runtimes, bosh_vms):
             try:
                 _add(done.found, [one for one in find() if one.certain or not only_certain])
             except Exception as error:  # one that does not answer is no reason to keep the rest
@@ -84,40 +82,34 @@ def read_cids(text: str) -> set[str]:
 
 
 def _finders(
-    config: Config, log: Log, opened: ExitStack, bosh_vms: Iterable[str] | None
+    runtimes: catalog.Runtimes, bosh_vms: Iterable[str] | None
 ) -> Iterator[tuple[str, Callable[[], Iterable[Garbage]]]]:
     """Yield what looks for garbage, with what it is called in errors."""
-    names = [config.text("runtime"), *config.strings("runtimes")]
-    names += [cid.runtime_of(vm_cid, cid.VM) for vm_cid in vms_of(config)]
-    for name in dict.fromkeys(names):
-        yield f"the runtime {name}", partial(_of_runtime, name, config, log, opened)
+    config = runtimes.config
+    used = [cid.runtime_of(vm_cid, cid.VM) for vm_cid in vms_of(config)]
+    for name in dict.fromkeys([*catalog.configured(config), *used]):
+        yield f"the runtime {name}", partial(_of_runtime, name, runtimes)
     yield "this host", partial(host_garbage.find, config)
-    yield "clients of the service", partial(_records, config, log, opened)
+    yield "clients of the service", partial(_records, runtimes)
     if bosh_vms is not None:
-        yield "VMs that BOSH does not know", partial(_unknown, set(bosh_vms), config, log)
+        yield "VMs that BOSH does not know", partial(_unknown, set(bosh_vms), runtimes)
 
 
-def _of_runtime(name: str, config: Config, log: Log, opened: ExitStack) -> list[Garbage]:
-    runtime = catalog.load(name)(config, log)
-    opened.callback(runtime.close)
-    return runtime.garbage()
+def _of_runtime(name: str, runtimes: catalog.Runtimes) -> list[Garbage]:
+    return runtimes.get(name).garbage()
 
 
-def _records(config: Config, log: Log, opened: ExitStack) -> Iterator[Garbage]:
+def _records(runtimes: catalog.Runtimes) -> Iterator[Garbage]:
     """What the service counts for a client that is gone: a person deleted it, or a killed call."""
-    runtimes: dict[str, Runtime] = {}
+    config = runtimes.config
     for path in sorted((Path(config.text("state_dir")) / "clients").glob("*/*")):
         kind = next((one for one in (cid.VM, cid.DISK) if f"-{one}-" in path.name), "")
-        try:
-            name = cid.runtime_of(path.name, kind)
-        except CPIError:
+        if not catalog.is_ours(path.name, kind):
             continue  # of a call that is at work, or of what cannot be asked for
-        if name not in catalog.REGISTRY or locks.is_held(config.text("run_dir"), path.name):
+        if locks.is_held(config.text("run_dir"), path.name):
             continue
-        if name not in runtimes:
-            runtimes[name] = catalog.load(name)(config, log)
-            opened.callback(runtimes[name].close)
-        has = runtimes[name].has_vm if kind == cid.VM else runtimes[name].has_disk
+        runtime = runtimes.of_cid(path.name, kind)
+        has = runtime.has_vm if kind == cid.VM else runtime.has_disk
         if not has(path.name):
             why, remove = f"there is no such {kind}", partial(path.unlink, missing_ok=True)
             # Not certain: without its record, a thing that is there after all is nobody's.
@@ -125,23 +117,20 @@ def _records(config: Config, log: Log, opened: ExitStack) -> Iterator[Garbage]:
             yield Garbage("record", told, why, path.name, remove, certain=False)
 
 
-def _unknown(bosh_vms: set[str], config: Config, log: Log) -> Iterator[Garbage]:
+def _unknown(bosh_vms: set[str], runtimes: catalog.Runtimes) -> Iterator[Garbage]:
     """VMs that are whole and that BOSH has not, since the answer to its create_vm was lost."""
+    config = runtimes.config
     for vm_cid in vms_of(config):
         folder = Path(config.text("state_dir")) / "vms" / vm_cid
         if vm_cid in bosh_vms or unfinished.is_marked(folder):
             continue
         if not locks.is_held(config.text("run_dir"), vm_cid):
-            why, remove = "BOSH does not know it", partial(_delete_vm, vm_cid, config, log)
+            why, remove = "BOSH does not know it", partial(_delete_vm, vm_cid, runtimes)
             yield Garbage("VM", vm_cid, why, vm_cid, remove, certain=False, size=size_of(folder))
 
 
-def _delete_vm(vm_cid: str, config: Config, log: Log) -> None:
-    runtime = catalog.load(cid.runtime_of(vm_cid, cid.VM))(config, log)
-    try:
-        runtime.delete_vm(vm_cid)
-    finally:
-        runtime.close()
+def _delete_vm(vm_cid: str, runtimes: catalog.Runtimes) -> None:
+    runtimes.of_cid(vm_cid, cid.VM).delete_vm(vm_cid)
 
 
 def _told(error: Exception) -> str:

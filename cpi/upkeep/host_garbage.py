@@ -47,7 +47,7 @@ def _disk_files(store: DiskStore) -> Iterator[Garbage]:
     for name, folder in store.folders.items():
         for path in entries(folder):
             match = _DISK_FILE.fullmatch(path.name)
-            if match and _is(match["cid"], cid.DISK):
+            if match and catalog.is_ours(match["cid"], cid.DISK):
                 yield from _disk_file(store, name, path, match["cid"], match["part"])
 
 
@@ -79,7 +79,7 @@ def _disk_file(
 def _snapshots(store: DiskStore) -> Iterator[Garbage]:
     snapshots = Snapshots(store)
     for path in snapshots.halves():
-        if _is(path.name, cid.SNAPSHOT):
+        if catalog.is_ours(path.name, cid.SNAPSHOT):
             has_data = any(path.glob("*.raw"))
             why = "it has no facts" if has_data else "a call that deleted it was killed"
             remove, size = partial(snapshots.delete, path.name), size_of(path)
@@ -137,7 +137,7 @@ def _uploads(folder: Path) -> Iterator[Garbage]:
 
 def _scratch(folder: Path) -> Iterator[Garbage]:
     for path in entries(folder):
-        if _is(path.name, cid.DISK) or _is(path.name, cid.SNAPSHOT):
+        if catalog.is_ours(path.name, cid.DISK) or catalog.is_ours(path.name, cid.SNAPSHOT):
             why, remove = "the call that made it was killed", partial(_delete, path)
             yield Garbage("upload", str(path), why, path.name, remove, size=size_of(path))
 
@@ -178,16 +178,8 @@ def _locks(run_dir: Path) -> Iterator[Garbage]:
             yield Garbage("lock", path.name, why, path.name, lambda: None)
 
 
-def _is(name: str, kind: str) -> bool:
-    """Tell whether a name is a CID of this kind, of a runtime that this CPI has."""
-    try:
-        return cid.runtime_of(name, kind) in catalog.REGISTRY
-    except CPIError:
-        return False
-
-
 def _is_gone(vm_cid: str, vms: Path) -> bool:
-    return _is(vm_cid, cid.VM) and not (vms / vm_cid).exists()
+    return catalog.is_ours(vm_cid, cid.VM) and not (vms / vm_cid).exists()
 
 
 def _while_gone(vm_cid: str, vms: Path, remove: Callable[[], None]) -> Callable[[], None]:

@@ -64,11 +64,8 @@ def restore_all(config: Config, log: Log) -> Restored:
 def vms_of(config: Config) -> Iterator[str]:
     """Yield the CIDs of this host's VMs, whole or not, of the runtimes that this CPI has."""
     for path in entries(Path(config.text("state_dir")) / "vms"):
-        try:
-            if cid.runtime_of(path.name, cid.VM) in catalog.REGISTRY:
-                yield path.name
-        except CPIError:
-            continue  # somebody else's
+        if catalog.is_ours(path.name, cid.VM):
+            yield path.name
 
 
 def _restore(vm_cid: str, config: Config, log: Log) -> bool:
@@ -78,11 +75,8 @@ def _restore(vm_cid: str, config: Config, log: Log) -> bool:
         if not folder.is_dir():  # deleted meanwhile
             return False
         # One for each: not every runtime's connection may be used by several threads.
-        runtime = catalog.load(cid.runtime_of(vm_cid, cid.VM))(config, log)
-        try:
-            restored = runtime.restore(vm_cid)
-        finally:
-            runtime.close()
+        with catalog.Runtimes(config, log) as runtimes:
+            restored = runtimes.of_cid(vm_cid, cid.VM).restore(vm_cid)
     if restored:
         log.info(f"{vm_cid} is back")
     return restored

@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 
 from cpi import cid
-from cpi.errors import CPIError
 from cpi.host import locks, unfinished
 from cpi.host.folders import entries, size_of
 from cpi.log import Log
@@ -141,10 +140,7 @@ class Finder:
                 yield Garbage("import", str(path), why, lock, remove, size=size_of(path))
 
     def _is_vm(self, name: str) -> bool:
-        try:
-            return cid.runtime_of(name, cid.VM) == self._places.runtime
-        except CPIError:
-            return False
+        return cid.named_runtime(name, cid.VM) == self._places.runtime
 
     def _folder_of(self, name: str) -> Path:
         return self._places.state_dir / "vms" / name

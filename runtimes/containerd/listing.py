@@ -1,12 +1,11 @@
 """VMs and stemcells as `bosh-cpi vms`, `stemcells` and `top` show them."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from cpi import cid
-from cpi.errors import CPIError
 from cpi.views import OTHER, RUNNING, STOPPED, StemcellView, Usage, VMView
 from runtimes.containerd import usage
 from runtimes.containerd.api import containers_pb2, images_pb2, task_pb2
@@ -39,21 +38,11 @@ def vms(containers: Containers, runtime: str) -> list[VMView]:
     return sorted(
         (
             view(container, tasks.get(container.id), runtime)
-            for container in _ours(containers.all(), runtime)
+            for container in containers.all()
+            if cid.named_runtime(container.id, cid.VM) == runtime
         ),
         key=lambda one: one.cid,
     )
-
-
-def _ours(
-    containers: Iterable[containers_pb2.Container], runtime: str
-) -> Iterator[containers_pb2.Container]:
-    for container in containers:
-        try:
-            if cid.runtime_of(container.id, cid.VM) == runtime:
-                yield container
-        except CPIError:  # somebody else's
-            continue
 
 
 def view(

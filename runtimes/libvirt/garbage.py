@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 from cpi import cid
-from cpi.errors import CPIError
 from cpi.host import unfinished
 from cpi.host.folders import entries, size_of
 from cpi.model import Garbage
@@ -110,7 +109,4 @@ class Sweep:
                 yield Garbage("import", str(path), why, lock, remove, size=size_of(path))
 
     def _is_vm(self, name: str) -> bool:
-        try:
-            return cid.runtime_of(name, cid.VM) == self._runtime
-        except CPIError:
-            return False
+        return cid.named_runtime(name, cid.VM) == self._runtime

@@ -7,7 +7,6 @@ from typing import Any
 from cpi import cid
 from cpi.cni.networks import STATE, attachments_in
 from cpi.cni.plugins import addresses
-from cpi.errors import CPIError
 from cpi.views import OTHER, RUNNING, STOPPED, StemcellView, Usage, VMView
 from runtimes.libvirt import client
 from runtimes.libvirt.addresses import reserved
@@ -30,10 +29,7 @@ def vms(machines: VMs, connection: Connection, runtime: str, state_dir: Path) ->
 
 
 def _is_ours(domain: Any, runtime: str) -> bool:
-    try:
-        return cid.runtime_of(domain.name(), cid.VM) == runtime
-    except CPIError:  # somebody else's
-        return False
+    return cid.named_runtime(domain.name(), cid.VM) == runtime
 
 
 def _view(machines: VMs, domain: Any, runtime: str, state_dir: Path) -> VMView:

@@ -4,7 +4,10 @@ import re
 
 import pytest
 
-from cpi.errors import CPIError
+from cpi import cid
+from cpi.config.config import Config
+from cpi.errors import CPIError, VMNotFound
+from cpi.log import Log
 from runtimes import catalog
 from tests.support.cpi_calls import FAKE, fake_registered
 from tests.support.fake_runtime import FakeRuntime
@@ -46,3 +49,34 @@ def test_missing_dependency_gives_the_hint(monkeypatch: pytest.MonkeyPatch) -> N
         "the fake runtime does not load (No module named 'no_such_module'); "
         "the tests bring it along"
     )
+
+
+def test_configured_runtimes_are_named_once_the_default_first() -> None:
+    config = Config.of({"runtime": "kvm", "runtimes": ["containerd", "kvm"]})
+    assert catalog.configured(config) == ("kvm", "containerd")
+
+
+def test_cids_of_other_cpis_are_not_ours() -> None:
+    assert catalog.is_ours("kvm-vm-1", cid.VM)
+    for foreign in ("kvm-disk-1", "other-vm-1", "i-0123456789", "../kvm-vm-1", ""):
+        assert not catalog.is_ours(foreign, cid.VM)
+
+
+def test_runtimes_are_loaded_once_and_closed_even_if_one_fails(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    closed = []
+
+    def close(runtime: FakeRuntime) -> None:
+        closed.append(runtime)
+        raise OSError
+
+    monkeypatch.setattr(FakeRuntime, "close", close)
+    log = Log("warn")
+    with catalog.Runtimes(config, log) as runtimes:
+        runtime = runtimes.default()
+        assert runtimes.get("fake") is runtimes.of_cid("fake-vm-1", cid.VM) is runtime
+        with pytest.raises(VMNotFound, match="other-vm-1 is of a runtime that this CPI does not"):
+            runtimes.of_cid("other-vm-1", cid.VM)
+    assert closed == [runtime]
+    assert "closing the runtime fake: OSError" in log.text
