@@ -166,13 +166,12 @@ def _with_options(config: Config, options: argparse.Namespace) -> Config:
     """The configuration with the options that say how registries are reached."""
     from stemcell_convert.reference import parse
 
-    changes: dict[str, Any] = {}
     if getattr(options, "ca_file", None):
-        changes["ca_file"] = os.path.abspath(options.ca_file)
+        config = config.replaced("registry.ca_file", os.path.abspath(options.ca_file))
     if getattr(options, "plain_http", False):
         text = getattr(options, "reference", None) or options.stemcell
-        changes["plain_http"] = [parse(text).host]
-    return config.with_context({"registry": changes})[0]
+        config = config.replaced("registry.plain_http", (parse(text).host,))
+    return config
 
 
 def _command(run: Callable[[_Work], int]) -> Callable[[argparse.Namespace, Config], int]:

@@ -1,4 +1,4 @@
-"""The CPI's configuration: the file given by `-c`, and the call's context over it.
+"""The CPI's configuration: the file given by `-c`, and what overrides it in a call's context.
 
 BOSH merges a cpi-config's properties flat into the context, beside keys of its own; so a key that
 is unknown is an error in the file, but only a name in the log when it comes with the context. Every
@@ -114,28 +114,39 @@ class Config:
         return cls(keys, values)
 
     def with_context(
-        self, context: Mapping[str, object], *, of_client: bool = False
+        self, *documents: Mapping[str, object], of_client: bool = False
     ) -> tuple[Config, list[str]]:
-        """Lay a call's context over this; return that and the names of the keys it ignored.
+        """Override this by what came with a call; return that and the names of the ignored keys.
 
-        A key of type object is replaced as a whole. The director's own keys are neither used nor
-        reported. of_client: it comes from a client of the service, which sets only keys that are
-        its own business. Raises CPIError for a key with a wrong value.
+        documents: the call's context, after the client's own configuration where it has one; the
+        last one that sets a key wins. A key of type object is replaced as a whole. The director's
+        own keys are neither used nor reported. of_client: they come from a client of the service,
+        which sets only keys that are its own business. Raises CPIError for a key with a wrong
+        value.
         """
+        given: dict[str, object] = {}
+        for document in documents:
+            own = {name: value for name, value in document.items() if name not in CONTEXT_OWN}
+            given.update(_leaves(own, self._keys, "context"))
         values = dict(self._values)
         ignored = []
-        own = {name: value for name, value in context.items() if name not in CONTEXT_OWN}
-        for name, value in _leaves(own, self._keys, "context"):
+        for name, value in given.items():
             key = self._keys.get(name)
             if key is None or (of_client and not key.client):
                 ignored.append(name)
                 continue
             checked = _checked(key, value, "context")
-            if key.context_only_forbids and checked and not values[name]:
+            if key.context_only_forbids and checked and not self._values[name]:
                 ignored.append(name)
             else:
                 values[name] = checked
         return Config(self._keys, values), ignored
+
+    def replaced(self, name: str, value: str | tuple[str, ...]) -> Config:
+        """Return this with another value of a key, as its getter returns it."""
+        if name not in self._keys:
+            raise KeyError(name)
+        return Config(self._keys, {**self._values, name: value})
 
     def knows(self, name: str) -> bool:
         """Tell whether there is such a key."""

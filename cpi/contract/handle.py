@@ -19,17 +19,25 @@ from runtimes import catalog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from cpi.config.config import Config
     from cpi.log import Log
     from cpi.service.guard import Guard
 
 
 def handle(
-    request: object, config: Config, log: Log, guard: Guard | None = None
+    request: object,
+    config: Config,
+    log: Log,
+    guard: Guard | None = None,
+    client_config: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """Answer one request, given as bytes of JSON or as the object that they are.
 
-    guard: what holds a client of the service to what the host allows it. Raises no Exception.
+    guard: what holds a client of the service to what the host allows it. client_config: its own
+    configuration file, which overrides `config` and is overridden by the request's context. Raises
+    no Exception.
     """
     try:
         document = decode(request) if isinstance(request, bytes) else request
@@ -37,15 +45,16 @@ def handle(
     except CPIError as error:
         return failure(error, log)
     except Exception as error:  # out of memory, most likely
-        return failure(_unexpected("request", error, log, request), log)
+        return failure(_unexpected("request", error, log, request, client_config), log)
+    overrides = (client_config or {}, context)
     started = time.monotonic()
     try:
-        result = _run(name, given, context, api_version, config, log, guard)
+        result = _run(name, given, overrides, api_version, config, log, guard)
     except Exception as error:
         typed = error if isinstance(error, CPIError) else None
         if typed is None:
             objects = [value for value in given if isinstance(value, dict)]
-            typed = _unexpected(name, error, log, objects, context, _agent_secrets(config))
+            typed = _unexpected(name, error, log, objects, overrides, _agent_secrets(config))
         # The director asks for what a runtime may not support, and then does it another way.
         tell = log.info if isinstance(typed, NotSupported) else log.error
         tell(f"{name} failed after {_since(started)}: {typed.type}: {typed.message}")
@@ -87,7 +96,7 @@ def _envelope(document: object) -> tuple[str, list[object], dict[str, object], i
 def _run(
     name: str,
     given: list[object],
-    context: dict[str, object],
+    overrides: Sequence[Mapping[str, object]],
     api_version: int,
     config: Config,
     log: Log,
@@ -96,10 +105,10 @@ def _run(
     """Run a method. Raises what is wrong with the call, and whatever its runtime raises."""
     # What the host's own log has of its clients is not for them to say.
     shown_level = "" if guard is None else config.text("log_level")
-    config, ignored = config.with_context(context, of_client=guard is not None)
+    config, ignored = config.with_context(*overrides, of_client=guard is not None)
     log.set_level(config.text("log_level"), shown_level)
     method = methods.find(name, api_version)
-    log.info(_started(name, method, given, context))
+    log.info(_started(name, method, given, overrides[-1]))
     _tell_ignored(ignored, config, log)
     arguments = methods.checked(name, method, given)
     with catalog.Runtimes(config, log) as runtimes:
@@ -120,7 +129,7 @@ def _tell_ignored(ignored: list[str], config: Config, log: Log) -> None:
 
 
 def _started(
-    name: str, method: methods.Method, given: list[object], context: dict[str, object]
+    name: str, method: methods.Method, given: list[object], context: Mapping[str, object]
 ) -> str:
     """Return the log line for a call: CIDs and BOSH's identifiers, no other argument."""
     pairs = list(zip((parameter.name for parameter in method.parameters), given, strict=False))

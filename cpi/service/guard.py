@@ -94,13 +94,13 @@ class Guard:
                 "service, which reads no files of the host for its clients"
             )
         rules.require_runtime(self._policy, call.config.text("runtime"))
-        runtimes = [
+        runtimes = tuple(
             name for name in catalog.configured(call.config) if name in self._policy.runtimes
-        ]
+        )
         self._set(call, "runtimes", runtimes)
         if not self._policy.registry_credentials:
             self._set(call, "registry.docker_config", os.devnull)
-        record = Record(cid.STEMCELL, runtimes=tuple(runtimes))
+        record = Record(cid.STEMCELL, runtimes=runtimes)
         with self._holdings.stemcells(deleting=False):
             return self._made(call, record, CloudError, go)
 
@@ -115,7 +115,7 @@ class Guard:
                 call.log.info(f"{stemcell} stays, as other clients have it too")
                 self._holdings.hand_over(stemcell, others[0])
                 return None
-            self._set(call, "runtimes", [*self._hosts_runtimes, *record.runtimes])
+            self._set(call, "runtimes", (*self._hosts_runtimes, *record.runtimes))
             go()
             self._holdings.forget(stemcell)
         return None
@@ -220,13 +220,9 @@ class Guard:
             raise _not_found(one, kind)
         return record
 
-    def _set(self, call: Call, key: str, value: object) -> None:
+    def _set(self, call: Call, key: str, value: str | tuple[str, ...]) -> None:
         """Have the call done with another configuration; no runtime has seen it yet."""
-        section, _, name = key.rpartition(".")
-        document: dict[str, object] = {name: value}
-        call.runtimes.config, _ = call.config.with_context(
-            {section: document} if section else document
-        )
+        call.runtimes.config = call.config.replaced(key, value)
 
     def _made(self, call: Call, record: Record, error: type[CPIError], go: Go) -> object:
         """Run what makes a thing, which counts from before it is made.

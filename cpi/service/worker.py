@@ -15,7 +15,7 @@ import sys
 import threading
 from pathlib import Path
 
-from cpi.config.config import Config, declared
+from cpi.config.config import Config
 from cpi.contract.handle import handle
 from cpi.documents import failure
 from cpi.errors import CPIError, Interrupted
@@ -83,12 +83,13 @@ def _answer(
     """Run one call; return the response and whether it was interrupted."""
     request, client = job["request"], str(job["client"])
     log = Log(tag=_tag(client, request))
+    client_config = job["config"] if isinstance(job["config"], dict) else {}
     upload = Path(str(job["upload"])) if job.get("upload") else None
     response: dict[str, object] | None = None
     try:
         signal.signal(signal.SIGTERM, _interrupt)
-        _lay_over(request, job.get("config"))
-        response = handle(request, config, log, Guard(client, config, upload))
+        guard = Guard(client, config, upload)
+        response = handle(request, config, log, guard, client_config)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except CPIError as error:
         response = failure(error, log)
@@ -114,29 +115,6 @@ def _tag(client: str, request: object) -> str:
     context = request.get("context") if isinstance(request, dict) else None
     number = context.get("request_id") if isinstance(context, dict) else None
     return f"{client} {shown(number, 40)[1:-1]}" if isinstance(number, str) else client
-
-
-def _lay_over(request: object, config: object) -> None:
-    """Put the client's configuration under the call's context, key by key."""
-    if isinstance(request, dict) and isinstance(config, dict):
-        context = request.get("context")
-        given = context if isinstance(context, dict) else {}
-        request["context"] = _laid(config, given, tuple(declared()), "")
-
-
-def _laid(
-    below: Mapping[str, object], above: Mapping[str, object], keys: tuple[str, ...], prefix: str
-) -> dict[str, object]:
-    """A section such as `agent` is laid over key by key, a key is replaced as a whole."""
-    both = dict(below)
-    for name, value in above.items():
-        old, path = both.get(name), f"{prefix}{name}"
-        section = path not in keys and any(key.startswith(f"{path}.") for key in keys)
-        if section and isinstance(old, dict) and isinstance(value, dict):
-            both[name] = _laid(old, value, keys, f"{path}.")
-        else:
-            both[name] = value
-    return both
 
 
 if __name__ == "__main__":

@@ -134,6 +134,50 @@ def test_context_goes_over_the_file() -> None:
     assert config.text("agent.mbus") == "a"
 
 
+def test_a_clients_configuration_is_overridden_by_its_context() -> None:
+    host = Config.of({"agent": {"mbus": "host", "ntp": ["host"]}})
+    client = {
+        "agent": {"mbus": "client", "blobstore": {"provider": "dav"}},
+        "network": {"mtu": 1400},
+        "datacenter": 1,
+        "state_dir": "/etc",
+    }
+    context = {
+        "agent": {"blobstore": {"options": {}}, "ntp": None},
+        "network": {"mtu": 1300},
+        "datacenter": 2,
+        "vm": {},
+    }
+    merged, ignored = host.with_context(client, context, of_client=True)
+    assert merged.text("agent.mbus") == "client"
+    assert merged.strings("agent.ntp") == ("host",)
+    assert merged.mapping("agent.blobstore") == {"options": {}}
+    assert merged.integer("network.mtu") == 1300
+    assert ignored == ["datacenter", "state_dir"]
+
+
+def test_only_the_value_that_holds_is_checked() -> None:
+    merged, _ = Config.of({}).with_context({"network": {"mtu": "x"}}, {"network": {"mtu": 1300}})
+    assert merged.integer("network.mtu") == 1300
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_a_context_may_allow_what_only_the_clients_configuration_forbids(allowed: bool) -> None:
+    host = Config.of({"containerd": {"allow_privileged": allowed}})
+    client, context = ({"containerd": {"allow_privileged": value}} for value in (False, True))
+    merged, _ = host.with_context(client, context, of_client=True)
+    assert merged.flag("containerd.allow_privileged") is allowed
+
+
+def test_one_key_is_replaced() -> None:
+    config = Config.of({"runtime": "kvm"})
+    fresh = config.replaced("runtimes", ("a", "b")).replaced("registry.ca_file", "/ca")
+    assert (fresh.strings("runtimes"), fresh.text("registry.ca_file")) == (("a", "b"), "/ca")
+    assert (fresh.text("runtime"), config.strings("runtimes")) == ("kvm", ())
+    with pytest.raises(KeyError):
+        config.replaced("no.such.key", "x")
+
+
 def test_wrong_values_in_the_context_are_errors() -> None:
     with pytest.raises(CPIError, match=r"context: network\.mtu must be an integer"):
         Config.of({}).with_context({"network": {"mtu": "big"}})

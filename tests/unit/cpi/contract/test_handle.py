@@ -163,6 +163,18 @@ def test_the_files_secrets_are_not_shown_either(
     assert message == "has_vm: ValueError: cannot parse <redacted> in <redacted>"
 
 
+def test_nor_are_those_of_a_clients_configuration(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: FakeRuntime, vm_cid: str) -> bool:
+        raise ValueError(f"cannot parse {self.config.text('agent.mbus')}")
+
+    monkeypatch.setattr(FakeRuntime, "has_vm", fail)
+    client_config = {"agent": {"mbus": "https://mbus:natspassword@host:6868"}}
+    response = handle(request("has_vm", "fake-vm-1"), config, Log(), None, client_config)
+    assert error_of(response)[1] == "has_vm: ValueError: cannot parse <redacted>"
+
+
 def test_debug_log_alone_has_the_traceback(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: FakeRuntime, vm_cid: str) -> bool:
         raise ZeroDivisionError
