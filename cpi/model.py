@@ -121,15 +121,6 @@ class VMSpec:
 
 
 @dataclass(frozen=True)
-class VMResources:
-    """calculate_vm_cloud_properties' argument: `ram` and `ephemeral_disk_size` in MiB."""
-
-    cpu: int
-    ram: int
-    ephemeral_disk_size: int
-
-
-@dataclass(frozen=True)
 class Garbage:
     """Something that nobody owns, as a killed call leaves it.
 

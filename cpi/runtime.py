@@ -23,7 +23,6 @@ if TYPE_CHECKING:
         Json,
         JsonObject,
         Network,
-        VMResources,
         VMSpec,
     )
     from cpi.terminal import Streams
@@ -88,14 +87,6 @@ class Runtime(ABC):
     @abstractmethod
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
         """Replace the VM's metadata. Raises VMNotFound."""
-
-    def calculate_vm_cloud_properties(self, resources: "VMResources") -> dict[str, "Json"]:
-        """Return cloud_properties that give a VM these resources."""
-        return {
-            "cpu": resources.cpu,
-            "memory": resources.ram,
-            "ephemeral_disk": resources.ephemeral_disk_size,
-        }
 
     def restore(self, vm_cid: str) -> bool:
         """Bring a VM back if a restart of the host took it away; tell whether it did.

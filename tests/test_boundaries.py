@@ -11,20 +11,13 @@ from testing.repository import REPOSITORY
 
 # What handles requests. Everything else in cpi/ is a leaf that runtimes may use.
 CONTRACT = {
-    "cpi.contract.values",
-    "cpi.client.forward",
-    "cpi.contract.disk_properties",
     "cpi.documents",
-    "cpi.client.endpoint",
-    "cpi.contract.handle",
-    "cpi.contract.host_mounts",
-    "cpi.client.installed",
     "cpi.main",
-    "cpi.contract.methods",
-    "cpi.contract.vm_networks",
-    "cpi.contract.vm_properties",
-    "cpi.contract.redact",
-    *(f"cpi.service.{path.stem}" for path in (REPOSITORY / "cpi" / "service").glob("[a-z]*.py")),
+    *(
+        f"cpi.{folder}.{path.stem}"
+        for folder in ("contract", "client", "service")
+        for path in (REPOSITORY / "cpi" / folder).glob("[a-z]*.py")
+    ),
 }
 
 RUNTIMES = sorted(path.name for path in (REPOSITORY / "runtimes").iterdir() if path.is_dir())

@@ -230,20 +230,10 @@ def _set_vm_metadata(call: Call, vm: str, metadata: Mapping[str, str]) -> None:
         runtime.set_vm_metadata(vm, metadata)
 
 
-def _calculate_vm_cloud_properties(call: Call, wanted: Mapping[str, object]) -> object:
-    from cpi.model import VMResources
+def _calculate_vm_cloud_properties(call: Call, resources: Mapping[str, object]) -> object:
+    from cpi.contract import vm_resources
 
-    sizes = {}
-    for name in ("cpu", "ram", "ephemeral_disk_size"):
-        value = wanted.get(name)
-        where = f"{call.method}: {name}"
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise check.wrong(where, "a positive whole number", value)
-        sizes[name] = value if name == "cpu" else check.mebibytes(where, value)
-    extra = [shown(name, 60) for name in wanted if name not in sizes]
-    if extra:
-        call.log.warn(f"{call.method} does not use {', '.join(extra)}")
-    return call.runtimes.default().calculate_vm_cloud_properties(VMResources(**sizes))
+    return vm_resources.cloud_properties(call.method, resources, call.log)
 
 
 # Persistent disks

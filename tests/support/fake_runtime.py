@@ -19,7 +19,7 @@ from cpi.errors import (
     VMNotFound,
 )
 from cpi.findings import Finding
-from cpi.model import DiskProperties, Json, JsonObject, Network, VMResources, VMSpec
+from cpi.model import DiskProperties, Json, JsonObject, Network, VMSpec
 from cpi.runtime import Runtime
 from cpi.views import StemcellView, Usage, VMView
 
@@ -113,13 +113,6 @@ class FakeRuntime(Runtime):
     def set_vm_metadata(self, vm_cid: str, metadata: JsonObject) -> None:
         assert all(isinstance(value, str) for value in metadata.values())
         self._machine(vm_cid).metadata = metadata
-
-    def calculate_vm_cloud_properties(self, resources: VMResources) -> dict[str, Json]:
-        return {
-            "cpu": resources.cpu,
-            "memory": resources.ram,
-            "ephemeral_disk": resources.ephemeral_disk_size,
-        }
 
     def create_disk(self, size_mib: int, properties: DiskProperties, vm_cid: str | None) -> str:
         if vm_cid is not None:
