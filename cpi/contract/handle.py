@@ -110,12 +110,12 @@ def _run(
     method = methods.find(name, api_version)
     log.info(_started(name, method, given, overrides[-1]))
     _tell_ignored(ignored, config, log)
-    arguments = methods.checked(name, method, given)
     with catalog.Runtimes(config, log) as runtimes:
         call = methods.Call(name, api_version, runtimes)
+        arguments = methods.parsed(call, method, given)
         if guard is None:
             return method.run(call, *arguments)
-        return guard.run(call, name, arguments, lambda: method.run(call, *arguments))
+        return guard.run(call, arguments, lambda: method.run(call, *arguments))
 
 
 def _tell_ignored(ignored: list[str], config: Config, log: Log) -> None:

@@ -15,12 +15,11 @@ from runtimes import catalog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from contextlib import AbstractContextManager
-    from typing import Any
 
     from cpi.config.config import Config
-    from cpi.model import AgentConfig
+    from cpi.model import AgentConfig, DiskProperties, JsonObject, VMSpec
     from cpi.runtime import Runtime
 
 API_VERSION = 3
@@ -43,13 +42,23 @@ class Parameter:
 
 
 class Method:
-    """One method: what runs it, its parameters and the first API version that has it."""
+    """One method: what runs it, its parameters and the first API version that has it.
 
-    __slots__ = ("parameters", "run", "since")
+    parse: makes of the call and the checked arguments those that `run` takes, where they differ.
+    """
 
-    def __init__(self, run: Callable[..., object], *parameters: Parameter, since: int = 1) -> None:
+    __slots__ = ("parameters", "parse", "run", "since")
+
+    def __init__(
+        self,
+        run: Callable[..., object],
+        *parameters: Parameter,
+        parse: Callable[..., Sequence[object]] | None = None,
+        since: int = 1,
+    ) -> None:
         self.run = run
         self.parameters = parameters
+        self.parse = parse
         self.since = since
 
 
@@ -98,18 +107,22 @@ def find(name: str, api_version: int) -> Method:
     return method
 
 
-def checked(name: str, method: Method, given: list[object]) -> list[object]:
-    """Return a method's arguments, checked and converted. Raises InvalidCall or NotFound errors."""
-    parameters = method.parameters
+def parsed(call: Call, method: Method, given: list[object]) -> Sequence[object]:
+    """Return the arguments that a method runs with: checked, and of their final types.
+
+    Raises InvalidCall, the NotFound errors, CloudError, NotSupported.
+    """
+    name, parameters = call.method, method.parameters
     least = sum(not parameter.optional for parameter in parameters)
     if not least <= len(given) <= len(parameters):
         names = ", ".join(parameter.name for parameter in parameters) or "none"
         count = str(least) if least == len(parameters) else f"{least} to {len(parameters)}"
         raise InvalidCall(f"{name} takes {count} arguments ({names}), got {len(given)}")
-    return [
+    arguments = [
         parameter.check(f"{name}: {parameter.name}", value)
         for parameter, value in zip(parameters, given, strict=False)
     ]
+    return arguments if method.parse is None else method.parse(call, *arguments)
 
 
 # Stemcells
@@ -121,14 +134,10 @@ def _info(call: Call) -> object:
 
 
 def _create_stemcell(
-    call: Call,
-    image: str,
-    properties: Mapping[str, Any],
-    options: Mapping[str, Any] | None = None,
+    call: Call, image: str, properties: JsonObject, tags: JsonObject | None = None
 ) -> object:
     from pathlib import Path
 
-    tags = check.metadata("create_stemcell: tags", (options or {}).get("tags"))
     path = Path(image)
     made = ""
     refusals = []
@@ -138,7 +147,7 @@ def _create_stemcell(
             if made:
                 runtime.share_stemcell(made, path, properties)
             else:
-                made = runtime.create_stemcell(path, properties, tags)
+                made = runtime.create_stemcell(path, properties, tags or {})
         except NotSupported as error:  # its format cannot serve this one
             refusals.append(error)
             call.log.info(f"not for {name}: {error.message}")
@@ -159,38 +168,39 @@ def _delete_stemcell(call: Call, stemcell: str) -> None:
 # VMs
 
 
-def _create_vm(
+def _parse_create_vm(
     call: Call,
     agent_id: str,
     stemcell: str,
-    properties: Mapping[str, Any],
-    networks: Mapping[str, Any],
+    properties: JsonObject,
+    networks: JsonObject,
     disks: tuple[str, ...],
-    env: Mapping[str, Any],
-) -> object:
-    # Parsing these costs imports that no other method pays for.
-    from cpi.agent_settings import render_network
-    from cpi.contract import (
-        disk_properties,
-        vm_networks as network_parser,
-        vm_properties as property_parser,
-    )
+    env: JsonObject,
+) -> tuple[VMSpec]:
+    # No other method pays for what these import.
+    from cpi.contract import disk_properties, vm_networks, vm_properties
     from cpi.model import VMSpec
 
-    name = property_parser.runtime(properties) or call.config.text("runtime")
+    name = vm_properties.runtime(properties) or call.config.text("runtime")
     spec = VMSpec(
         cid=cid.new(catalog.entry(name).name, cid.VM),
         agent_id=agent_id,
         stemcell_cid=stemcell,
-        properties=property_parser.parse(properties),
-        networks=network_parser.parse(networks, call.log),
+        properties=vm_properties.parse(properties),
+        networks=vm_networks.parse(networks, call.log),
         env=env,
         agent=_agent_config(call.config),
         api_version=call.api_version,
         disk_cids=disks,
         disk_wishes=disk_properties.wishes(env),
     )
-    runtime = call.runtimes.get(name)
+    return (spec,)
+
+
+def _create_vm(call: Call, spec: VMSpec) -> object:
+    from cpi.agent_settings import render_network
+
+    runtime = call.runtimes.of_cid(spec.cid, cid.VM)
     with call.hold(spec.cid):
         actual = runtime.create_vm(spec)
     if call.api_version == 1:
@@ -230,7 +240,7 @@ def _set_vm_metadata(call: Call, vm: str, metadata: Mapping[str, str]) -> None:
         runtime.set_vm_metadata(vm, metadata)
 
 
-def _calculate_vm_cloud_properties(call: Call, resources: Mapping[str, object]) -> object:
+def _calculate_vm_cloud_properties(call: Call, resources: JsonObject) -> object:
     from cpi.contract import vm_resources
 
     return vm_resources.cloud_properties(call.method, resources, call.log)
@@ -239,13 +249,10 @@ def _calculate_vm_cloud_properties(call: Call, resources: Mapping[str, object]) 
 # Persistent disks
 
 
-def _create_disk(call: Call, size: int, properties: Mapping[str, Any], vm: str | None) -> object:
-    from cpi.contract import disk_properties
-
-    parsed = disk_properties.parse(properties)
+def _create_disk(call: Call, size: int, properties: DiskProperties, vm: str | None) -> object:
     # The disk belongs with the VM that it is for, which may have chosen its own runtime.
     runtime = call.runtimes.of_cid(vm, cid.VM) if vm else call.runtimes.default()
-    return runtime.create_disk(size, parsed, vm)
+    return runtime.create_disk(size, properties, vm)
 
 
 def _delete_disk(call: Call, disk: str) -> None:
@@ -286,12 +293,9 @@ def _resize_disk(call: Call, disk: str, size: int) -> None:
         call.runtime_using(disk).resize_disk(disk, size)
 
 
-def _update_disk(call: Call, disk: str, size: int, properties: Mapping[str, Any]) -> object:
-    from cpi.contract import disk_properties
-
-    parsed = disk_properties.parse(properties)
+def _update_disk(call: Call, disk: str, size: int, properties: DiskProperties) -> object:
     with call.hold(disk):
-        return call.runtime_using(disk).update_disk(disk, size, parsed)
+        return call.runtime_using(disk).update_disk(disk, size, properties)
 
 
 def _snapshot_disk(call: Call, disk: str, metadata: Mapping[str, str]) -> object:
@@ -308,7 +312,7 @@ def _delete_snapshot(call: Call, snapshot: str) -> None:
 # Managed networks
 
 
-def _create_network(call: Call, definition: Mapping[str, Any]) -> object:
+def _create_network(call: Call, definition: JsonObject) -> object:
     return call.runtimes.default().create_network(definition)
 
 
@@ -321,6 +325,7 @@ _DISK = Parameter("disk_cid", check.disk_cid)
 _SIZE = Parameter("size", check.mebibytes)
 _METADATA = Parameter("metadata", check.metadata)
 _PROPERTIES = Parameter("cloud_properties", check.mapping)
+_DISK_PROPERTIES = Parameter("cloud_properties", check.disk_properties)
 
 METHODS: dict[str, Method] = {
     "info": Method(_info),
@@ -328,7 +333,7 @@ METHODS: dict[str, Method] = {
         _create_stemcell,
         Parameter("image_path", check.path),
         _PROPERTIES,
-        Parameter("options", check.mapping, optional=True),  # {"tags": …}, from version 3 on
+        Parameter("options", check.stemcell_tags, optional=True),  # from version 3 on
     ),
     "delete_stemcell": Method(_delete_stemcell, Parameter("stemcell_cid", check.stemcell_cid)),
     "create_vm": Method(
@@ -339,6 +344,7 @@ METHODS: dict[str, Method] = {
         Parameter("networks", check.mapping),
         Parameter("disk_cids", check.disk_cids),
         Parameter("env", check.mapping),
+        parse=_parse_create_vm,
     ),
     "delete_vm": Method(_delete_vm, _VM),
     "has_vm": Method(_has_vm, Parameter("vm_cid", check.any_vm_cid)),
@@ -348,7 +354,7 @@ METHODS: dict[str, Method] = {
         _calculate_vm_cloud_properties, Parameter("resources", check.mapping)
     ),
     "create_disk": Method(
-        _create_disk, _SIZE, _PROPERTIES, Parameter("vm_cid", check.optional_vm_cid)
+        _create_disk, _SIZE, _DISK_PROPERTIES, Parameter("vm_cid", check.optional_vm_cid)
     ),
     "delete_disk": Method(_delete_disk, _DISK),
     "has_disk": Method(_has_disk, Parameter("disk_cid", check.any_disk_cid)),
@@ -357,7 +363,7 @@ METHODS: dict[str, Method] = {
     "get_disks": Method(_get_disks, _VM),
     "set_disk_metadata": Method(_set_disk_metadata, _DISK, _METADATA),
     "resize_disk": Method(_resize_disk, _DISK, _SIZE),
-    "update_disk": Method(_update_disk, _DISK, _SIZE, _PROPERTIES, since=2),
+    "update_disk": Method(_update_disk, _DISK, _SIZE, _DISK_PROPERTIES, since=2),
     "snapshot_disk": Method(_snapshot_disk, _DISK, _METADATA),
     "delete_snapshot": Method(_delete_snapshot, Parameter("snapshot_cid", check.snapshot_cid)),
     "create_network": Method(_create_network, Parameter("definition", check.mapping)),

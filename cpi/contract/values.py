@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cpi.model import DiskProperties
+
 # 1 PiB: larger sizes are mistakes, and would overflow the 64-bit byte counts below us.
 LARGEST_MIB = 2**30
 
@@ -73,6 +75,18 @@ def metadata(where: str, value: object) -> Mapping[str, str]:
             item = ""
         texts[name] = item if isinstance(item, str) else json.dumps(item, sort_keys=True)
     return texts
+
+
+def stemcell_tags(where: str, value: object) -> Mapping[str, str]:
+    """Return the tags among create_stemcell's options."""
+    return metadata("create_stemcell: tags", mapping(where, value).get("tags"))
+
+
+def disk_properties(where: str, value: object) -> DiskProperties:
+    """Return a persistent disk's cloud_properties. Raises CloudError for what is wrong in them."""
+    from cpi.contract import disk_properties as parser  # which only some methods pay for
+
+    return parser.parse(mapping(where, value))
 
 
 def vm_cid(where: str, value: object) -> str:

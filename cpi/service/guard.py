@@ -6,18 +6,13 @@ What another client has, or root has made without the service, does not exist fo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cpi import cid
-from cpi.contract import (
-    disk_properties,
-    vm_networks as network_parser,
-    vm_properties as property_parser,
-)
 from cpi.errors import (
     CloudError,
     CPIError,
@@ -27,7 +22,6 @@ from cpi.errors import (
     VMCreationFailed,
 )
 from cpi.host.undo import Undo
-from cpi.log import Log
 from cpi.service import rules
 from cpi.service.ownership import Holdings, Record
 from cpi.service.policy import Policies, client_name
@@ -38,6 +32,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from cpi.config.config import Config
     from cpi.contract.methods import Call
+    from cpi.model import DiskProperties, VMSpec
 
 Go = Callable[[], object]
 
@@ -67,30 +62,30 @@ class Guard:
         self._holdings = Holdings(Path(config.text("state_dir")), client)
         self._upload = upload
 
-    def run(self, call: Call, name: str, arguments: list[Any], go: Go) -> object:
+    def run(self, call: Call, arguments: Sequence[Any], go: Go) -> object:
         """Run a method, which is `go`, if the client may have it done with these arguments.
 
-        The arguments are checked by cpi.contract.methods. Raises NotSupported, CloudError,
+        The arguments are those of cpi.contract.methods.parsed. Raises NotSupported, CloudError,
         VMCreationFailed or NoDiskSpace naming the rule, the NotFound errors, and what the method
         raises.
         """
-        if name in _HARMLESS:
+        if call.method in _HARMLESS:
             return go()
-        if name in _OWNED:
-            for kind, one in zip(_OWNED[name], arguments, strict=False):
-                self._require(one, kind)
+        if call.method in _OWNED:
+            for kind, own_cid in zip(_OWNED[call.method], arguments, strict=False):
+                self._require(own_cid, kind)
             return go()
-        method = _METHODS.get(name)
+        method = _METHODS.get(call.method)
         if method is None:
-            raise NotSupported(f"clients of the host's service cannot have {name} done")
-        return method(self, call, arguments, go)
+            raise NotSupported(f"clients of the host's service cannot have {call.method} done")
+        return method(self, call, go, *arguments)
 
     # Stemcells
 
-    def _create_stemcell(self, call: Call, arguments: list[Any], go: Go) -> object:
-        if self._upload is None or arguments[0] != str(self._upload):
+    def _create_stemcell(self, call: Call, go: Go, image: str, *_: object) -> object:
+        if self._upload is None or image != str(self._upload):
             raise CloudError(
-                f"the stemcell's image {shown(arguments[0])} was not sent to the host's "
+                f"the stemcell's image {shown(image)} was not sent to the host's "
                 "service, which reads no files of the host for its clients"
             )
         rules.require_runtime(self._policy, call.config.text("runtime"))
@@ -104,8 +99,7 @@ class Guard:
         with self._holdings.stemcells(deleting=False):
             return self._made(call, record, CloudError, go)
 
-    def _delete_stemcell(self, call: Call, arguments: list[Any], go: Go) -> object:
-        stemcell = arguments[0]
+    def _delete_stemcell(self, call: Call, go: Go, stemcell: str) -> object:
         with self._holdings.stemcells(deleting=True):
             record = self._holdings.find(stemcell, cid.STEMCELL)
             if record is None:
@@ -122,22 +116,18 @@ class Guard:
 
     # VMs
 
-    def _create_vm(self, call: Call, arguments: list[Any], go: Go) -> object:
-        _, stemcell, properties, networks, disks, _ = arguments
-        self._require(stemcell, cid.STEMCELL)
-        for disk in disks:
+    def _create_vm(self, call: Call, go: Go, spec: VMSpec) -> object:
+        self._require(spec.stemcell_cid, cid.STEMCELL)
+        for disk in spec.disk_cids:
             self._require(disk, cid.DISK)
-        runtime = property_parser.runtime(properties) or call.config.text("runtime")
-        wanted = property_parser.parse(properties)
-        parsed = network_parser.parse(networks, Log("error"))  # the method itself warns
+        runtime = cid.runtime_of(spec.cid, cid.VM)
         rules.require_runtime(self._policy, runtime)
-        rules.require_properties(self._policy, wanted)
-        rules.require_networks(self._policy, parsed, call.config.text("network.bridge"))
-        record = rules.vm_record(self._policy, runtime, wanted, call.config)
+        rules.require_properties(self._policy, spec.properties)
+        rules.require_networks(self._policy, spec.networks, call.config.text("network.bridge"))
+        record = rules.vm_record(self._policy, runtime, spec.properties, call.config)
         return self._made(call, record, VMCreationFailed, go)
 
-    def _delete_vm(self, call: Call, arguments: list[Any], go: Go) -> object:
-        vm = arguments[0]
+    def _delete_vm(self, call: Call, go: Go, vm: str) -> object:
         if not self._has(vm, cid.VM):
             runtime = call.runtimes.of_cid(vm, cid.VM)
             if self._holdings.holders(vm, cid.VM) or runtime.has_vm(vm):
@@ -148,28 +138,28 @@ class Guard:
             self._holdings.forget(vm)
         return None
 
-    def _has_vm(self, call: Call, arguments: list[Any], go: Go) -> object:
-        return self._has(arguments[0], cid.VM) and go()
+    def _has_vm(self, call: Call, go: Go, vm: str) -> object:
+        return self._has(vm, cid.VM) and go()
 
-    def _get_disks(self, call: Call, arguments: list[Any], go: Go) -> object:
-        self._require(arguments[0], cid.VM)
+    def _get_disks(self, call: Call, go: Go, vm: str) -> object:
+        self._require(vm, cid.VM)
         found = go()
         disks = found if isinstance(found, list) else []
         return [disk for disk in disks if self._has(disk, cid.DISK)]
 
     # Persistent disks
 
-    def _create_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
-        size, properties, vm = arguments
+    def _create_disk(
+        self, call: Call, go: Go, size: int, properties: DiskProperties, vm: str | None
+    ) -> object:
         if vm is None:
             rules.require_runtime(self._policy, call.config.text("runtime"))
         else:
             self._require(vm, cid.VM)
-        rules.require_store(self._policy, disk_properties.parse(properties).store)
+        rules.require_store(self._policy, properties.store)
         return self._made(call, Record(cid.DISK, disk=size), NoDiskSpace, go)
 
-    def _delete_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
-        disk = arguments[0]
+    def _delete_disk(self, call: Call, go: Go, disk: str) -> object:
         with self._changing(call, disk, cid.DISK):
             try:
                 go()
@@ -179,30 +169,29 @@ class Guard:
             self._holdings.forget(disk)
         return None
 
-    def _has_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
-        return self._has(arguments[0], cid.DISK) and go()
+    def _has_disk(self, call: Call, go: Go, disk: str) -> object:
+        return self._has(disk, cid.DISK) and go()
 
-    def _resize_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
-        disk, size = arguments
+    def _resize_disk(self, call: Call, go: Go, disk: str, size: int) -> object:
         with self._changing(call, disk, cid.DISK) as record:
             self._grown(disk, record, size, go)
         return None
 
-    def _update_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
-        disk, size, properties = arguments
+    def _update_disk(
+        self, call: Call, go: Go, disk: str, size: int, properties: DiskProperties
+    ) -> object:
         with self._changing(call, disk, cid.DISK) as record:
-            rules.require_store(self._policy, disk_properties.parse(properties).store)
+            rules.require_store(self._policy, properties.store)
             fresh = self._grown(disk, record, size, go)
             if isinstance(fresh, str) and fresh != disk:
                 self._holdings.rename(disk, fresh)
         return fresh
 
-    def _snapshot_disk(self, call: Call, arguments: list[Any], go: Go) -> object:
-        with self._changing(call, arguments[0], cid.DISK) as record:
+    def _snapshot_disk(self, call: Call, go: Go, disk: str, _: object) -> object:
+        with self._changing(call, disk, cid.DISK) as record:
             return self._made(call, replace(record, kind=cid.SNAPSHOT), NoDiskSpace, go)
 
-    def _delete_snapshot(self, call: Call, arguments: list[Any], go: Go) -> object:
-        snapshot = arguments[0]
+    def _delete_snapshot(self, call: Call, go: Go, snapshot: str) -> object:
         if self._has(snapshot, cid.SNAPSHOT):  # else it is as of one that is gone
             with self._changing(call, snapshot, cid.SNAPSHOT):
                 go()
@@ -280,7 +269,7 @@ def _not_found(one: str, kind: str) -> CPIError:
     return error(f"there is no {kind} {shown(one)}{_NEXT_STEP.get(kind, '')}")
 
 
-_METHODS: dict[str, Callable[[Guard, Call, list[Any], Go], object]] = {
+_METHODS: dict[str, Callable[..., object]] = {
     "create_stemcell": Guard._create_stemcell,
     "delete_stemcell": Guard._delete_stemcell,
     "create_vm": Guard._create_vm,
