@@ -14,8 +14,8 @@ from cpi.disks.disk_store import folders_of
 from cpi.errors import CPIError
 from cpi.findings import Checks, Finding, failure, ok, warning
 from cpi.host import linux
-from cpi.host.folders import entries
 from cpi.host.process import ENVIRONMENT
+from cpi.service.ownership import records_by_client
 from cpi.service.policy import Policies
 from cpi.service.sockets import main_socket
 from cpi.version import VERSION
@@ -193,14 +193,14 @@ def _clients(host: Host) -> Finding:
     except CPIError as error:
         return failure(error.message, f"edit service.clients in {host.path or 'cpi.json'}")
     ruled = ", ".join(host.config.mapping("service.clients")) or "none, so the defaults hold"
-    folder = Path(host.config.text("state_dir")) / "clients"
-    having = [f"{one.name}: {_count(one)}" for one in entries(folder)]
+    records = records_by_client(Path(host.config.text("state_dir")))
+    having = [f"{client}: {_count(paths)}" for client, paths in records.items()]
     return ok(f"rules for {ruled}; {'; '.join(having) or 'none has anything here'}")
 
 
-def _count(folder: Path) -> str:
+def _count(records: list[Path]) -> str:
     """How many things of each kind a client's records tell of."""
-    kinds = [path.name.split("-")[1] for path in entries(folder) if path.name.count("-") >= 2]
+    kinds = [path.name.split("-")[1] for path in records if path.name.count("-") >= 2]
     return ", ".join(f"{kinds.count(kind)} {kind}s" for kind in sorted(set(kinds))) or "nothing"
 
 

@@ -20,7 +20,7 @@ from cpi.documents import REQUEST_LIMIT, decode, failure, require_object
 from cpi.errors import CPIError, InvalidCall, NoDiskSpace
 from cpi.log import Log
 from cpi.service.metrics import Metrics
-from cpi.service.worker_pool import Pool, is_gone
+from cpi.service.worker_pool import WorkerPool, is_gone
 from cpi.text import shown
 
 _MANIFEST_LIMIT = 1 << 20  # bytes
@@ -41,7 +41,7 @@ class Readable(Protocol):
     def read(self, size: int) -> bytes: ...
 
 
-class Call:
+class ClientCall:
     """One call: whose, what it asks, and what came with it."""
 
     def __init__(self, client: str, document: Mapping[str, object]) -> None:
@@ -80,10 +80,10 @@ class Call:
         return translated
 
 
-class Calls:
+class ClientCalls:
     """Answers the calls of all clients."""
 
-    def __init__(self, config: Config, pool: Pool, metrics: Metrics) -> None:
+    def __init__(self, config: Config, pool: WorkerPool, metrics: Metrics) -> None:
         self._pool = pool
         self._metrics = metrics
         self._folder = Path(config.text("state_dir")) / "uploads"
@@ -91,13 +91,13 @@ class Calls:
 
     def answer(
         self, client: str, sizes: Mapping[str, int], body: Readable, connection: socket.socket
-    ) -> tuple[Call | None, dict[str, object]]:
+    ) -> tuple[ClientCall | None, dict[str, object]]:
         """Read a call from a connection, run it and return the response. Raises OSError."""
         started = time.monotonic()
         call = None
         try:
             self._check(sizes)
-            call = Call(client, require_object(decode(_exactly(body, sizes[DOCUMENT]))))
+            call = ClientCall(client, require_object(decode(_exactly(body, sizes[DOCUMENT]))))
             with self._received(call, sizes, body):
                 interruptible = call.method in _INTERRUPTIBLE
                 response = self._pool.run(call.job(), connection, interruptible)
@@ -112,7 +112,7 @@ class Calls:
             self.lost(call, response)
         return call, response
 
-    def lost(self, call: Call, response: Mapping[str, object]) -> None:
+    def lost(self, call: ClientCall, response: Mapping[str, object]) -> None:
         """Take back what was created for a client that is not there to hear of it."""
         made = response.get("result")
         made = made[0] if isinstance(made, list) and made else made
@@ -135,7 +135,9 @@ class Calls:
                 raise InvalidCall(f"the {name} has {size} bytes; {limits[name]}{key} is the most")
 
     @contextmanager
-    def _received(self, call: Call, sizes: Mapping[str, int], body: Readable) -> Iterator[None]:
+    def _received(
+        self, call: ClientCall, sizes: Mapping[str, int], body: Readable
+    ) -> Iterator[None]:
         """Receive a call's files into a folder that is there as long as the call."""
         if IMAGE not in sizes:
             yield

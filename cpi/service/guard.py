@@ -23,7 +23,7 @@ from cpi.errors import (
 )
 from cpi.host.undo import Undo
 from cpi.service import rules
-from cpi.service.ownership import Holdings, Record
+from cpi.service.ownership import Ownership, OwnershipRecord
 from cpi.service.policy import Policies, client_name
 from cpi.text import shown
 from runtimes import catalog
@@ -59,7 +59,7 @@ class Guard:
     def __init__(self, client: str, config: Config, upload: Path | None = None) -> None:
         self._policy = Policies.of(config).of_client(client_name(client))
         self._hosts_runtimes = catalog.configured(config)
-        self._holdings = Holdings(Path(config.text("state_dir")), client)
+        self._ownership = Ownership(Path(config.text("state_dir")), client)
         self._upload = upload
 
     def run(self, call: Call, arguments: Sequence[Any], go: Go) -> object:
@@ -95,23 +95,23 @@ class Guard:
         self._set(call, "runtimes", runtimes)
         if not self._policy.registry_credentials:
             self._set(call, "registry.docker_config", os.devnull)
-        record = Record(cid.STEMCELL, runtimes=runtimes)
-        with self._holdings.stemcells(deleting=False):
+        record = OwnershipRecord(cid.STEMCELL, runtimes=runtimes)
+        with self._ownership.stemcells(deleting=False):
             return self._made(call, record, CloudError, go)
 
     def _delete_stemcell(self, call: Call, go: Go, stemcell: str) -> object:
-        with self._holdings.stemcells(deleting=True):
-            record = self._holdings.find(stemcell, cid.STEMCELL)
+        with self._ownership.stemcells(deleting=True):
+            record = self._ownership.find(stemcell, cid.STEMCELL)
             if record is None:
                 return None  # as of one that is gone
-            others = self._holdings.holders(stemcell, cid.STEMCELL)
+            others = self._ownership.other_owners(stemcell, cid.STEMCELL)
             if others:
                 call.log.info(f"{stemcell} stays, as other clients have it too")
-                self._holdings.hand_over(stemcell, others[0])
+                self._ownership.hand_over(stemcell, others[0])
                 return None
             self._set(call, "runtimes", (*self._hosts_runtimes, *record.runtimes))
             go()
-            self._holdings.forget(stemcell)
+            self._ownership.forget(stemcell)
         return None
 
     # VMs
@@ -130,12 +130,12 @@ class Guard:
     def _delete_vm(self, call: Call, go: Go, vm: str) -> object:
         if not self._has(vm, cid.VM):
             runtime = call.runtimes.of_cid(vm, cid.VM)
-            if self._holdings.holders(vm, cid.VM) or runtime.has_vm(vm):
+            if self._ownership.other_owners(vm, cid.VM) or runtime.has_vm(vm):
                 raise _not_found(vm, cid.VM)
             return None  # as of one that is gone
         with self._changing(call, vm, cid.VM):
             go()
-            self._holdings.forget(vm)
+            self._ownership.forget(vm)
         return None
 
     def _has_vm(self, call: Call, go: Go, vm: str) -> object:
@@ -157,16 +157,16 @@ class Guard:
         else:
             self._require(vm, cid.VM)
         rules.require_store(self._policy, properties.store)
-        return self._made(call, Record(cid.DISK, disk=size), NoDiskSpace, go)
+        return self._made(call, OwnershipRecord(cid.DISK, disk=size), NoDiskSpace, go)
 
     def _delete_disk(self, call: Call, go: Go, disk: str) -> object:
         with self._changing(call, disk, cid.DISK):
             try:
                 go()
             except DiskNotFound:  # somebody has deleted it without the service
-                self._holdings.forget(disk)
+                self._ownership.forget(disk)
                 raise
-            self._holdings.forget(disk)
+            self._ownership.forget(disk)
         return None
 
     def _has_disk(self, call: Call, go: Go, disk: str) -> object:
@@ -184,7 +184,7 @@ class Guard:
             rules.require_store(self._policy, properties.store)
             fresh = self._grown(disk, record, size, go)
             if isinstance(fresh, str) and fresh != disk:
-                self._holdings.rename(disk, fresh)
+                self._ownership.rename(disk, fresh)
         return fresh
 
     def _snapshot_disk(self, call: Call, go: Go, disk: str, _: object) -> object:
@@ -195,16 +195,16 @@ class Guard:
         if self._has(snapshot, cid.SNAPSHOT):  # else it is as of one that is gone
             with self._changing(call, snapshot, cid.SNAPSHOT):
                 go()
-                self._holdings.forget(snapshot)
+                self._ownership.forget(snapshot)
         return None
 
     # What they have in common
 
     def _has(self, one: str, kind: str) -> bool:
-        return self._holdings.find(one, kind) is not None
+        return self._ownership.find(one, kind) is not None
 
-    def _require(self, one: str, kind: str) -> Record:
-        record = self._holdings.find(one, kind)
+    def _require(self, one: str, kind: str) -> OwnershipRecord:
+        record = self._ownership.find(one, kind)
         if record is None:
             raise _not_found(one, kind)
         return record
@@ -213,13 +213,13 @@ class Guard:
         """Have the call done with another configuration; no runtime has seen it yet."""
         call.runtimes.config = call.config.replaced(key, value)
 
-    def _made(self, call: Call, record: Record, error: type[CPIError], go: Go) -> object:
+    def _made(self, call: Call, record: OwnershipRecord, error: type[CPIError], go: Go) -> object:
         """Run what makes a thing, which counts from before it is made.
 
         One that cannot be recorded would be nobody's: it is deleted again.
         """
         allowed = rules.within_quotas(self._policy, error)
-        with self._holdings.reserve(record, allowed) as name, Undo(call.log) as undo:
+        with self._ownership.reserve(record, allowed) as name, Undo(call.log) as undo:
             result = go()
             made = str(result[0] if isinstance(result, list) else result)
             undo.push(lambda: self._unmade(call, made, record.kind))
@@ -238,22 +238,22 @@ class Guard:
             }
             with call.hold(made):
                 delete[kind](made)
-            self._holdings.forget(made)
+            self._ownership.forget(made)
 
     @contextmanager
-    def _changing(self, call: Call, one: str, kind: str) -> Iterator[Record]:
+    def _changing(self, call: Call, one: str, kind: str) -> Iterator[OwnershipRecord]:
         """Let no other call change the record of this thing meanwhile. Raises NotFound errors."""
         with call.hold(f"{one}.record"):
             yield self._require(one, kind)
 
-    def _grown(self, disk: str, record: Record, size: int, go: Go) -> object:
+    def _grown(self, disk: str, record: OwnershipRecord, size: int, go: Go) -> object:
         """Run what gives a disk another size; killed half-way the larger one counts."""
         larger = replace(record, disk=max(size, record.disk))
-        self._holdings.change(disk, larger, rules.within_quotas(self._policy, NoDiskSpace))
+        self._ownership.change(disk, larger, rules.within_quotas(self._policy, NoDiskSpace))
         try:
             return go()
         except BaseException:
-            self._holdings.change(disk, record)
+            self._ownership.change(disk, record)
             raise
 
 

@@ -12,7 +12,7 @@ from cpi.config.config import Config
 from cpi.contract.methods import METHODS
 from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.disks.raw_image import MIB
-from cpi.service.worker_pool import Pool
+from cpi.service.worker_pool import WorkerPool
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -23,7 +23,7 @@ _DONE = "done"
 class Metrics:
     """All figures of one service."""
 
-    def __init__(self, config: Config, pool: Pool) -> None:
+    def __init__(self, config: Config, pool: WorkerPool) -> None:
         self._registry = CollectorRegistry()
         self._calls = Counter(
             "bosh_cpi_calls",
@@ -62,7 +62,7 @@ class Metrics:
 class _State:
     """What is looked up when somebody asks."""
 
-    def __init__(self, config: Config, pool: Pool) -> None:
+    def __init__(self, config: Config, pool: WorkerPool) -> None:
         self._vms = Path(config.text("state_dir")) / "vms"
         self._disks = DiskStore(folders_of(config))
         self._pool = pool

@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from cpi import cid as cids
 from cpi.errors import CPIError
+from cpi.host.folders import entries
 
 _PENDING = "pending-"
 _FRESH = "fresh-"
@@ -28,7 +29,7 @@ _KINDS = (cids.VM, cids.DISK, cids.SNAPSHOT, cids.STEMCELL)
 
 
 @dataclass(frozen=True)
-class Record:
+class OwnershipRecord:
     """One thing. cpu: CPUs; memory, disk: MiB; runtimes: those that a stemcell was imported for."""
 
     kind: str
@@ -39,8 +40,8 @@ class Record:
 
 
 @dataclass(frozen=True)
-class Usage:
-    """What several things take together. vms, stemcells: how many; the rest as in Record."""
+class QuotaUsage:
+    """What several things take together. vms, stemcells: how many; the rest as in a record."""
 
     vms: int = 0
     cpu: float = 0
@@ -48,8 +49,8 @@ class Usage:
     disk: int = 0
     stemcells: int = 0
 
-    def plus(self, record: Record) -> Usage:
-        return Usage(
+    def plus(self, record: OwnershipRecord) -> QuotaUsage:
+        return QuotaUsage(
             vms=self.vms + (record.kind == cids.VM),
             cpu=self.cpu + record.cpu,
             memory=self.memory + record.memory,
@@ -59,10 +60,19 @@ class Usage:
 
 
 # Raises an error when a client that uses this already may not have that as well.
-Allowed = Callable[[Usage, Record], None]
+Allowed = Callable[[QuotaUsage, OwnershipRecord], None]
 
 
-class Holdings:
+def records_by_client(state_dir: Path) -> dict[str, list[Path]]:
+    """Return the files of all records, those of things that are being made among them."""
+    return {folder.name: entries(folder) for folder in entries(_folder(state_dir))}
+
+
+def _folder(state_dir: Path) -> Path:
+    return state_dir / "clients"
+
+
+class Ownership:
     """What one client has. `client` is a checked name (see cpi.service.policy).
 
     Raises CPIError when its folder cannot be used.
@@ -70,7 +80,7 @@ class Holdings:
 
     def __init__(self, state_dir: Path, client: str) -> None:
         self.client = client
-        self._all = state_dir / "clients"
+        self._all = _folder(state_dir)
         self._folder = self._all / client
         try:
             self._all.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -78,24 +88,24 @@ class Holdings:
         except OSError as error:
             raise CPIError(f"cannot make {self._folder}: {error.strerror}") from error
 
-    def find(self, cid: str, kind: str) -> Record | None:
+    def find(self, cid: str, kind: str) -> OwnershipRecord | None:
         """Return the record of a thing, or None when it is not the client's. Raises CPIError."""
         return _read(self._folder / cid) if _is_cid(cid, kind) else None
 
-    def holders(self, cid: str, kind: str) -> list[str]:
+    def other_owners(self, cid: str, kind: str) -> list[str]:
         """Return the names of the other clients that have a thing."""
         if not _is_cid(cid, kind):
             return []
         found = sorted(path.parent.name for path in self._all.glob(f"*/{cid}"))
         return [name for name in found if name != self.client]
 
-    def used(self) -> Usage:
+    def used(self) -> QuotaUsage:
         """Return what the client has in all. Raises CPIError for a record that is damaged."""
         with self._locked():
             return self._used()
 
     @contextmanager
-    def reserve(self, record: Record, allowed: Allowed) -> Iterator[Callable[[str], None]]:
+    def reserve(self, record: OwnershipRecord, allowed: Allowed) -> Iterator[Callable[[str], None]]:
         """Count a thing in while it is made; yields what names it by its CID.
 
         Not named by then, it counts no more. Raises what `allowed` raises, and then nothing is
@@ -111,7 +121,7 @@ class Holdings:
         finally:
             pending.unlink(missing_ok=True)
 
-    def change(self, cid: str, record: Record, allowed: Allowed | None = None) -> None:
+    def change(self, cid: str, record: OwnershipRecord, allowed: Allowed | None = None) -> None:
         """Replace the record of a thing. Raises what `allowed` raises, with the old one kept."""
         with self._locked():
             if allowed:
@@ -129,7 +139,7 @@ class Holdings:
 
     def hand_over(self, cid: str, other: str) -> None:
         """Leave a stemcell to another client that has it too, and to it what there is to delete."""
-        theirs = Holdings(self._all.parent, other)
+        theirs = Ownership(self._all.parent, other)
         old = self.find(cid, cids.STEMCELL)
         with theirs._locked():
             record = theirs.find(cid, cids.STEMCELL)
@@ -143,7 +153,7 @@ class Holdings:
         with _flock(self._all, fcntl.LOCK_EX if deleting else fcntl.LOCK_SH):
             yield
 
-    def _name(self, pending: Path, cid: str, record: Record) -> None:
+    def _name(self, pending: Path, cid: str, record: OwnershipRecord) -> None:
         with self._locked():
             old = _read(self._folder / cid)
             if old is None:
@@ -151,14 +161,14 @@ class Holdings:
             else:  # the same stemcell again
                 self._replace(cid, _merged(old, record))
 
-    def _replace(self, cid: str, record: Record) -> None:
+    def _replace(self, cid: str, record: OwnershipRecord) -> None:
         fresh = self._folder / f"{_FRESH}{cid}"
         _write(fresh, record).close()
         fresh.rename(self._folder / cid)
 
-    def _used(self) -> Usage:
+    def _used(self) -> QuotaUsage:
         """The sum of all records; the caller holds the folder's lock."""
-        usage = Usage()
+        usage = QuotaUsage()
         for path in self._folder.iterdir():
             if path.name.startswith(_FRESH):
                 path.unlink()  # of a call that was killed
@@ -203,7 +213,7 @@ def _is_stale(path: Path) -> bool:
     return True
 
 
-def _write(path: Path, record: Record, *, lock: bool = False) -> BinaryIO:
+def _write(path: Path, record: OwnershipRecord, *, lock: bool = False) -> BinaryIO:
     """Write a record to the disk itself; return the open file, which holds the lock if wanted.
 
     Not a number but a file: wherever a signal interrupts, the lock ends with the object.
@@ -217,11 +227,11 @@ def _write(path: Path, record: Record, *, lock: bool = False) -> BinaryIO:
     return file
 
 
-def _read(path: Path) -> Record | None:
+def _read(path: Path) -> OwnershipRecord | None:
     """Return a record, or None where there is none. Raises CPIError for a damaged one."""
     try:
         document = json.loads(path.read_bytes())
-        record = Record(**{**document, "runtimes": tuple(document["runtimes"])})
+        record = OwnershipRecord(**{**document, "runtimes": tuple(document["runtimes"])})
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -232,10 +242,10 @@ def _read(path: Path) -> Record | None:
     return record
 
 
-def _growth(old: Record | None, fresh: Record) -> Record:
+def _growth(old: OwnershipRecord | None, fresh: OwnershipRecord) -> OwnershipRecord:
     """What a thing takes more than before; it is no thing itself."""
-    old = old or Record("")
-    return Record(
+    old = old or OwnershipRecord("")
+    return OwnershipRecord(
         "",
         cpu=fresh.cpu - old.cpu,
         memory=fresh.memory - old.memory,
@@ -243,6 +253,6 @@ def _growth(old: Record | None, fresh: Record) -> Record:
     )
 
 
-def _merged(one: Record, other: Record) -> Record:
+def _merged(one: OwnershipRecord, other: OwnershipRecord) -> OwnershipRecord:
     """A stemcell that was imported for the runtimes of both."""
     return replace(one, runtimes=tuple(dict.fromkeys((*one.runtimes, *other.runtimes))))

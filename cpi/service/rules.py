@@ -10,7 +10,7 @@ import ipaddress
 from cpi import cid
 from cpi.errors import CloudError, CPIError, NotSupported, VMCreationFailed
 from cpi.service import routes
-from cpi.service.ownership import Allowed, Record, Usage
+from cpi.service.ownership import Allowed, OwnershipRecord, QuotaUsage
 from cpi.service.policy import PRIVATE
 from cpi.text import shown
 
@@ -95,7 +95,9 @@ def _is_within(path: str, root: str) -> bool:
     return path == root or path.startswith(root.rstrip("/") + "/")
 
 
-def vm_record(policy: Policy, runtime: str, wanted: VMProperties, config: Config) -> Record:
+def vm_record(
+    policy: Policy, runtime: str, wanted: VMProperties, config: Config
+) -> OwnershipRecord:
     """Return what a VM takes. Raises VMCreationFailed for one without a limit to what is counted.
 
     Runtimes of full VMs have sizes of their own for what the cloud_properties leave out.
@@ -113,7 +115,7 @@ def vm_record(policy: Policy, runtime: str, wanted: VMProperties, config: Config
     if full and wanted.root_disk is None and "disk" in policy.quotas:
         raise _unlimited(policy, "disk", "root_disk")
     disk = int(sizes["ephemeral_disk"]) + (wanted.root_disk or 0)
-    return Record(cid.VM, cpu=sizes["cpu"], memory=int(sizes["memory"]), disk=disk)
+    return OwnershipRecord(cid.VM, cpu=sizes["cpu"], memory=int(sizes["memory"]), disk=disk)
 
 
 def _unlimited(policy: Policy, quota: str, name: str) -> CPIError:
@@ -126,7 +128,7 @@ def _unlimited(policy: Policy, quota: str, name: str) -> CPIError:
 def within_quotas(policy: Policy, error: type[CPIError]) -> Allowed:
     """Return what raises `error` when something would go over a quota."""
 
-    def check(used: Usage, wanted: Record) -> None:
+    def check(used: QuotaUsage, wanted: OwnershipRecord) -> None:
         total = used.plus(wanted)
         for name, most in policy.quotas.items():
             before, after = (round(getattr(usage, name), 3) for usage in (used, total))

@@ -16,11 +16,11 @@ from cpi.errors import CPIError
 from cpi.host import guest_socket
 from cpi.log import Log
 from cpi.service import sockets
-from cpi.service.client_calls import Calls
+from cpi.service.client_calls import ClientCalls
 from cpi.service.metrics import Metrics
 from cpi.service.policy import GUEST, LOCAL, Policies
 from cpi.service.server import App, Listener, serve_all
-from cpi.service.worker_pool import Pool
+from cpi.service.worker_pool import WorkerPool
 from cpi.upkeep.garbage_collection import collect_garbage
 from cpi.upkeep.restore import restore_all
 from cpi.version import VERSION
@@ -36,9 +36,9 @@ class Service:
         Policies.of(config)
         self._config = config
         self._tls = sockets.tls_context(config) if config.text("service.tcp") else None
-        self._pool = Pool(config_file, config.integer("service.max_calls"))
+        self._pool = WorkerPool(config_file, config.integer("service.max_calls"))
         metrics = Metrics(config, self._pool)
-        self._app = App(Calls(config, self._pool, metrics), metrics)
+        self._app = App(ClientCalls(config, self._pool, metrics), metrics)
         self._own: list[Path] = []
         self._listeners = self._open()
         self._signals = threading.Event()

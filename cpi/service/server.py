@@ -27,7 +27,7 @@ from cheroot.workers.threadpool import ThreadPool
 
 from cpi.client.forward import PATH, PROTOCOL
 from cpi.errors import CPIError, InvalidCall
-from cpi.service.client_calls import Call, Calls
+from cpi.service.client_calls import ClientCall, ClientCalls
 from cpi.service.metrics import CONTENT_TYPE, Metrics
 from cpi.service.policy import GUEST, client_of_certificate
 from cpi.service.sockets import BACKLOG
@@ -45,7 +45,7 @@ _PART = re.compile(r"([A-Za-z.]{1,16})=([0-9]{1,15})")
 class App:
     """What all sockets of one service have in common."""
 
-    def __init__(self, calls: Calls, metrics: Metrics) -> None:
+    def __init__(self, calls: ClientCalls, metrics: Metrics) -> None:
         self.calls = calls
         self.metrics = metrics
         self.stopping = False
@@ -187,7 +187,7 @@ class _Gateway(Gateway):
         except OSError:
             self._lost(call, response)
 
-    def _lost(self, call: Call | None, response: dict[str, object]) -> None:
+    def _lost(self, call: ClientCall | None, response: dict[str, object]) -> None:
         if call is not None:
             self._app.calls.lost(call, response)
 

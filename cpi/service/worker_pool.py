@@ -53,7 +53,7 @@ class Worker:
         return signal.Signals(-status).name if status < 0 else f"status {status}"
 
 
-class Pool:
+class WorkerPool:
     """All workers. Calls beyond `limit` wait until one is free."""
 
     def __init__(self, config_file: str | None, limit: int) -> None:

@@ -17,6 +17,7 @@ from cpi.host import locks, unfinished
 from cpi.host.folders import size_of
 from cpi.log import Log
 from cpi.model import Garbage
+from cpi.service.ownership import records_by_client
 from cpi.upkeep import host_garbage
 from cpi.upkeep.restore import vms_of
 from runtimes import catalog
@@ -101,20 +102,23 @@ def _of_runtime(name: str, runtimes: catalog.Runtimes) -> list[Garbage]:
 
 def _records(runtimes: catalog.Runtimes) -> Iterator[Garbage]:
     """What the service counts for a client that is gone: a person deleted it, or a killed call."""
-    config = runtimes.config
-    for path in sorted((Path(config.text("state_dir")) / "clients").glob("*/*")):
-        kind = next((one for one in (cid.VM, cid.DISK) if f"-{one}-" in path.name), "")
-        if not catalog.is_ours(path.name, kind):
-            continue  # of a call that is at work, or of what cannot be asked for
-        if locks.is_held(config.text("run_dir"), path.name):
-            continue
-        runtime = runtimes.of_cid(path.name, kind)
-        has = runtime.has_vm if kind == cid.VM else runtime.has_disk
-        if not has(path.name):
-            why, remove = f"there is no such {kind}", partial(path.unlink, missing_ok=True)
-            # Not certain: without its record, a thing that is there after all is nobody's.
-            told = f"{path.parent.name}/{path.name}"
-            yield Garbage("record", told, why, path.name, remove, certain=False)
+    for client, paths in records_by_client(Path(runtimes.config.text("state_dir"))).items():
+        for path in paths:
+            if kind := _kind_of_missing(path.name, runtimes):
+                why, remove = f"there is no such {kind}", partial(path.unlink, missing_ok=True)
+                name = f"{client}/{path.name}"
+                # Not certain: without its record, a thing that is there after all is nobody's.
+                yield Garbage("record", name, why, path.name, remove, certain=False)
+
+
+def _kind_of_missing(name: str, runtimes: catalog.Runtimes) -> str:
+    """Return the kind of a VM or disk that is gone, "" for others and during a call on it."""
+    kind = next((kind for kind in (cid.VM, cid.DISK) if catalog.is_ours(name, kind)), "")
+    if not kind or locks.is_held(runtimes.config.text("run_dir"), name):
+        return ""
+    runtime = runtimes.of_cid(name, kind)
+    has = runtime.has_vm if kind == cid.VM else runtime.has_disk
+    return "" if has(name) else kind
 
 
 def _unknown(bosh_vms: set[str], runtimes: catalog.Runtimes) -> Iterator[Garbage]:

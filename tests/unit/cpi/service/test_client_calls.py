@@ -11,12 +11,12 @@ import pytest
 
 from cpi.config.config import Config
 from cpi.errors import CPIError, NoDiskSpace
-from cpi.service.client_calls import Calls
+from cpi.service.client_calls import ClientCalls
 from cpi.service.metrics import Metrics
-from cpi.service.worker_pool import Pool
+from cpi.service.worker_pool import WorkerPool
 
 
-class Recorder(Pool):
+class Recorder(WorkerPool):
     """A pool that answers what it is told to, and remembers what it was asked."""
 
     def __init__(self, *results: object) -> None:
@@ -31,9 +31,9 @@ class Recorder(Pool):
         return {"result": self._results.pop(0), "error": None, "log": ""}
 
 
-def calls(pool: Pool, folder: Path) -> Calls:
+def calls(pool: WorkerPool, folder: Path) -> ClientCalls:
     config = Config.of({"state_dir": str(folder), "run_dir": str(folder)})
-    return Calls(config, pool, Metrics(config, pool))
+    return ClientCalls(config, pool, Metrics(config, pool))
 
 
 def sent(method: str, *arguments: object) -> bytes:
@@ -120,12 +120,12 @@ def test_a_disk_that_fills_up_meanwhile_is_told_of(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def pool(tmp_path: Path) -> Iterator[Pool]:
+def pool(tmp_path: Path) -> Iterator[WorkerPool]:
     """Real workers, whose runtime cannot do anything here; `info` needs none."""
     path = tmp_path / "cpi.json"
     folders = {"state_dir": str(tmp_path / "state"), "run_dir": str(tmp_path / "run")}
     path.write_text(json.dumps(folders))
-    made = Pool(str(path), 2)
+    made = WorkerPool(str(path), 2)
     yield made
     made.close()
 
@@ -135,14 +135,14 @@ def job(method: str) -> dict[str, object]:
     return {"client": "guest", "request": request, "config": {}, "upload": ""}
 
 
-def test_workers_answer_one_call_after_the_other(pool: Pool) -> None:
+def test_workers_answer_one_call_after_the_other(pool: WorkerPool) -> None:
     for _ in range(3):
         assert pool.run(job("info"), None, False)["error"] is None
     assert (pool.running, pool.waiting) == (0, 0)
 
 
 def test_a_worker_that_does_not_start_is_told_of(tmp_path: Path) -> None:
-    broken = Pool(str(tmp_path / "gone.json"), 1)
+    broken = WorkerPool(str(tmp_path / "gone.json"), 1)
     with pytest.raises(CPIError, match="ended with"):
         broken.run(job("info"), None, False)
     assert (broken.running, broken.waiting) == (0, 0)

@@ -11,7 +11,7 @@ import pytest
 from cpi.contract.methods import METHODS
 from cpi.errors import CloudError, Interrupted
 from cpi.service import guard as guards
-from cpi.service.ownership import Holdings
+from cpi.service.ownership import Ownership
 from tests.support.contract_lab import Cpi
 from tests.support.contract_suite import RuntimeContract
 from tests.support.cpi_calls import call, fake_registered
@@ -265,7 +265,7 @@ def test_what_cannot_be_recorded_does_not_stay(
 
     disk, stemcell = one.disk(), one.stemcell()
     before = one.records()
-    monkeypatch.setattr(Holdings, "_name", fail)
+    monkeypatch.setattr(Ownership, "_name", fail)
     calls: dict[str, list[Any]] = {
         "create_vm": one.arguments(stemcell),
         "create_disk": [64, {}, None],

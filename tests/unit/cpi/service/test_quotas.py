@@ -13,7 +13,7 @@ import pytest
 
 from cpi import cid
 from cpi.errors import CloudError, CPIError
-from cpi.service.ownership import Holdings, Record, Usage
+from cpi.service.ownership import Ownership, OwnershipRecord, QuotaUsage
 from tests.support.cpi_calls import fake_registered
 from tests.support.service_world import Client, Failed, client
 
@@ -170,11 +170,11 @@ def test_many_resizes_at_once_do_not_go_over_a_quota(tmp_path: Path) -> None:
         return str(guest.call("resize_disk", disks[number], 20))
 
     assert sorted(in_processes(grow)) == ["NoDiskSpace"] * (MANY - 7) + ["None"] * 7
-    assert Holdings(Path(guest.config.text("state_dir")), "guest").used().disk == MANY * 10 + 70
+    assert Ownership(Path(guest.config.text("state_dir")), "guest").used().disk == MANY * 10 + 70
 
 
 def allowed_up_to(most: int) -> Any:
-    def check(used: Usage, record: Record) -> None:
+    def check(used: QuotaUsage, record: OwnershipRecord) -> None:
         if used.plus(record).vms > most:
             raise CloudError("too many")
 
@@ -182,45 +182,45 @@ def allowed_up_to(most: int) -> Any:
 
 
 def test_what_is_being_made_counts_until_its_maker_is_killed(tmp_path: Path) -> None:
-    holdings = Holdings(tmp_path, "guest")
+    ownership = Ownership(tmp_path, "guest")
     ours, theirs = FORK.Pipe()
 
     def make() -> None:
-        with Holdings(tmp_path, "guest").reserve(Record(cid.VM), allowed_up_to(1)):
+        with Ownership(tmp_path, "guest").reserve(OwnershipRecord(cid.VM), allowed_up_to(1)):
             theirs.send("reserved")
             signal.pause()
 
     maker = FORK.Process(target=make)
     maker.start()
     assert ours.recv() == "reserved"
-    assert holdings.used().vms == 1
-    with pytest.raises(CloudError), holdings.reserve(Record(cid.VM), allowed_up_to(1)):
+    assert ownership.used().vms == 1
+    with pytest.raises(CloudError), ownership.reserve(OwnershipRecord(cid.VM), allowed_up_to(1)):
         pass
     assert maker.pid
     os.kill(maker.pid, signal.SIGKILL)
     wait([maker.sentinel])
     maker.join()
     assert len(list((tmp_path / "clients" / "guest").iterdir())) == 1
-    with holdings.reserve(Record(cid.VM), allowed_up_to(1)) as name:
+    with ownership.reserve(OwnershipRecord(cid.VM), allowed_up_to(1)) as name:
         name("fake-vm-1")
     assert [path.name for path in (tmp_path / "clients" / "guest").iterdir()] == ["fake-vm-1"]
 
 
 def test_a_damaged_record_is_named_and_not_passed_over(tmp_path: Path) -> None:
-    holdings = Holdings(tmp_path, "guest")
-    with holdings.reserve(Record(cid.VM), allowed_up_to(1)) as name:
+    ownership = Ownership(tmp_path, "guest")
+    with ownership.reserve(OwnershipRecord(cid.VM), allowed_up_to(1)) as name:
         name("fake-vm-1")
     record = tmp_path / "clients" / "guest" / "fake-vm-1"
     for damage in ("", "{", "[]", '{"kind": "vm"}', '{"kind": "vm", "runtimes": [], "x": 1}'):
         record.write_text(damage)
         with pytest.raises(CPIError, match=str(record)):
-            holdings.used()
+            ownership.used()
         with pytest.raises(CPIError, match=str(record)):
-            holdings.find("fake-vm-1", cid.VM)
+            ownership.find("fake-vm-1", cid.VM)
 
 
 @pytest.mark.parametrize("odd", ["../guest", "..", ".", "", "a/b", "fake-vm-1/../x", "pending-1"])
 def test_only_a_cid_becomes_a_path(tmp_path: Path, odd: str) -> None:
-    holdings = Holdings(tmp_path, "guest")
-    assert holdings.find(odd, cid.VM) is None
-    assert holdings.holders(odd, cid.VM) == []
+    ownership = Ownership(tmp_path, "guest")
+    assert ownership.find(odd, cid.VM) is None
+    assert ownership.other_owners(odd, cid.VM) == []
