@@ -52,12 +52,14 @@ class Guard:
     """For one call of one client.
 
     client: its name, which may come from a certificate. config: the host's own, without what came
-    with the call. upload: the file that the client's stemcell has been received in, if it sent one.
-    Raises CPIError for a name that cannot be one, and for a configuration that cannot be.
+    with the call; policies: its clients'. upload: the file that the client's stemcell has been
+    received in, if it sent one. Raises CPIError for a name that cannot be one.
     """
 
-    def __init__(self, client: str, config: Config, upload: Path | None = None) -> None:
-        self._policy = Policies.of(config).of_client(client_name(client))
+    def __init__(
+        self, client: str, config: Config, policies: Policies, upload: Path | None = None
+    ) -> None:
+        self._policy = policies.of_client(client_name(client))
         self._hosts_runtimes = catalog.configured(config)
         self._ownership = Ownership(Path(config.text("state_dir")), client)
         self._upload = upload

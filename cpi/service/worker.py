@@ -22,6 +22,7 @@ from cpi.errors import CPIError, Interrupted
 from cpi.log import Log
 from cpi.service import frames
 from cpi.service.guard import Guard
+from cpi.service.policy import Policies
 from cpi.text import shown
 
 TYPE_CHECKING = False
@@ -33,6 +34,7 @@ def main() -> None:
     """Answer calls until the service has no more: `worker DESCRIPTOR [CONFIG]`."""
     connection = socket.socket(fileno=int(sys.argv[1]))
     config = Config.load(sys.argv[2] if len(sys.argv) > 2 else None)
+    policies = Policies.of(config)
     # A terminal's signals are for the service alone; SIGTERM means something during a call only.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
@@ -41,7 +43,7 @@ def main() -> None:
     busy = threading.Event()
     threading.Thread(target=_read, args=(connection, jobs, busy), daemon=True).start()
     while (job := jobs.get()) is not None:
-        response, interrupted = _answer(job, config, busy)
+        response, interrupted = _answer(job, config, policies, busy)
         try:
             frames.send(connection, response)
         except OSError:
@@ -78,7 +80,7 @@ def _practise(config: Config) -> None:
 
 
 def _answer(
-    job: Mapping[str, object], config: Config, busy: threading.Event
+    job: Mapping[str, object], config: Config, policies: Policies, busy: threading.Event
 ) -> tuple[dict[str, object], bool]:
     """Run one call; return the response and whether it was interrupted."""
     request, client = job["request"], str(job["client"])
@@ -88,7 +90,7 @@ def _answer(
     response: dict[str, object] | None = None
     try:
         signal.signal(signal.SIGTERM, _interrupt)
-        guard = Guard(client, config, upload)
+        guard = Guard(client, config, policies, upload)
         response = handle(request, config, log, guard, client_config)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except CPIError as error:

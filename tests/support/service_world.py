@@ -10,6 +10,7 @@ from cpi.config.config import Config
 from cpi.contract.handle import handle
 from cpi.log import Log
 from cpi.service.guard import Guard
+from cpi.service.policy import Policies
 from tests.support.cpi_calls import fake_config, request
 
 NETWORKS = {"default": {"type": "dynamic"}}
@@ -38,7 +39,8 @@ class Client:
     def call(self, method: str, *arguments: object, context: object = None) -> Any:
         """Return the result. Raises Failed."""
         log = Log("info")
-        guard = Guard(self.name, self.config, self.upload if self.upload.exists() else None)
+        upload = self.upload if self.upload.exists() else None
+        guard = Guard(self.name, self.config, Policies.of(self.config), upload)
         sent = request(method, *arguments, context=context)
         response = json.loads(json.dumps(handle(sent, self.config, log, guard)))
         self.log = response["log"]

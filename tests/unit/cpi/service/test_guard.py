@@ -12,6 +12,7 @@ from cpi.contract.methods import METHODS
 from cpi.errors import CloudError, Interrupted
 from cpi.service import guard as guards
 from cpi.service.ownership import Ownership
+from cpi.service.policy import Policies
 from tests.support.contract_lab import Cpi
 from tests.support.contract_suite import RuntimeContract
 from tests.support.cpi_calls import call, fake_registered
@@ -48,7 +49,7 @@ class TestContractForClients(RuntimeContract):
             from tests.support.cpi_calls import request
 
             upload = Path(str(arguments[0])) if method == "create_stemcell" else None
-            guard = guards.Guard("one", one.config, upload)
+            guard = guards.Guard("one", one.config, Policies.of(one.config), upload)
             sent = request(method, *arguments, api_version=api_version, context=context)
             answer: dict[str, Any] = json.loads(
                 json.dumps(handle(sent, one.config, Log("error"), guard))

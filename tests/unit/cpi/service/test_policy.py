@@ -108,7 +108,7 @@ ODD_NAMES = ("../x", "..", ".", "", "/etc", "a/b", "a\0b", "a b", "-x", "é", "a
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_client_names_are_checked_before_they_meet_a_path(tmp_path: Path, name: str) -> None:
     config = fake_config(tmp_path)
-    for use in (client_name, lambda name: Guard(name, config)):
+    for use in (client_name, lambda name: Guard(name, config, Policies.of(config))):
         with pytest.raises(CPIError, match="cannot be a client's"):
             use(name)
     assert list(tmp_path.iterdir()) == []
