@@ -47,8 +47,16 @@ def hold(run_dir: str, *cids: str, log: Log) -> Iterator[None]:
 
 def is_held(run_dir: str, cid: str) -> bool:
     """Tell whether a call is at work on a CID just now."""
+    return is_locked(os.path.join(run_dir, "locks", cid))
+
+
+def is_locked(path: str | os.PathLike[str]) -> bool:
+    """Tell whether somebody holds the lock of a file or folder; not if it is gone.
+
+    Raises OSError when it cannot be opened.
+    """
     try:
-        descriptor = os.open(os.path.join(run_dir, "locks", cid), os.O_RDWR | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         return False
     try:

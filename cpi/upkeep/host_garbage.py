@@ -1,7 +1,5 @@
 """What nobody owns on this host, whatever the runtime: files, namespaces, reservations, devices."""
 
-import fcntl
-import os
 import re
 import shutil
 import time
@@ -152,18 +150,10 @@ def _age(path: Path) -> float:
 
 def _is_idle(path: Path) -> bool:
     """Tell whether nobody has locked a file, or one in a folder."""
-    for one in (path, *_files(path)):
-        try:
-            fd = os.open(one, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-        finally:
-            os.close(fd)
-    return True
+    try:
+        return not any(locks.is_locked(file) for file in (path, *_files(path)))
+    except OSError:  # what cannot be opened is left alone
+        return False
 
 
 def _files(path: Path) -> list[Path]:

@@ -1,5 +1,6 @@
 """Locks: across threads and processes, in one order, leaving nothing."""
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from cpi.errors import CPIError
-from cpi.host.locks import hold, is_held
+from cpi.host.locks import hold, is_held, is_locked
 from cpi.log import Log
 from testing.repository import REPOSITORY
 
@@ -179,3 +180,15 @@ def test_whether_a_call_is_at_work(tmp_path: Path) -> None:
     assert not is_held(run_dir, "kvm-vm-1")
     (tmp_path / "locks" / "kvm-vm-1").touch()  # of a process that was killed
     assert not is_held(run_dir, "kvm-vm-1")
+
+
+def test_folders_are_locked_too_and_what_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    assert not is_locked(tmp_path)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    assert is_locked(tmp_path)
+    os.close(descriptor)
+    assert not is_locked(tmp_path / "gone")
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(OSError, match="link"):
+        is_locked(tmp_path / "link")
