@@ -145,8 +145,8 @@ class Guard:
 
     def _get_disks(self, call: Call, go: Go, vm: str) -> object:
         self._require(vm, cid.VM)
-        found = go()
-        disks = found if isinstance(found, list) else []
+        result = go()
+        disks = result if isinstance(result, list) else []
         return [disk for disk in disks if self._has(disk, cid.DISK)]
 
     # Persistent disks
@@ -202,13 +202,13 @@ class Guard:
 
     # What they have in common
 
-    def _has(self, one: str, kind: str) -> bool:
-        return self._ownership.find(one, kind) is not None
+    def _has(self, any_cid: str, kind: str) -> bool:
+        return self._ownership.find(any_cid, kind) is not None
 
-    def _require(self, one: str, kind: str) -> OwnershipRecord:
-        record = self._ownership.find(one, kind)
+    def _require(self, any_cid: str, kind: str) -> OwnershipRecord:
+        record = self._ownership.find(any_cid, kind)
         if record is None:
-            raise _not_found(one, kind)
+            raise _not_found(any_cid, kind)
         return record
 
     def _set(self, call: Call, key: str, value: str | tuple[str, ...]) -> None:
@@ -243,10 +243,10 @@ class Guard:
             self._ownership.forget(made)
 
     @contextmanager
-    def _changing(self, call: Call, one: str, kind: str) -> Iterator[OwnershipRecord]:
+    def _changing(self, call: Call, own_cid: str, kind: str) -> Iterator[OwnershipRecord]:
         """Let no other call change the record of this thing meanwhile. Raises NotFound errors."""
-        with call.hold(f"{one}.record"):
-            yield self._require(one, kind)
+        with call.hold(f"{own_cid}.record"):
+            yield self._require(own_cid, kind)
 
     def _grown(self, disk: str, record: OwnershipRecord, size: int, go: Go) -> object:
         """Run what gives a disk another size; killed half-way the larger one counts."""
@@ -266,9 +266,9 @@ _NEXT_STEP = {
 }
 
 
-def _not_found(one: str, kind: str) -> CPIError:
+def _not_found(any_cid: str, kind: str) -> CPIError:
     error = cid.NOT_FOUND.get(kind, CPIError)
-    return error(f"there is no {kind} {shown(one)}{_NEXT_STEP.get(kind, '')}")
+    return error(f"there is no {kind} {shown(any_cid)}{_NEXT_STEP.get(kind, '')}")
 
 
 _METHODS: dict[str, Callable[..., object]] = {
