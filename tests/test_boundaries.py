@@ -17,7 +17,6 @@ CONTRACT = {
     "cpi.documents",
     "cpi.client.endpoint",
     "cpi.contract.handle",
-    "cpi.contract.host_mounts",
     "cpi.client.installed",
     "cpi.main",
     "cpi.contract.methods",

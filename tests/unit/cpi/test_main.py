@@ -278,6 +278,7 @@ def test_info_imports_next_to_nothing() -> None:
         "cpi.config",
         "cpi.contract",
         "cpi.text",
+        "cpi.validate",
         "cpi.contract.values",
         "cpi.cid",
         "cpi.config.config",
