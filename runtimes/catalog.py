@@ -11,7 +11,7 @@ from cpi.errors import CPIError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from cpi.config.config import Key
+    from cpi.config.key import Key
     from cpi.runtime import Runtime
 
 

@@ -12,6 +12,7 @@ from cpi.commands.declare import add_command, switch
 from cpi.commands.fleet import configured
 from cpi.commands.host_checks import Host
 from cpi.config.config import Config
+from cpi.config.load import config_of, load_config
 from cpi.errors import CPIError
 from cpi.findings import FAILURE, OK, WARNING, Finding, failure
 from cpi.log import Log
@@ -40,9 +41,9 @@ def add_to(commands: Any) -> None:
 def _load(path: str | None) -> Config:
     """A file that cannot be used is a finding and no reason to stop."""
     try:
-        return Config.load(path)
+        return load_config(path)
     except CPIError:
-        return Config.of({})
+        return config_of({})
 
 
 def _doctor(options: argparse.Namespace, config: Config) -> int:
@@ -60,7 +61,7 @@ def _doctor(options: argparse.Namespace, config: Config) -> int:
 
 def _problem(path: str | None) -> str:
     try:
-        Config.load(path)
+        load_config(path)
     except CPIError as error:
         return error.message
     return ""

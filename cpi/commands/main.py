@@ -23,7 +23,7 @@ from cpi.commands import (
     top as top_command,
     vms,
 )
-from cpi.config.config import Config
+from cpi.config.load import load_config
 from cpi.errors import CPIError
 from cpi.version import VERSION
 
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 for a failure, 2 for a wrong command."""
     options = parser().parse_args(argv)
     try:
-        load = getattr(options, "load", Config.load)
+        load = getattr(options, "load", load_config)
         status: int = options.run(options, load(options.config))
         return status
     except CPIError as error:

@@ -115,7 +115,7 @@ def test_two_services_on_one_socket_are_refused(service: Service, host: PrivateH
         ({"tcp": "127.0.0.1:0"}, "needs service.tls_certificate"),
         ({"tcp": "nonsense"}, "service.tcp must be"),
         ({"socket_mode": "rw"}, "service.socket_mode must be"),
-        ({"max_calls": 0}, "service.max_calls must be an integer of at least 1"),
+        ({"max_calls": 0}, "service.max_calls must be a whole number, 1 or more"),
         ({"sockets": "x"}, "unknown keys: 'service.sockets' (did you mean service.socket"),
     ],
 )

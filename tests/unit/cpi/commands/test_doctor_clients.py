@@ -5,6 +5,7 @@ from pathlib import Path
 from cpi.commands import host_checks
 from cpi.commands.host_checks import Host
 from cpi.config.config import Config
+from cpi.config.load import config_of
 from cpi.findings import FAILURE, Finding
 
 
@@ -22,7 +23,7 @@ def test_clients_and_what_they_have(config: Config) -> None:
 
 
 def test_a_wrong_rule_is_named(tmp_path: Path) -> None:
-    wrong = Config.of({"state_dir": str(tmp_path), "service": {"clients": {"a": {"prots": []}}}})
+    wrong = config_of({"state_dir": str(tmp_path), "service": {"clients": {"a": {"prots": []}}}})
     found = clients(Host(wrong))
     assert (found.status, found.mend) == (FAILURE, "edit service.clients in cpi.json")
     assert "prots" in found.told

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cpi.config.config import Config
+from cpi.config.load import config_of
 from cpi.errors import CPIError, InvalidCall
 from cpi.service import routes
 from cpi.service.guard import Guard
@@ -24,7 +24,7 @@ def _fake() -> Iterator[None]:
 
 
 def policies(clients: object, **more: object) -> Policies:
-    return Policies.of(Config.of({"service": {"clients": clients}, **more}))
+    return Policies.of(config_of({"service": {"clients": clients}, **more}))
 
 
 def test_nothing_dangerous_is_allowed_unless_somebody_says_so() -> None:
