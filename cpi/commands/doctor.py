@@ -5,10 +5,9 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from cpi.commands import host_checks, network_checks, output
-from cpi.commands.declare import add_command, switch
+from cpi.commands.declare import JSON, Command
 from cpi.commands.fleet import configured
 from cpi.commands.host_checks import Host
 from cpi.config.config import Config
@@ -28,14 +27,6 @@ Exit status 1: at least one failure. Runtimes that are not configured get one li
 """
 _MARKS = {OK: "✓", WARNING: "!", FAILURE: "✗"}
 _COLOURS = {OK: "green", WARNING: "yellow", FAILURE: "bold red"}
-
-
-def add_to(commands: Any) -> None:
-    """Add the command to the command line."""
-    json = {"--json": switch("print JSON")}
-    does = "check whether this host can run VMs"
-    parser = add_command(commands, "doctor", _doctor, does, _EXAMPLES, json)
-    parser.set_defaults(load=_load)
 
 
 def _load(path: str | None) -> Config:
@@ -118,3 +109,8 @@ def _show(found: Sequence[tuple[str, Finding]]) -> None:
         console.print(line.append(f"{finding.check}: {finding.told}", style="default"))
         if finding.mend:
             console.print(Text(f"      {finding.mend}", style="cyan"))
+
+
+COMMANDS = (
+    Command("doctor", _doctor, "check whether this host can run VMs", (JSON,), _EXAMPLES, _load),
+)

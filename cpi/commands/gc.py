@@ -1,4 +1,4 @@
-"""`bosh-cpi gc`: what nobody owns on this host."""
+"""`bosh-cpi gc`: orphaned resources on this host."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cpi.commands import output
-from cpi.commands.declare import switch
+from cpi.commands.declare import JSON, Command, argument, switch
 from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.log import Log
@@ -25,26 +25,6 @@ that use this host, and the directors' own (the CID that `bosh create-env` keeps
 which `bosh vms` does not list: look at what is shown before you add --yes. Exit status 1 when
 something could not be looked at or removed.
 """
-
-
-def add_to(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = commands.add_parser(
-        "gc",
-        help="show what nobody owns, and remove it",
-        description="Show what nobody owns on this host, and with --yes remove it.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--yes", **switch("remove what is shown"))
-    parser.add_argument("--json", **switch("print JSON"))
-    parser.add_argument(
-        "--bosh-vms",
-        type=Path,
-        metavar="FILE",
-        help="text with the CIDs of all VMs that BOSH knows, in any form",
-    )
-    parser.set_defaults(run=_gc)
 
 
 def _gc(options: argparse.Namespace, config: Config) -> int:
@@ -78,3 +58,23 @@ def _summary(count: int, *, removed: bool) -> str:
     if removed:
         return f"{count} removed"
     return f"{count} that nobody owns; --yes removes them" if count else "nothing that nobody owns"
+
+
+COMMANDS = (
+    Command(
+        "gc",
+        _gc,
+        "list orphaned resources on this host, and delete them with --yes",
+        (
+            switch("--yes", "remove what is shown"),
+            JSON,
+            argument(
+                "--bosh-vms",
+                type=Path,
+                metavar="FILE",
+                help="text with the CIDs of all VMs that BOSH knows, in any form",
+            ),
+        ),
+        _EXAMPLES,
+    ),
+)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpi.commands import output
-from cpi.commands.declare import Verbs, add_noun, switch
+from cpi.commands.declare import JSON, Command, Group, argument, switch
 from cpi.commands.image_places import ARCHIVE, FILE, RUNTIME, Place, destination, place
 from cpi.config.config import Config
 from cpi.errors import CloudError
@@ -37,60 +37,6 @@ examples:
 Credentials for registries are those of `docker login`. Disks need root, to be looked into.
 """
 _TEMPORARY = "/var/tmp"  # noqa: S108 (mkdtemp makes it safe; /tmp may be memory)
-
-
-def add_to(nouns: Any) -> None:
-    """Add the commands to the command line."""
-    add_noun(nouns, "stemcell", "stemcells as OCI images", _EXAMPLES, _verbs())
-
-
-def _verbs() -> Verbs:
-    stemcell = {"metavar": "STEMCELL", "help": "tarball, image, oci:… or oci-archive:…"}
-    reference = {"metavar": "REFERENCE", "help": "registry/repository:tag, or …@sha256:…"}
-    destination = {"metavar": "DESTINATION", "help": "oci:…, oci-archive:… or a runtime"}
-    light = {"metavar": "FILE", "type": Path, "help": "write a light stemcell of it (tgz)"}
-    json = {"--json": switch("print JSON")}
-    explain = {"--explain": switch("list what is added for a container, and why")}
-    remote = {
-        "--plain-http": switch("the registry has no TLS"),
-        "--ca-file": {"metavar": "FILE", "help": "certificates to trust the registry by (PEM)"},
-    }
-    return {
-        "inspect": (
-            _command(_inspect),
-            "Show what a stemcell is: its name, format, root file system, init and layers. Of an "
-            "image in a registry only the documents are fetched.",
-            {
-                "stemcell": {**stemcell, "help": "as below, or a REFERENCE"},
-                **explain,
-                "--light-stemcell": light,
-                **remote,
-                **json,
-            },
-        ),
-        "convert": (
-            _command(_convert),
-            "Make an OCI image of a stemcell; its digest is printed. The same stemcell gives the "
-            "same digest on any machine.",
-            {"stemcell": stemcell, "destination": destination, **explain, **json},
-        ),
-        "push": (
-            _command(_push),
-            "Send a stemcell, as an OCI image, to a registry. What is there already is not sent.",
-            {
-                "stemcell": stemcell,
-                "reference": reference,
-                "--light-stemcell": light,
-                **remote,
-                **json,
-            },
-        ),
-        "pull": (
-            _command(_pull),
-            "Fetch an image from a registry; every byte is checked against its digest.",
-            {"reference": reference, "destination": destination, **remote, **json},
-        ),
-    }
 
 
 class _Work:
@@ -361,3 +307,60 @@ def _added(found: "Found | None") -> list[dict[str, str]]:
 def _show_added(added: list[dict[str, str]]) -> None:
     print()
     output.show_table(["IN THE SECOND LAYER", "WHY"], [[one["path"], one["why"]] for one in added])
+
+
+_STEMCELL = argument("stemcell", metavar="STEMCELL", help="tarball, image, oci:… or oci-archive:…")
+_REFERENCE = argument(
+    "reference", metavar="REFERENCE", help="registry/repository:tag, or …@sha256:…"
+)
+_DESTINATION = argument(
+    "destination", metavar="DESTINATION", help="oci:…, oci-archive:… or a runtime"
+)
+_LIGHT = argument(
+    "--light-stemcell", metavar="FILE", type=Path, help="write a light stemcell of it (tgz)"
+)
+_EXPLAIN = switch("--explain", "list what is added for a container, and why")
+_REGISTRY = (
+    switch("--plain-http", "the registry has no TLS"),
+    argument("--ca-file", metavar="FILE", help="certificates to trust the registry by (PEM)"),
+)
+
+COMMANDS = (
+    Group(
+        "stemcell",
+        "stemcells as OCI images",
+        _EXAMPLES,
+        (
+            Command(
+                "inspect",
+                _command(_inspect),
+                "show what a stemcell is: its name, format, root file system, init and layers. Of "
+                "an image in a registry only the documents are fetched",
+                (
+                    argument("stemcell", metavar="STEMCELL", help="as below, or a REFERENCE"),
+                    *(_EXPLAIN, _LIGHT, *_REGISTRY, JSON),
+                ),
+            ),
+            Command(
+                "convert",
+                _command(_convert),
+                "make an OCI image of a stemcell; its digest is printed. The same stemcell gives "
+                "the same digest on any machine",
+                (_STEMCELL, _DESTINATION, _EXPLAIN, JSON),
+            ),
+            Command(
+                "push",
+                _command(_push),
+                "send a stemcell, as an OCI image, to a registry. What is there already is not "
+                "sent",
+                (_STEMCELL, _REFERENCE, _LIGHT, *_REGISTRY, JSON),
+            ),
+            Command(
+                "pull",
+                _command(_pull),
+                "fetch an image from a registry; every byte is checked against its digest",
+                (_REFERENCE, _DESTINATION, *_REGISTRY, JSON),
+            ),
+        ),
+    ),
+)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cpi.commands import output
-from cpi.commands.declare import add_command, switch
+from cpi.commands.declare import Command, argument, switch
 from cpi.commands.fleet import Fleet
 from cpi.config.config import Config
 from cpi.views import Usage, VMView
@@ -33,21 +33,6 @@ class Rate:
     cpu: float
     read: float | None
     written: float | None
-
-
-def add_to(commands: Any) -> None:
-    """Add the command to the command line."""
-    arguments = {
-        "--once": switch("print one table, and end"),
-        "--json": switch("print JSON once, and end"),
-        "--interval": {
-            "type": _seconds,
-            "default": 2.0,
-            "metavar": "SECONDS",
-            "help": "how long between two looks (2)",
-        },
-    }
-    add_command(commands, "top", _top, "show what VMs use", _EXAMPLES, arguments)
 
 
 def _seconds(text: str) -> float:
@@ -149,3 +134,24 @@ def _document(rate: Rate, vm: VMView | None) -> dict[str, Any]:
         "deployment": vm.name.deployment if vm else "",
         "instance": vm.name.instance if vm else "",
     }
+
+
+COMMANDS = (
+    Command(
+        "top",
+        _top,
+        "show what VMs use",
+        (
+            switch("--once", "print one table, and end"),
+            switch("--json", "print JSON once, and end"),
+            argument(
+                "--interval",
+                type=_seconds,
+                default=2.0,
+                metavar="SECONDS",
+                help="how long between two looks (2)",
+            ),
+        ),
+        _EXAMPLES,
+    ),
+)

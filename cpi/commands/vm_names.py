@@ -2,11 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 
+from cpi.commands.declare import argument
 from cpi.errors import CPIError, VMNotFound
 from cpi.text import shown
 from cpi.views import VMView
 
-HELP = "CID or its beginning, or BOSH's name: [DEPLOYMENT/]GROUP[/ID or INDEX]"
+VM = argument(
+    "vm",
+    metavar="VM",
+    help="CID or its beginning, or BOSH's name: [DEPLOYMENT/]GROUP[/ID or INDEX]",
+)
 _SHOWN = 5
 
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from cpi.commands import logs, output, top
-from cpi.commands.completion import SHELLS
-from cpi.commands.main import main
+from cpi.commands.main import SHELLS, main
 from cpi.commands.vm_names import find
 from cpi.commands.vms import age
 from cpi.config.config import Config
