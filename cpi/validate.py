@@ -72,25 +72,18 @@ def fields(
     }
 
 
-def mapping(where: str, value: object, error: type[CPIError]) -> Mapping[str, object]:
-    """An object."""
-    if not isinstance(value, dict):
-        raise wrong(where, "an object", value, error)
-    return value
+def _instance(type_: type[Any], wanted: str) -> Check[Any]:
+    def check(where: str, value: object, error: type[CPIError]) -> Any:
+        if not isinstance(value, type_):
+            raise wrong(where, wanted, value, error)
+        return value
+
+    return check
 
 
-def flag(where: str, value: object, error: type[CPIError]) -> bool:
-    """A boolean."""
-    if not isinstance(value, bool):
-        raise wrong(where, "true or false", value, error)
-    return value
-
-
-def text(where: str, value: object, error: type[CPIError]) -> str:
-    """Any string."""
-    if not isinstance(value, str):
-        raise wrong(where, "a string", value, error)
-    return value
+mapping: Check[Mapping[str, object]] = _instance(dict, "an object")
+flag: Check[bool] = _instance(bool, "true or false")
+text: Check[str] = _instance(str, "a string")
 
 
 def ip_address(where: str, value: object, error: type[CPIError]) -> IPv4Address | IPv6Address:

@@ -102,12 +102,7 @@ KEYS = (
         default="",
         doc="Our certificate, by which the service knows us.",
     ),
-    Key(
-        "tls.private_key",
-        type="string",
-        default="",
-        doc="Its key, without a password.",
-    ),
+    Key("tls.private_key", type="string", default="", doc="Its key, without a password."),
     Key(
         "program",
         type="path",
@@ -131,11 +126,7 @@ KEYS = (
         doc="Message bus URL for agents, with its password; `env.bosh.mbus` overrides it.",
     ),
     Key(
-        "agent.ntp",
-        type="list of strings",
-        default=(),
-        client=True,
-        doc="Time servers for agents.",
+        "agent.ntp", type="list of strings", default=(), client=True, doc="Time servers for agents."
     ),
     Key(
         "agent.blobstore",

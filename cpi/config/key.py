@@ -17,19 +17,6 @@ class Key:
     the host has the last word. client: a client of the host's service may set it with its calls.
     """
 
-    __slots__ = (
-        "choices",
-        "client",
-        "context_only_forbids",
-        "default",
-        "doc",
-        "minimum",
-        "name",
-        "pattern",
-        "type",
-        "unit",
-    )
-
     def __init__(
         self,
         name: str,

@@ -31,17 +31,9 @@ KEYS = (
         doc="Address to listen on besides, with mutual TLS: `0.0.0.0:9443`, `[::]:9443`. Empty "
         "means none.",
     ),
+    Key("service.tls_certificate", type="path", default="", doc="The service's certificate (PEM)."),
     Key(
-        "service.tls_certificate",
-        type="path",
-        default="",
-        doc="The service's certificate (PEM).",
-    ),
-    Key(
-        "service.tls_private_key",
-        type="path",
-        default="",
-        doc="Its key (PEM, without a password).",
+        "service.tls_private_key", type="path", default="", doc="Its key (PEM, without a password)."
     ),
     Key(
         "service.tls_client_ca",

@@ -8,7 +8,7 @@ from cpi import validate
 from cpi.contract.values import LARGEST_MIB
 from cpi.errors import CloudError
 from cpi.model import HostMount, PortForward, VMProperties
-from cpi.text import kind, shown
+from cpi.text import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,8 +110,6 @@ def _mounts(where: str, value: object, error: type[CPIError]) -> tuple[HostMount
 
 
 def _mount(where: str, value: object, error: type[CPIError]) -> HostMount:
-    if not isinstance(value, dict):
-        raise error(f"{where} must be an object with host and vm, got {kind(value)}")
     mount = HostMount(**validate.fields(where, value, _MOUNT_KEYS, error, required=("host", "vm")))
     for reserved in (*_RESERVED_TREES, *_RESERVED_FOLDERS):
         below = reserved in _RESERVED_TREES and _is_below(mount.vm, reserved)

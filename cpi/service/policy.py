@@ -109,10 +109,10 @@ def client_of_certificate(common_names: Sequence[str]) -> str:
     return name
 
 
-def _require_name(name: str, told: str) -> str:
+def _require_name(name: str, what: str) -> str:
     if _NAME.fullmatch(name) is None:
         raise CPIError(
-            f"{told} cannot be a client's: 1 to 64 letters, digits and ._@-, the first a letter or "
+            f"{what} cannot be a client's: 1 to 64 letters, digits and ._@-, the first a letter or "
             "digit"
         )
     return name

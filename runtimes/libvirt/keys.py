@@ -19,12 +19,7 @@ def _keys(runtime: str, scheme: str, path: str, uris: str, pool_path: str) -> tu
             pattern=rf"{scheme}(\+[a-z0-9]+)?://\S*",
             doc=f"libvirt's connection URI: {uris}",
         ),
-        Key(
-            f"{runtime}.pool_path",
-            type="path",
-            default="",
-            doc=pool_path,
-        ),
+        Key(f"{runtime}.pool_path", type="path", default="", doc=pool_path),
         Key(
             f"{runtime}.cpu",
             type="integer",
