@@ -71,11 +71,9 @@ COMMANDS = (
         "console",
         _show,
         "show what a full VM printed on its console",
-        (
-            VM,
-            argument("--lines", type=int, metavar="N", help="the last N lines alone"),
-            switch("--follow", "go on as the VM prints more"),
-        ),
-        _EXAMPLES,
+        VM,
+        argument("--lines", type=int, metavar="N", help="the last N lines alone"),
+        switch("--follow", "go on as the VM prints more"),
+        examples=_EXAMPLES,
     ),
 )

@@ -1,8 +1,7 @@
 """Commands as data: each file of commands declares its own in COMMANDS, for `main` to add."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from cpi.config.config import Config
@@ -25,34 +24,41 @@ def switch(name: str, help: str) -> Argument:
 JSON = switch("--json", "print JSON")
 
 
-@dataclass(frozen=True)
 class Command:
     """`bosh-cpi NAME`. run: returns the exit status; load: reads the configuration file."""
 
-    name: str
-    run: Callable[[argparse.Namespace, Config], int]
-    summary: str
-    arguments: Sequence[Argument] = ()
-    examples: str = ""
-    load: Callable[[str | None], Config] = load_config
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[argparse.Namespace, Config], int],
+        summary: str,
+        *arguments: Argument,
+        examples: str = "",
+        load: Callable[[str | None], Config] = load_config,
+    ) -> None:
+        self.name = name
+        self.summary = summary
+        self.arguments = arguments
+        self.examples = examples
+        self.defaults = {"run": run, "load": load}
 
     def add_to(self, commands: Any, examples: str = "") -> None:
         """Add the command to the command line, with the examples of its group if it has none."""
         texts = _texts(self.summary, self.examples or examples)
         parser = commands.add_parser(self.name, **texts)
-        parser.set_defaults(run=self.run, load=self.load)
+        parser.set_defaults(**self.defaults)
         for names, options in self.arguments:
             parser.add_argument(*names, **options)
 
 
-@dataclass(frozen=True)
 class Group:
     """`bosh-cpi NAME COMMAND`: commands of one subject."""
 
-    name: str
-    summary: str
-    examples: str
-    commands: Sequence[Command]
+    def __init__(self, name: str, summary: str, *commands: Command, examples: str) -> None:
+        self.name = name
+        self.summary = summary
+        self.commands = commands
+        self.examples = examples
 
     def add_to(self, commands: Any) -> None:
         """Add the group and its commands to the command line."""

@@ -2,13 +2,13 @@
 
 import argparse
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cpi import cid
 from cpi.commands import output
-from cpi.commands.declare import JSON, Command, Group, argument, switch
+from cpi.commands.declare import JSON, Argument, Command, Group, argument, switch
 from cpi.config.config import Config
 from cpi.disks import loop, raw_image as images
 from cpi.disks.disk_store import Disk, DiskStore, folders_of
@@ -44,24 +44,20 @@ class DiskContext:
 
     def snapshots_of(self, disk_cid: str) -> list[Snapshot]:
         """A disk's snapshots, the oldest first."""
-        return [one for one in self.snapshots.all() if one.disk_cid == disk_cid]
+        return [item for item in self.snapshots.all() if item.disk_cid == disk_cid]
 
 
-def _disk_cid(text: str) -> str:
-    return _checked(text, cid.DISK)
+def _cid_argument(what: str, **options: Any) -> Argument:
+    """An argument that is the CID of a disk or snapshot: nothing else may meet a path."""
 
+    def checked(text: str) -> str:
+        try:
+            cid.runtime_of(text, what)
+        except CPIError as error:
+            raise argparse.ArgumentTypeError(error.message) from None
+        return text
 
-def _snapshot_cid(text: str) -> str:
-    return _checked(text, cid.SNAPSHOT)
-
-
-def _checked(text: str, kind: str) -> str:
-    """Return a CID of this kind: nothing else may meet a path."""
-    try:
-        cid.runtime_of(text, kind)
-    except CPIError as error:
-        raise argparse.ArgumentTypeError(error.message) from None
-    return text
+    return argument(what, metavar=what.upper(), help=f"a {what}'s CID", type=checked, **options)
 
 
 def _document(context: DiskContext, disk: Disk) -> dict[str, Any]:
@@ -84,9 +80,9 @@ def _state(context: DiskContext, disk: Disk) -> str:
 
 def _list(options: argparse.Namespace, config: Config) -> int:
     context = DiskContext(config)
-    found = [_document(context, disk) for disk in context.store.all()]
+    disks = [_document(context, disk) for disk in context.store.all()]
     if options.json:
-        output.show_json(found)
+        output.show_json(disks)
         return 0
     rows = [
         [
@@ -100,10 +96,10 @@ def _list(options: argparse.Namespace, config: Config) -> int:
             disk["metadata"].get("deployment", ""),
             name_of(disk["metadata"]).instance,
         ]
-        for disk in found
+        for disk in disks
     ]
-    headings = ["DISK", "SIZE", "TAKES", "FS", "STORE", "STATE", "VM", "DEPLOYMENT", "INSTANCE"]
-    output.show_table(headings, rows, right="SIZE TAKES")
+    headings = ["DISK", "SIZE", "ALLOCATED", "FS", "STORE", "STATE", "VM", "DEPLOYMENT", "INSTANCE"]
+    output.show_table(headings, rows, right="SIZE ALLOCATED")
     return 0
 
 
@@ -111,15 +107,16 @@ def _show(options: argparse.Namespace, config: Config) -> int:
     context = DiskContext(config)
     disk = context.store.get(options.disk)
     document = _document(context, disk)
-    document["snapshots"] = [asdict(one) for one in context.snapshots_of(disk.cid)]
+    snapshots = context.snapshots_of(disk.cid)
+    document["snapshots"] = [asdict(item) for item in snapshots]
     document["loop_devices"] = loop.over(context.store.image(disk))
     if options.json:
         output.show_json(document)
         return 0
     document["size"] = output.size(disk.size)
     document["allocated_mib"] = output.size(document["allocated_mib"])
-    document["snapshots"] = [f"{one['cid']} ({one['created_at']})" for one in document["snapshots"]]
-    document["takes"] = document.pop("allocated_mib")
+    document["snapshots"] = [f"{item.cid} ({item.created_at})" for item in snapshots]
+    document["allocated"] = document.pop("allocated_mib")
     output.show_facts(document)
     return 0
 
@@ -137,9 +134,9 @@ def _mount(options: argparse.Namespace, config: Config) -> int:
             linux.mount("none", folder, flags=flags | linux.MS_BIND | linux.MS_REMOUNT)
         else:
             context.store.check(disk)
-            part, kind = images.part_of(image), FILE_SYSTEMS[disk.filesystem]
+            part, filesystem = images.part_of(image), FILE_SYSTEMS[disk.filesystem]
             with loop.attached(part, read_only=True) as device:
-                mount_device(device, folder, kind.name, flags, (kind.no_replay,))
+                mount_device(device, folder, filesystem.name, flags, (filesystem.no_replay,))
     print(f"{disk.cid} is at {folder}, read-only; `umount {folder}` ends it, and until then")
     print("it cannot be attached to a VM" if not disk.attached_to else "it cannot be detached")
     return 0
@@ -157,13 +154,13 @@ def _fsck(options: argparse.Namespace, config: Config) -> int:
     context = DiskContext(config)
     with context.hold(options.disk):
         disk = context.store.get_free(options.disk, "check")
-        part, kind = images.part_of(context.store.image(disk)), FILE_SYSTEMS[disk.filesystem]
+        part, filesystem = images.part_of(context.store.image(disk)), FILE_SYSTEMS[disk.filesystem]
         if options.repair:
             with suppress(CPIError):  # what cannot be mounted can still be mended
-                replay(part, kind)
+                replay(part, filesystem)
         only_look = not options.repair
         with loop.attached(part, read_only=only_look) as device:
-            sound, text = kind.check(device, repair=options.repair)
+            sound, text = filesystem.check(device, repair=options.repair)
     print(text)
     if not sound and only_look:
         print(
@@ -177,18 +174,18 @@ def _snapshots(options: argparse.Namespace, config: Config) -> int:
     context = DiskContext(config)
     wanted = context.snapshots_of(options.disk) if options.disk else list(context.snapshots.all())
     if options.json:
-        output.show_json([asdict(one) for one in wanted])
+        output.show_json([asdict(snapshot) for snapshot in wanted])
         return 0
     rows = [
         [
-            one.cid,
-            one.disk_cid,
-            output.size(one.size),
-            one.filesystem,
-            one.created_at,
-            one.metadata.get("deployment", ""),
+            snapshot.cid,
+            snapshot.disk_cid,
+            output.size(snapshot.size),
+            snapshot.filesystem,
+            snapshot.created_at,
+            snapshot.metadata.get("deployment", ""),
         ]
-        for one in wanted
+        for snapshot in wanted
     ]
     headings = ["SNAPSHOT", "DISK", "SIZE", "FS", "CREATED", "DEPLOYMENT"]
     output.show_table(headings, rows, right="SIZE")
@@ -219,74 +216,58 @@ def _restore_to_new(context: DiskContext, snapshot: Snapshot) -> int:
         filesystem=snapshot.filesystem,
         metadata={"restored_from": snapshot.cid},
     )
-    told = f"restoring {snapshot.cid}"
-    with context.hold(disk.cid, snapshot.cid), output.progress(told) as progress:
+    title = f"restoring {snapshot.cid}"
+    with context.hold(disk.cid, snapshot.cid), output.progress(title) as progress:
         context.snapshots.restore_to_new(snapshot, disk, progress)
     print(disk.cid)
     return 0
 
 
-_DISK = {"metavar": "DISK", "help": "a disk's CID", "type": _disk_cid}
-_DISKS = Command(
-    "list", _list, "list all disks, with their size and what they take on the host", (JSON,)
-)
-
 COMMANDS = (
     Group(
         "disk",
         "persistent disks and their snapshots",
-        _EXAMPLES,
-        (
-            _DISKS,
-            Command(
-                "show",
-                _show,
-                "show everything about a disk: facts, file, state and snapshots",
-                (argument("disk", **_DISK), JSON),
-            ),
-            Command(
-                "mount",
-                _mount,
-                "mount a disk read-only in a folder of this host, attached or not; `umount` ends "
-                "it",
-                (
-                    argument("disk", **_DISK),
-                    argument("folder", metavar="FOLDER", help="an existing folder", type=Path),
-                ),
-            ),
-            Command(
-                "fsck",
-                _fsck,
-                "check the file system of a detached disk. Exit status 0: sound, 1: it is not",
-                (
-                    argument("disk", **_DISK),
-                    switch("--repair", "mend what is wrong, not only look"),
-                ),
-            ),
-            Command(
-                "snapshots",
-                _snapshots,
-                "list snapshots, the oldest first",
-                (argument("disk", nargs="?", **_DISK), JSON),
-            ),
-            Command(
-                "restore",
-                _restore,
-                "put a snapshot's content back into its disk, which must be detached "
-                "(bosh stop --hard); or into a new disk, whose CID is printed, for bosh "
-                "attach-disk",
-                (
-                    argument(
-                        "snapshot",
-                        metavar="SNAPSHOT",
-                        help="a snapshot's CID",
-                        type=_snapshot_cid,
-                    ),
-                    switch("--new", "create a new disk from it"),
-                    switch("--yes", "do not ask before overwriting the disk"),
-                ),
-            ),
+        Command(
+            "list", _list, "list all disks, with their size and what they take on the host", JSON
         ),
+        Command(
+            "show",
+            _show,
+            "show everything about a disk: facts, file, state and snapshots",
+            _cid_argument(cid.DISK),
+            JSON,
+        ),
+        Command(
+            "mount",
+            _mount,
+            "mount a disk read-only in a folder of this host, attached or not; `umount` ends it",
+            _cid_argument(cid.DISK),
+            argument("folder", metavar="FOLDER", help="an existing folder", type=Path),
+        ),
+        Command(
+            "fsck",
+            _fsck,
+            "check the file system of a detached disk. Exit status 0: sound, 1: it is not",
+            _cid_argument(cid.DISK),
+            switch("--repair", "mend what is wrong, not only look"),
+        ),
+        Command(
+            "snapshots",
+            _snapshots,
+            "list snapshots, the oldest first",
+            _cid_argument(cid.DISK, nargs="?"),
+            JSON,
+        ),
+        Command(
+            "restore",
+            _restore,
+            "put a snapshot's content back into its disk, which must be detached "
+            "(bosh stop --hard); or into a new disk, whose CID is printed, for bosh attach-disk",
+            _cid_argument(cid.SNAPSHOT),
+            switch("--new", "create a new disk from it"),
+            switch("--yes", "do not ask before overwriting the disk"),
+        ),
+        examples=_EXAMPLES,
     ),
-    replace(_DISKS, name="disks", summary="list all disks (disk list)", examples=_EXAMPLES),
+    Command("disks", _list, "list all disks (disk list)", JSON, examples=_EXAMPLES),
 )

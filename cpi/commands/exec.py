@@ -38,16 +38,11 @@ COMMANDS = (
         "exec",
         _exec,
         "run a command in a running VM",
-        (
-            VM,
-            argument(
-                "command",
-                metavar="-- COMMAND",
-                nargs=argparse.REMAINDER,
-                help="program and arguments",
-            ),
-            switch("--no-terminal", "plain pipes, also when this is a terminal"),
+        VM,
+        argument(
+            "command", metavar="-- COMMAND", nargs=argparse.REMAINDER, help="program and arguments"
         ),
-        _EXAMPLES,
+        switch("--no-terminal", "plain pipes, also when this is a terminal"),
+        examples=_EXAMPLES,
     ),
 )

@@ -33,11 +33,13 @@ def _gc(options: argparse.Namespace, config: Config) -> int:
     done = collect_garbage(config, log, yes=options.yes, only_certain=False, bosh_vms=known)
     shown = done.removed if options.yes else done.found
     if options.json:
-        output.show_json([_document(one, removed=one in done.removed) for one in done.found])
+        output.show_json(
+            [_document(garbage, removed=garbage in done.removed) for garbage in done.found]
+        )
     else:
         if shown:
-            rows = [[one.kind, one.name, output.size(-(-one.size >> 20)), one.why] for one in shown]
-            output.show_table(["KIND", "NAME", "TAKES", "WHY"], rows, right="TAKES")
+            rows = [[it.kind, it.name, output.size(-(-it.size >> 20)), it.why] for it in shown]
+            output.show_table(["TYPE", "NAME", "SIZE", "REASON"], rows, right="SIZE")
         print(_summary(len(shown), removed=options.yes))
     return 1 if done.failed else 0
 
@@ -49,9 +51,15 @@ def _text(file: Path) -> str:
         raise CPIError(f"cannot read {file}: {error.strerror}") from None
 
 
-def _document(one: Garbage, *, removed: bool) -> dict[str, Any]:
-    document = {"kind": one.kind, "name": one.name, "why": one.why, "bytes": one.size}
-    return {**document, "certain": one.certain, "removed": removed}
+def _document(garbage: Garbage, *, removed: bool) -> dict[str, Any]:
+    return {
+        "type": garbage.kind,
+        "name": garbage.name,
+        "reason": garbage.why,
+        "size_bytes": garbage.size,
+        "certain": garbage.certain,
+        "removed": removed,
+    }
 
 
 def _summary(count: int, *, removed: bool) -> str:
@@ -65,16 +73,14 @@ COMMANDS = (
         "gc",
         _gc,
         "list orphaned resources on this host, and delete them with --yes",
-        (
-            switch("--yes", "remove what is shown"),
-            JSON,
-            argument(
-                "--bosh-vms",
-                type=Path,
-                metavar="FILE",
-                help="text with the CIDs of all VMs that BOSH knows, in any form",
-            ),
+        switch("--yes", "remove what is shown"),
+        JSON,
+        argument(
+            "--bosh-vms",
+            type=Path,
+            metavar="FILE",
+            help="text with the CIDs of all VMs that BOSH knows, in any form",
         ),
-        _EXAMPLES,
+        examples=_EXAMPLES,
     ),
 )

@@ -122,12 +122,10 @@ COMMANDS = (
         "logs",
         _logs,
         "show the logs of a VM",
-        (
-            VM,
-            argument("--lines", type=int, default=_LINES, metavar="N", help="the last N (100)"),
-            switch("--follow", "go on as more is written"),
-            argument("--file", metavar="PATH", help="this log alone"),
-        ),
-        _EXAMPLES,
+        VM,
+        argument("--lines", type=int, default=_LINES, metavar="N", help="the last N (100)"),
+        switch("--follow", "go on as more is written"),
+        argument("--file", metavar="PATH", help="this log alone"),
+        examples=_EXAMPLES,
     ),
 )

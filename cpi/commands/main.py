@@ -115,8 +115,8 @@ _COMPLETE = Command(
     "completion",
     _complete,
     "print a script by which the shell completes this command",
-    (argument("shell", choices=SHELLS, help="the shell"),),
-    _COMPLETION,
+    argument("shell", choices=SHELLS, help="the shell"),
+    examples=_COMPLETION,
 )
 
 

@@ -35,7 +35,7 @@ def _networks(options: argparse.Namespace, config: Config) -> int:
             bridge.state,
             " ".join(bridge.subnets),
             "yes" if bridge.masquerade else "no",
-            " ".join(bridge.own),
+            " ".join(bridge.addresses),
             str(len(set(bridge.vms.values()))),
             " ".join(sorted(bridge.vms, key=_numbers)),
         ]
@@ -47,7 +47,7 @@ def _networks(options: argparse.Namespace, config: Config) -> int:
         vms = str(len(set(network.vms.values())))
         addresses = " ".join(sorted(network.vms, key=_numbers))
         rows.append([network.name or network.file, kinds, state, "", "", "", vms, addresses])
-    headings = ["NETWORK", "KIND", "STATE", "SUBNETS", "NAT", "GATEWAY", "VMS", "ADDRESSES"]
+    headings = ["NETWORK", "TYPE", "STATE", "SUBNETS", "NAT", "GATEWAY", "VMS", "ADDRESSES"]
     output.show_table(headings, rows, right="VMS")
     return 0
 
@@ -59,4 +59,4 @@ def _numbers(address: str) -> tuple[int, int]:
     return parsed.version, int(parsed)
 
 
-COMMANDS = (Command("networks", _networks, "list networks", (JSON,), _EXAMPLES),)
+COMMANDS = (Command("networks", _networks, "list networks", JSON, examples=_EXAMPLES),)

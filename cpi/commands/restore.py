@@ -1,7 +1,6 @@
 """`bosh-cpi restore`: bring VMs back that a restart of the host took away."""
 
 import argparse
-from dataclasses import asdict
 
 from cpi.commands import output
 from cpi.commands.declare import JSON, Command
@@ -21,7 +20,9 @@ alone, so it does no harm at any time. Exit status 1 when a VM could not be brou
 def _restore(options: argparse.Namespace, config: Config) -> int:
     done = restore_all(config, Log(config.text("log_level")))
     if options.json:
-        output.show_json(asdict(done))
+        output.show_json(
+            {"restored": done.back, "unchanged": done.untouched, "failed": done.failed}
+        )
     else:
         print(done.summary)
     return 1 if done.failed else 0
@@ -32,7 +33,7 @@ COMMANDS = (
         "restore",
         _restore,
         "bring VMs back that a restart of the host took away, with their networks and disks",
-        (JSON,),
-        _EXAMPLES,
+        JSON,
+        examples=_EXAMPLES,
     ),
 )

@@ -36,16 +36,10 @@ COMMANDS = (
         "serve",
         _serve,
         "serve the CPI to directors that have no privilege on this host",
-        (
-            # Where people expect it of a daemon; `main` has it before the command as well.
-            argument(
-                "-c",
-                "--config",
-                metavar="FILE",
-                default=argparse.SUPPRESS,
-                help="configuration (JSON)",
-            ),
+        # Where people expect it of a daemon; `main` has it before the command as well.
+        argument(
+            "-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help="configuration (JSON)"
         ),
-        _EXAMPLES,
+        examples=_EXAMPLES,
     ),
 )

@@ -7,11 +7,8 @@ from cpi.errors import CPIError, VMNotFound
 from cpi.text import shown
 from cpi.views import VMView
 
-VM = argument(
-    "vm",
-    metavar="VM",
-    help="CID or its beginning, or BOSH's name: [DEPLOYMENT/]GROUP[/ID or INDEX]",
-)
+_HELP = "CID or its beginning, or BOSH's name: [DEPLOYMENT/]GROUP[/ID or INDEX]"
+VM = argument("vm", metavar="VM", help=_HELP)
 _SHOWN = 5
 
 

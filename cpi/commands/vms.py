@@ -138,6 +138,6 @@ def age(created_at: float | None, now: float | None = None) -> str:
 
 
 COMMANDS = (
-    Command("vms", _vms, "list all VMs", (JSON,), _VMS),
-    Command("stemcells", _stemcells, "list imported stemcells", (JSON,), _STEMCELLS),
+    Command("vms", _vms, "list all VMs", JSON, examples=_VMS),
+    Command("stemcells", _stemcells, "list imported stemcells", JSON, examples=_STEMCELLS),
 )

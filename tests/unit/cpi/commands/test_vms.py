@@ -170,7 +170,7 @@ def test_stemcells_and_top(path: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert document["name"] == "fake"
     assert run(path, "top", "--json", "--interval", "0.1") == 0
     (used,) = json.loads(capsys.readouterr().out)
-    assert (used["instance"], used["memory"], used["cpu"]) == ("db/0-1", 1 << 20, 0)
+    assert (used["instance"], used["memory_bytes"], used["cpu_percent"]) == ("db/0-1", 1 << 20, 0)
     assert run(path, "top", "--once", "--interval", "0.1") == 0
     assert "1.0 MiB" in capsys.readouterr().out
 
