@@ -22,27 +22,27 @@ Subject = TypeVar("Subject")
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found, in one sentence, and what mends it: a command, or lines of cpi.json."""
+    """What a check found, in one sentence, and its fix: a command, or lines of cpi.json."""
 
     status: str
-    told: str
-    mend: str = ""
+    message: str
+    fix: str = ""
     check: str = ""
 
 
-def ok(told: str) -> Finding:
+def ok(message: str) -> Finding:
     """All is well."""
-    return Finding(OK, told)
+    return Finding(OK, message)
 
 
-def warning(told: str, mend: str) -> Finding:
+def warning(message: str, fix: str) -> Finding:
     """Works, or is not needed by everyone, but somebody may stumble over it."""
-    return Finding(WARNING, told, mend)
+    return Finding(WARNING, message, fix)
 
 
-def failure(told: str, mend: str) -> Finding:
+def failure(message: str, fix: str) -> Finding:
     """VMs cannot be made or kept like this."""
-    return Finding(FAILURE, told, mend)
+    return Finding(FAILURE, message, fix)
 
 
 class Checks(Generic[Subject]):
@@ -70,9 +70,9 @@ class Checks(Generic[Subject]):
 def run(name: str, check: Callable[[], Finding]) -> Finding:
     """Run one check."""
     try:
-        found = check()
+        finding = check()
     except CPIError as error:
-        found = failure(error.message, "")
+        finding = failure(error.message, "")
     except OSError as error:
-        found = failure(f"{error.filename}: {error.strerror}", "")
-    return replace(found, check=name)
+        finding = failure(f"{error.filename}: {error.strerror}", "")
+    return replace(finding, check=name)

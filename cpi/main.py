@@ -145,12 +145,12 @@ def _answer(argv: Sequence[str], given: bytes, log: Log) -> dict[str, object]:
 
         return forward.forward(forward.endpoint_of(document, context), request, document, log)
     try:
-        from cpi.config.config import Config
+        from cpi.config.load import config_of
         from cpi.contract.handle import handle
     except ModuleNotFoundError:  # this is the client alone
         raise installed.Elsewhere(installed.program(document), given) from None
     source = "configuration" if path is None else documents.named(path)
-    return handle(request, Config.of(document, source), log)
+    return handle(request, config_of(document, source), log)
 
 
 def _installed(elsewhere: installed.Elsewhere, answer_to: int) -> bytes:

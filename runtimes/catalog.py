@@ -14,7 +14,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from cpi.config.config import Config, Key
+    from cpi.config.config import Config
+    from cpi.config.key import Key
     from cpi.log import Log
     from cpi.runtime import Runtime
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cpi.commands.main import parser
-from cpi.config.config import Config, declared
+from cpi.config.load import config_of, declared
 from cpi.service.policy import Policies
 from testing.repository import REPOSITORY
 
@@ -101,7 +101,7 @@ def test_configurations_are_valid() -> None:
         ):
             document = json.loads(block)
             if set(document) <= sections:
-                Policies.of(Config.of(document, page.name))
+                Policies.of(config_of(document, page.name))
                 found += 1
     assert found >= 8
 

@@ -2,7 +2,9 @@
 
 import json
 
-from cpi.config.config import CONTEXT_OWN, Key, declared
+from cpi.config.config import CONTEXT_OWN
+from cpi.config.key import Key
+from cpi.config.load import declared
 from testing.repository import REPOSITORY
 
 FILE = REPOSITORY / "docs" / "configuration.md"
@@ -81,8 +83,8 @@ def _row(key: Key) -> str:
         kind = "one of " + ", ".join(f"`{choice}`" for choice in key.choices)
     elif key.pattern:
         kind += f" like `{key.pattern}`"
-    elif key.least is not None:
-        kind += f", at least {key.least}"
+    elif key.type == "integer":
+        kind += f", at least {key.minimum}"
     default = list(key.default) if isinstance(key.default, tuple) else key.default
     client = "yes" if key.client else ""
     cells = (f"`{key.name}`", kind, f"`{json.dumps(default)}`", key.unit, client, key.doc)

@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cpi import validate
 from cpi.cni.plugins import (
     Attachment,
     Config as CniConfig,
@@ -30,14 +31,17 @@ from cpi.errors import CloudError, NotSupported
 from cpi.host import linux
 from cpi.host.process import run
 from cpi.model import Network, PortForward, VMSpec
-from cpi.text import shown
 
 if TYPE_CHECKING:
     from cpi.config.config import Config
 
-_PROPERTIES = ("bridge", "mtu", "name")
 _BRIDGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")  # IFNAMSIZ
 _CNI_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+_PROPERTIES = {
+    "bridge": validate.matching(_BRIDGE.fullmatch, "the name of a bridge"),
+    "mtu": validate.integer(576, 65535, "bytes"),
+    "name": validate.matching(_CNI_NAME.fullmatch, "the name of a CNI network"),
+}
 STATE = "network.json"
 _REBUILDING = "network.rebuilding"
 _IPROUTE = "apt-get install iproute2"
@@ -246,23 +250,9 @@ def _has_default_route(spec: VMSpec, network: Network) -> bool:
 
 def properties_of(network: Network) -> dict[str, Any]:
     """A network's cloud_properties, checked. Raises CloudError naming what is wrong."""
-    properties = dict(network.cloud_properties)
+    given = network.cloud_properties
     where = f"the network {network.name!r}: cloud_properties"
-    unknown = sorted(set(properties) - set(_PROPERTIES))
-    if unknown:
-        raise CloudError(
-            f"{where} has unknown keys {', '.join(map(shown, unknown))}; "
-            f"known are {', '.join(_PROPERTIES)}"
-        )
-    checks: dict[str, Callable[[Any], bool]] = {
-        "bridge": lambda value: isinstance(value, str) and bool(_BRIDGE.fullmatch(value)),
-        "name": lambda value: isinstance(value, str) and bool(_CNI_NAME.fullmatch(value)),
-        "mtu": lambda value: type(value) is int and 576 <= value <= 65535,
-    }
-    for key, value in properties.items():
-        if not checks[key](value):
-            raise CloudError(f"{where}.{key} cannot be {shown(str(value))}")
-    return properties
+    return validate.fields(where, given, _PROPERTIES, CloudError, required=given)
 
 
 def _save(path: Path, attachments: Sequence[Attachment]) -> None:

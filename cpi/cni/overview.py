@@ -13,12 +13,12 @@ from cpi.host.process import run
 if TYPE_CHECKING:
     from cpi.config.config import Config
 
-UP, DOWN, MISSING, FOREIGN = "up", "down", "missing", "no bridge"
+UP, DOWN, MISSING, FOREIGN = "up", "down", "missing", "not a bridge"
 
 
 @dataclass
 class Bridge:
-    """A bridge of ours. state: see the words above; own: its addresses on the host; vms: CIDs by
+    """A bridge of ours. state: see the words above; addresses: its own, on the host; vms: CIDs by
     address."""
 
     name: str
@@ -26,7 +26,7 @@ class Bridge:
     mtu: int | None = None
     masquerade: bool = True
     subnets: list[str] = field(default_factory=list)
-    own: list[str] = field(default_factory=list)
+    addresses: list[str] = field(default_factory=list)
     vms: dict[str, str] = field(default_factory=dict)
 
 
@@ -107,7 +107,7 @@ def _look(bridge: Bridge, link: dict[str, Any] | None) -> None:
     if link is None:
         return
     bridge.mtu = link["mtu"]
-    bridge.own = [
+    bridge.addresses = [
         f"{one['local']}/{one['prefixlen']}"
         for one in link.get("addr_info", [])
         if one.get("scope") == "global"

@@ -3,10 +3,10 @@
 import argparse
 import sys
 import time
-from typing import Any
 
+from cpi.commands.declare import Command, argument, switch
 from cpi.commands.fleet import Fleet
-from cpi.commands.vm_names import HELP
+from cpi.commands.vm_names import VM
 from cpi.config.config import Config
 from cpi.runtime import Runtime
 
@@ -21,21 +21,6 @@ have no console.
 """
 _TAIL = 4096  # bytes by which the place is found again
 _EVERY = 0.5  # seconds; nothing tells when a console file grows
-
-
-def add_to(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = commands.add_parser(
-        "console",
-        help="show what a full VM printed on its console",
-        description="Show what a full VM printed on its console.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("vm", metavar="VM", help=HELP)
-    parser.add_argument("--lines", type=int, metavar="N", help="the last N lines alone")
-    parser.add_argument("--follow", action="store_true", help="go on as the VM prints more")
-    parser.set_defaults(run=_show)
 
 
 def _show(options: argparse.Namespace, config: Config) -> int:
@@ -79,3 +64,16 @@ def added(before: bytes, now: bytes) -> bytes:
 def _write(data: bytes) -> None:
     sys.stdout.buffer.write(data)
     sys.stdout.flush()
+
+
+COMMANDS = (
+    Command(
+        "console",
+        _show,
+        "show what a full VM printed on its console",
+        VM,
+        argument("--lines", type=int, metavar="N", help="the last N lines alone"),
+        switch("--follow", "go on as the VM prints more"),
+        examples=_EXAMPLES,
+    ),
+)

@@ -1,45 +1,77 @@
-"""Commands as data: `bosh-cpi NOUN VERB`."""
+"""Commands as data: each file of commands declares its own in COMMANDS, for `main` to add."""
 
 import argparse
 from collections.abc import Callable
 from typing import Any
 
-# Of each command: what runs it, what it does, and its arguments as argparse takes them.
-Verbs = dict[str, tuple[Callable[..., int], str, dict[str, dict[str, Any]]]]
+from cpi.config.config import Config
+from cpi.config.load import load_config
+
+# The names of an argument, and what argparse's add_argument takes beside them.
+Argument = tuple[tuple[str, ...], dict[str, Any]]
 
 
-def add_noun(nouns: Any, name: str, told: str, examples: str, verbs: Verbs) -> None:
-    """Add a noun and its verbs to the command line."""
-    noun = nouns.add_parser(name, help=told, **_texts(told, examples))
-    parsers = noun.add_subparsers(metavar="COMMAND", required=True)
-    for verb, (run, does, arguments) in verbs.items():
-        add_command(parsers, verb, run, does, examples, arguments)
+def argument(*names: str, **options: Any) -> Argument:
+    """An argument of a command, with the options of argparse's add_argument."""
+    return names, options
 
 
-def add_command(
-    commands: Any,
-    name: str,
-    run: Callable[..., int],
-    does: str,
-    examples: str,
-    arguments: dict[str, dict[str, Any]],
-) -> Any:
-    """Add one command to the command line; return its parser."""
-    parser = commands.add_parser(name, help=does, **_texts(does, examples))
-    parser.set_defaults(run=run)
-    for flag, options in arguments.items():
-        parser.add_argument(flag, **options)
-    return parser
+def switch(name: str, help: str) -> Argument:
+    """An option that is on or off."""
+    return argument(name, action="store_true", help=help)
 
 
-def _texts(told: str, examples: str) -> dict[str, Any]:
+JSON = switch("--json", "print JSON")
+
+
+class Command:
+    """`bosh-cpi NAME`. run: returns the exit status; load: reads the configuration file."""
+
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[argparse.Namespace, Config], int],
+        summary: str,
+        *arguments: Argument,
+        examples: str = "",
+        load: Callable[[str | None], Config] = load_config,
+    ) -> None:
+        self.name = name
+        self.summary = summary
+        self.arguments = arguments
+        self.examples = examples
+        self.defaults = {"run": run, "load": load}
+
+    def add_to(self, commands: Any, examples: str = "") -> None:
+        """Add the command to the command line, with the examples of its group if it has none."""
+        texts = _texts(self.summary, self.examples or examples)
+        parser = commands.add_parser(self.name, **texts)
+        parser.set_defaults(**self.defaults)
+        for names, options in self.arguments:
+            parser.add_argument(*names, **options)
+
+
+class Group:
+    """`bosh-cpi NAME COMMAND`: commands of one subject."""
+
+    def __init__(self, name: str, summary: str, *commands: Command, examples: str) -> None:
+        self.name = name
+        self.summary = summary
+        self.commands = commands
+        self.examples = examples
+
+    def add_to(self, commands: Any) -> None:
+        """Add the group and its commands to the command line."""
+        parser = commands.add_parser(self.name, **_texts(self.summary, self.examples))
+        subcommands = parser.add_subparsers(metavar="COMMAND", required=True)
+        for command in self.commands:
+            command.add_to(subcommands, self.examples)
+
+
+def _texts(summary: str, examples: str) -> dict[str, Any]:
     return {
-        "description": f"{told[0].upper()}{told[1:]}{'' if told.endswith('.') else '.'}",
+        "help": summary,
+        "description": f"{summary[0].upper()}{summary[1:].rstrip('.')}.",
         "epilog": examples,
         "formatter_class": argparse.RawDescriptionHelpFormatter,
     }
-
-
-def switch(told: str) -> dict[str, Any]:
-    """An option that is on or off."""
-    return {"action": "store_true", "help": told}

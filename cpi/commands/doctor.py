@@ -1,16 +1,16 @@
-"""`bosh-cpi doctor`: whether this host can run VMs, and what mends it where not."""
+"""`bosh-cpi doctor`: whether this host can run VMs, and how to fix it where not."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any
 
 from cpi.commands import host_checks, network_checks, output
-from cpi.commands.declare import add_command, switch
+from cpi.commands.declare import JSON, Command
 from cpi.commands.host_checks import Host
 from cpi.config.config import Config
+from cpi.config.load import config_of, load_config
 from cpi.errors import CPIError
 from cpi.findings import FAILURE, OK, WARNING, Finding, failure
 from cpi.log import Log
@@ -19,47 +19,39 @@ from runtimes import catalog
 _EXAMPLES = """\
 examples:
   bosh-cpi doctor
-  bosh-cpi doctor --json | jq -r '.checks[] | select(.status == "failure") | .mend'
+  bosh-cpi doctor --json | jq -r '.checks[] | select(.status == "failure") | .fix'
 
-Nothing is changed. Below what is not well is the command, or the line of cpi.json, that mends it.
+Nothing is changed. Below what is not well is its fix: a command, or a line of cpi.json.
 Exit status 1: at least one failure. Runtimes that are not configured get one line each.
 """
 _MARKS = {OK: "✓", WARNING: "!", FAILURE: "✗"}
 _COLOURS = {OK: "green", WARNING: "yellow", FAILURE: "bold red"}
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the command line."""
-    json = {"--json": switch("print JSON")}
-    does = "check whether this host can run VMs"
-    parser = add_command(commands, "doctor", _doctor, does, _EXAMPLES, json)
-    parser.set_defaults(load=_load)
-
-
 def _load(path: str | None) -> Config:
     """A file that cannot be used is a finding and no reason to stop."""
     try:
-        return Config.load(path)
+        return load_config(path)
     except CPIError:
-        return Config.of({})
+        return config_of({})
 
 
 def _doctor(options: argparse.Namespace, config: Config) -> int:
-    found = findings(Host(config, options.config, _problem(options.config)))
-    failures = sum(finding.status == FAILURE for _, finding in found)
-    warnings = sum(finding.status == WARNING for _, finding in found)
+    results = findings(Host(config, options.config, _problem(options.config)))
+    failures = sum(finding.status == FAILURE for _, finding in results)
+    warnings = sum(finding.status == WARNING for _, finding in results)
     if options.json:
-        checks = [{"of": of, **asdict(finding)} for of, finding in found]
+        checks = [{"scope": scope, **asdict(finding)} for scope, finding in results]
         output.show_json({"failures": failures, "warnings": warnings, "checks": checks})
     else:
-        _show(found)
-        print(f"\n{len(found)} checks, {failures} failed, {warnings} warnings")
+        _show(results)
+        print(f"\n{len(results)} checks, {failures} failed, {warnings} warnings")
     return 1 if failures else 0
 
 
 def _problem(path: str | None) -> str:
     try:
-        Config.load(path)
+        load_config(path)
     except CPIError as error:
         return error.message
     return ""
@@ -94,23 +86,35 @@ def optional(name: str, found: Sequence[Finding]) -> Finding:
     """Of a runtime that nobody has configured: the first thing that is missing, as a warning."""
     bad = [finding for finding in found if finding.status == FAILURE]
     if bad:
-        told = f"{bad[0].told} (only for runtime {name})"
-        return replace(bad[0], status=WARNING, told=told)
+        message = f"{bad[0].message} (only for runtime {name})"
+        return replace(bad[0], status=WARNING, message=message)
     return Finding(OK, "could be used", check="not configured")
 
 
-def _show(found: Sequence[tuple[str, Finding]]) -> None:
+def _show(results: Sequence[tuple[str, Finding]]) -> None:
     from rich.console import Console
     from rich.text import Text
 
     width = None if sys.stdout.isatty() else output.PLAIN_WIDTH
     console = Console(width=width, highlight=False, markup=False)
     last = ""
-    for of, finding in found:
-        if of != last:
-            console.print(Text(of, style="bold"))
-            last = of
+    for scope, finding in results:
+        if scope != last:
+            console.print(Text(scope, style="bold"))
+            last = scope
         line = Text(f"  {_MARKS[finding.status]} ", style=_COLOURS[finding.status])
-        console.print(line.append(f"{finding.check}: {finding.told}", style="default"))
-        if finding.mend:
-            console.print(Text(f"      {finding.mend}", style="cyan"))
+        console.print(line.append(f"{finding.check}: {finding.message}", style="default"))
+        if finding.fix:
+            console.print(Text(f"      {finding.fix}", style="cyan"))
+
+
+COMMANDS = (
+    Command(
+        "doctor",
+        _doctor,
+        "check whether this host can run VMs",
+        JSON,
+        examples=_EXAMPLES,
+        load=_load,
+    ),
+)

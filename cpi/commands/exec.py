@@ -2,12 +2,11 @@
 
 import argparse
 from dataclasses import replace
-from typing import Any
 
 from cpi.commands import output
-from cpi.commands.declare import add_command, switch
+from cpi.commands.declare import Command, argument, switch
 from cpi.commands.fleet import Fleet
-from cpi.commands.vm_names import HELP
+from cpi.commands.vm_names import VM
 from cpi.config.config import Config
 from cpi.terminal import ours
 
@@ -22,20 +21,6 @@ from outside: `bosh ssh` does, and `bosh-cpi console VM` shows what one printed.
 """
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the command line."""
-    arguments = {
-        "vm": {"metavar": "VM", "help": HELP},
-        "command": {
-            "metavar": "-- COMMAND",
-            "nargs": argparse.REMAINDER,
-            "help": "program and arguments",
-        },
-        "--no-terminal": switch("plain pipes, also when this is a terminal"),
-    }
-    add_command(commands, "exec", _exec, "run a command in a running VM", _EXAMPLES, arguments)
-
-
 def _exec(options: argparse.Namespace, config: Config) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
@@ -46,3 +31,18 @@ def _exec(options: argparse.Namespace, config: Config) -> int:
     with Fleet(config) as fleet, output.Terminal().interruptible():
         vm = fleet.vm(options.vm)
         return fleet.get(vm.runtime).run_inside(vm.cid, command, streams)
+
+
+COMMANDS = (
+    Command(
+        "exec",
+        _exec,
+        "run a command in a running VM",
+        VM,
+        argument(
+            "command", metavar="-- COMMAND", nargs=argparse.REMAINDER, help="program and arguments"
+        ),
+        switch("--no-terminal", "plain pipes, also when this is a terminal"),
+        examples=_EXAMPLES,
+    ),
+)

@@ -1,4 +1,4 @@
-"""`bosh-cpi gc`: what nobody owns on this host."""
+"""`bosh-cpi gc`: orphaned resources on this host."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cpi.commands import output
-from cpi.commands.declare import switch
+from cpi.commands.declare import JSON, Command, argument, switch
 from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.log import Log
@@ -27,37 +27,19 @@ something could not be looked at or removed.
 """
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = commands.add_parser(
-        "gc",
-        help="show what nobody owns, and remove it",
-        description="Show what nobody owns on this host, and with --yes remove it.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--yes", **switch("remove what is shown"))
-    parser.add_argument("--json", **switch("print JSON"))
-    parser.add_argument(
-        "--bosh-vms",
-        type=Path,
-        metavar="FILE",
-        help="text with the CIDs of all VMs that BOSH knows, in any form",
-    )
-    parser.set_defaults(run=_gc)
-
-
 def _gc(options: argparse.Namespace, config: Config) -> int:
     known = None if options.bosh_vms is None else read_cids(_text(options.bosh_vms))
     log = Log("warn" if config.text("log_level") == "info" else config.text("log_level"))
     done = collect_garbage(config, log, yes=options.yes, only_certain=False, bosh_vms=known)
     shown = done.removed if options.yes else done.found
     if options.json:
-        output.show_json([_document(one, removed=one in done.removed) for one in done.found])
+        output.show_json(
+            [_document(garbage, removed=garbage in done.removed) for garbage in done.found]
+        )
     else:
         if shown:
-            rows = [[one.kind, one.name, output.size(-(-one.size >> 20)), one.why] for one in shown]
-            output.show_table(["KIND", "NAME", "TAKES", "WHY"], rows, right="TAKES")
+            rows = [[it.kind, it.name, output.size(-(-it.size >> 20)), it.why] for it in shown]
+            output.show_table(["TYPE", "NAME", "SIZE", "REASON"], rows, right="SIZE")
         print(_summary(len(shown), removed=options.yes))
     return 1 if done.failed else 0
 
@@ -69,12 +51,36 @@ def _text(file: Path) -> str:
         raise CPIError(f"cannot read {file}: {error.strerror}") from None
 
 
-def _document(one: Garbage, *, removed: bool) -> dict[str, Any]:
-    document = {"kind": one.kind, "name": one.name, "why": one.why, "bytes": one.size}
-    return {**document, "certain": one.certain, "removed": removed}
+def _document(garbage: Garbage, *, removed: bool) -> dict[str, Any]:
+    return {
+        "type": garbage.kind,
+        "name": garbage.name,
+        "reason": garbage.why,
+        "size_bytes": garbage.size,
+        "certain": garbage.certain,
+        "removed": removed,
+    }
 
 
 def _summary(count: int, *, removed: bool) -> str:
     if removed:
         return f"{count} removed"
     return f"{count} that nobody owns; --yes removes them" if count else "nothing that nobody owns"
+
+
+COMMANDS = (
+    Command(
+        "gc",
+        _gc,
+        "list orphaned resources on this host, and delete them with --yes",
+        switch("--yes", "remove what is shown"),
+        JSON,
+        argument(
+            "--bosh-vms",
+            type=Path,
+            metavar="FILE",
+            help="text with the CIDs of all VMs that BOSH knows, in any form",
+        ),
+        examples=_EXAMPLES,
+    ),
+)

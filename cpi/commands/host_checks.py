@@ -60,15 +60,15 @@ class Host:
 
 @FIRST.add("python")
 def _python(_host: Host) -> Finding:
-    found = sys.version_info[:2]
-    told = f"bosh-containerd-cpi {VERSION} on Python {sys.version.split()[0]}"
-    if found < PYTHONS[0]:
-        return failure(f"{told} is older than 3.10", "apt-get install python3  # 3.10 or newer")
-    if found > PYTHONS[1]:
+    version = sys.version_info[:2]
+    running = f"bosh-containerd-cpi {VERSION} on Python {sys.version.split()[0]}"
+    if version < PYTHONS[0]:
+        return failure(f"{running} is older than 3.10", "apt-get install python3  # 3.10 or newer")
+    if version > PYTHONS[1]:
         return warning(
-            f"{told} is newer than 3.13, the newest that is tested", "python3.13 -m venv"
+            f"{running} is newer than 3.13, the newest that is tested", "python3.13 -m venv"
         )
-    return ok(told)
+    return ok(running)
 
 
 @FIRST.add("configuration")
@@ -110,8 +110,8 @@ def _loop_devices(_host: Host) -> Finding:
     except FileNotFoundError:
         return failure(f"{_LOOP_CONTROL} is not there", "modprobe loop")
     except OSError as error:
-        mend = "run this on the host, or in a container with --privileged"
-        return failure(f"{_LOOP_CONTROL} cannot be opened: {error.strerror}", mend)
+        fix = "run this on the host, or in a container with --privileged"
+        return failure(f"{_LOOP_CONTROL} cannot be opened: {error.strerror}", fix)
     try:
         number = fcntl.ioctl(control, _LOOP_GET_FREE)
     except OSError as error:
@@ -128,25 +128,25 @@ def _tools(_host: Host) -> Finding:
         return ok(", ".join(program for program, _, _ in TOOLS))
     packages = " ".join(dict.fromkeys(package for _, package, _ in missing))
     names = ", ".join(program for program, _, _ in missing)
-    told, mend = f"{names} cannot be found", f"apt-get install {packages}"
+    message, fix = f"{names} cannot be found", f"apt-get install {packages}"
     without = dict.fromkeys(without for _, _, without in missing)
     if "" in without:
-        return failure(told, mend)
-    return warning(f"{told}; only {' and '.join(without)} work", mend)
+        return failure(message, fix)
+    return warning(f"{message}; only {' and '.join(without)} work", fix)
 
 
 @CHECKS.add("disk space")
 def _disk_space(host: Host) -> Finding:
     folders = {"state_dir": Path(host.config.text("state_dir"))}
     folders |= {f"disks ({name})": folder for name, folder in folders_of(host.config).items()}
-    told, least = [], None
+    rooms, least = [], None
     for name, folder in folders.items():
         there = next(path for path in (folder, *folder.parents) if path.exists())
         room = os.statvfs(there)
         free = room.f_bavail * room.f_frsize
         least = free if least is None else min(least, free)
-        told.append(f"{name} {folder}: {free >> 20} MiB free")
-    text = "; ".join(told)
+        rooms.append(f"{name} {folder}: {free >> 20} MiB free")
+    text = "; ".join(rooms)
     if least is not None and least < _SCARCE:
         return (failure if least < _LEAST_FREE else warning)(text, "bosh clean-up --all")
     return ok(text)

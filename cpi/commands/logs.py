@@ -6,12 +6,11 @@ import posixpath
 import sys
 import time
 from contextlib import ExitStack
-from typing import Any
 
 from cpi.commands import console, output
-from cpi.commands.declare import add_command, switch
+from cpi.commands.declare import Command, argument, switch
 from cpi.commands.fleet import Fleet
-from cpi.commands.vm_names import HELP
+from cpi.commands.vm_names import VM
 from cpi.config.config import Config
 from cpi.errors import CloudError, NotSupported
 from cpi.runtime import Runtime
@@ -34,17 +33,6 @@ _ALLOWED = (_JOBS, "/var/log", "/var/vcap/bosh/log", "/var/vcap/data/root_log")
 _LINES = 100
 _LIMIT = 8 << 20  # bytes that are read at once; the lines that are shown are the last of them
 _EVERY = 0.5  # seconds; what writes is in other namespaces, and may not have begun
-
-
-def add_to(commands: Any) -> None:
-    """Add the command to the command line."""
-    arguments: dict[str, dict[str, Any]] = {
-        "vm": {"metavar": "VM", "help": HELP},
-        "--lines": {"type": int, "default": _LINES, "metavar": "N", "help": "the last N (100)"},
-        "--follow": switch("go on as more is written"),
-        "--file": {"metavar": "PATH", "help": "this log alone"},
-    }
-    add_command(commands, "logs", _logs, "show the logs of a VM", _EXAMPLES, arguments)
 
 
 def _logs(options: argparse.Namespace, config: Config) -> int:
@@ -127,3 +115,17 @@ class _Files:
             self._last = path
         sys.stdout.buffer.write(data)
         sys.stdout.flush()
+
+
+COMMANDS = (
+    Command(
+        "logs",
+        _logs,
+        "show the logs of a VM",
+        VM,
+        argument("--lines", type=int, default=_LINES, metavar="N", help="the last N (100)"),
+        switch("--follow", "go on as more is written"),
+        argument("--file", metavar="PATH", help="this log alone"),
+        examples=_EXAMPLES,
+    ),
+)

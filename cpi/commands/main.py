@@ -7,9 +7,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from itertools import chain
+from typing import Any
 
 from cpi.commands import (
-    completion,
     console,
     disk,
     doctor,
@@ -20,14 +21,17 @@ from cpi.commands import (
     restore,
     serve,
     stemcell,
-    top as top_command,
+    top,
     vms,
 )
+from cpi.commands.declare import Command, argument
 from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.version import VERSION
 
 CONFIG_VARIABLE = "BOSH_CPI_CONFIG"
+
+SHELLS = ("bash", "zsh")
 
 _EPILOG = f"""\
 Each command has a --help of its own. The configuration is the cpi.json that BOSH's jobs use; name
@@ -35,37 +39,45 @@ it with --config or in ${CONFIG_VARIABLE}, or the defaults hold (docs/configurat
 """
 
 
+_COMPLETION = """\
+examples:
+  bosh-cpi completion bash > /etc/bash_completion.d/bosh-cpi
+  bosh-cpi completion zsh > /usr/local/share/zsh/site-functions/_bosh-cpi
+  eval "$(bosh-cpi completion bash)"                       for this shell alone
+"""
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(
+    command_line = argparse.ArgumentParser(
         prog="bosh-cpi",
         description="See and mend what the BOSH CPI keeps on this host.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    top.add_argument("--version", action="version", version=VERSION)
-    top.add_argument(
+    command_line.add_argument("--version", action="version", version=VERSION)
+    command_line.add_argument(
         "-c",
         "--config",
         metavar="FILE",
         default=os.environ.get(CONFIG_VARIABLE),
         help=f"configuration (JSON); also ${CONFIG_VARIABLE}",
     )
-    nouns = top.add_subparsers(metavar="COMMAND", required=True)
-    for command in (
-        *(doctor, vms, networks, disk, top_command, logs, console, exec, stemcell),
-        *(serve, restore, gc, completion),
-    ):
-        command.add_to(nouns)
-    return top
+    commands = command_line.add_subparsers(metavar="COMMAND", required=True)
+    modules = (
+        *(doctor, vms, networks, disk, top, logs, console, exec, stemcell),
+        *(serve, restore, gc),
+    )
+    for command in (*chain.from_iterable(module.COMMANDS for module in modules), _COMPLETE):
+        command.add_to(commands)
+    return command_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit status: 0, 1 for a failure, 2 for a wrong command."""
     options = parser().parse_args(argv)
     try:
-        load = getattr(options, "load", Config.load)
-        status: int = options.run(options, load(options.config))
+        status: int = options.run(options, options.load(options.config))
         return status
     except CPIError as error:
         print(f"bosh-cpi: {error.message}", file=sys.stderr)
@@ -77,6 +89,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("bosh-cpi: interrupted; nothing is half done", file=sys.stderr)
         return 130
     return 1
+
+
+def _complete(options: argparse.Namespace, config: Config) -> int:
+    import shtab
+
+    command_line = parser()
+    files = {"FILE": shtab.FILE, "STEMCELL": shtab.FILE, "FOLDER": shtab.DIRECTORY}
+    _complete_files(command_line, files)
+    print(shtab.complete(command_line, shell=options.shell))
+    return 0
+
+
+def _complete_files(command: argparse.ArgumentParser, files: dict[str, Any]) -> None:
+    """Tell shtab which arguments are files, by what they are called in the help."""
+    for action in command._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for subcommand in action.choices.values():
+                _complete_files(subcommand, files)
+        elif action.metavar in files:
+            action.complete = files[action.metavar]  # type: ignore[attr-defined]
+
+
+_COMPLETE = Command(
+    "completion",
+    _complete,
+    "print a script by which the shell completes this command",
+    argument("shell", choices=SHELLS, help="the shell"),
+    examples=_COMPLETION,
+)
 
 
 if __name__ == "__main__":

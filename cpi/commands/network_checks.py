@@ -56,8 +56,8 @@ def _iptables(_config: Config) -> Finding:
     try:
         run([*_IPTABLES, "-t", "nat", "-S", "POSTROUTING"])
     except CommandFailed as error:
-        mend = "modprobe iptable_nat" if error.status is not None else "apt-get install iptables"
-        return failure(error.message, mend)
+        fix = "modprobe iptable_nat" if error.status is not None else "apt-get install iptables"
+        return failure(error.message, fix)
     return ok("the table nat is there")
 
 
@@ -78,7 +78,8 @@ def _bridge(config: Config) -> Finding:
         )
     if usual.state == overview.DOWN:
         return failure(f"{name} is down", f"ip link set {name} up")
-    return ok(f"{name} is up with {' '.join(usual.own) or 'no address'}, {len(usual.vms)} VMs")
+    addresses = " ".join(usual.addresses) or "no address"
+    return ok(f"{name} is up with {addresses}, {len(usual.vms)} VMs")
 
 
 @CHECKS.add("forwarding")
@@ -144,11 +145,11 @@ def _subnets(config: Config) -> Finding:
     if not clashes:
         return ok(f"{', '.join(wanted)} clash with no route of the host")
     subnet, route, narrower = clashes[0]
-    mend = f'set in cpi.json: {{"network": {{"dynamic_subnets": ["{free_subnet(routes)}"]}}}}'
-    told = f"{subnet} overlaps the host's route to {route.subnet} by {route.device}"
+    fix = f'set in cpi.json: {{"network": {{"dynamic_subnets": ["{free_subnet(routes)}"]}}}}'
+    overlap = f"{subnet} overlaps the host's route to {route.subnet} by {route.device}"
     if narrower:
-        return failure(f"{told}, which takes VMs' addresses away", mend)
-    return warning(f"{told}, of which VMs' addresses will hide a part", mend)
+        return failure(f"{overlap}, which takes VMs' addresses away", fix)
+    return warning(f"{overlap}, of which VMs' addresses will hide a part", fix)
 
 
 @dataclass(frozen=True)

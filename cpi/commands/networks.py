@@ -2,11 +2,10 @@
 
 import argparse
 from dataclasses import asdict
-from typing import Any
 
 from cpi.cni import overview
 from cpi.commands import output
-from cpi.commands.declare import add_command, switch
+from cpi.commands.declare import JSON, Command
 from cpi.config.config import Config
 
 _EXAMPLES = """\
@@ -17,12 +16,6 @@ examples:
 Bridges are made when the first VM needs them. A CNI network of the host is one that a manifest can
 name in a network's cloud_properties (`name`); they are in network.cni_config_dir.
 """
-
-
-def add_to(commands: Any) -> None:
-    """Add the command to the command line."""
-    json = {"--json": switch("print JSON")}
-    add_command(commands, "networks", _networks, "list networks", _EXAMPLES, json)
 
 
 def _networks(options: argparse.Namespace, config: Config) -> int:
@@ -42,7 +35,7 @@ def _networks(options: argparse.Namespace, config: Config) -> int:
             bridge.state,
             " ".join(bridge.subnets),
             "yes" if bridge.masquerade else "no",
-            " ".join(bridge.own),
+            " ".join(bridge.addresses),
             str(len(set(bridge.vms.values()))),
             " ".join(sorted(bridge.vms, key=_numbers)),
         ]
@@ -54,7 +47,7 @@ def _networks(options: argparse.Namespace, config: Config) -> int:
         vms = str(len(set(network.vms.values())))
         addresses = " ".join(sorted(network.vms, key=_numbers))
         rows.append([network.name or network.file, kinds, state, "", "", "", vms, addresses])
-    headings = ["NETWORK", "KIND", "STATE", "SUBNETS", "NAT", "GATEWAY", "VMS", "ADDRESSES"]
+    headings = ["NETWORK", "TYPE", "STATE", "SUBNETS", "NAT", "GATEWAY", "VMS", "ADDRESSES"]
     output.show_table(headings, rows, right="VMS")
     return 0
 
@@ -64,3 +57,6 @@ def _numbers(address: str) -> tuple[int, int]:
 
     parsed = ip_address(address)
     return parsed.version, int(parsed)
+
+
+COMMANDS = (Command("networks", _networks, "list networks", JSON, examples=_EXAMPLES),)

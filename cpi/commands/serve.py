@@ -1,8 +1,8 @@
 """`bosh-cpi serve`: the host's service."""
 
 import argparse
-from typing import Any
 
+from cpi.commands.declare import Command, argument
 from cpi.config.config import Config
 
 _EXAMPLES = """\
@@ -18,22 +18,6 @@ what runs, SIGHUP reads certificates anew. What clients may ask for: docs/securi
 """
 
 
-def add_to(commands: Any) -> None:
-    """Add the command to the command line."""
-    parser = commands.add_parser(
-        "serve",
-        help="serve the CPI to directors that have no privilege on this host",
-        description="Serve the CPI to directors that have no privilege on this host.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    # Where people expect it of a daemon; the command line has it before the command as well.
-    parser.add_argument(
-        "-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help="configuration (JSON)"
-    )
-    parser.set_defaults(run=_serve)
-
-
 def _serve(options: argparse.Namespace, config: Config) -> int:
     try:
         from cpi.service import serve
@@ -45,3 +29,17 @@ def _serve(options: argparse.Namespace, config: Config) -> int:
         ) from error
     serve.run(config, options.config)
     return 0
+
+
+COMMANDS = (
+    Command(
+        "serve",
+        _serve,
+        "serve the CPI to directors that have no privilege on this host",
+        # Where people expect it of a daemon; `main` has it before the command as well.
+        argument(
+            "-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help="configuration (JSON)"
+        ),
+        examples=_EXAMPLES,
+    ),
+)

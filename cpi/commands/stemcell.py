@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpi.commands import output
-from cpi.commands.declare import Verbs, add_noun, switch
+from cpi.commands.declare import JSON, Command, Group, argument, switch
 from cpi.commands.image_places import ARCHIVE, FILE, RUNTIME, Place, destination, place
 from cpi.config.config import Config
 from cpi.errors import CloudError
@@ -37,60 +37,6 @@ examples:
 Credentials for registries are those of `docker login`. Disks need root, to be looked into.
 """
 _TEMPORARY = "/var/tmp"  # noqa: S108 (mkdtemp makes it safe; /tmp may be memory)
-
-
-def add_to(nouns: Any) -> None:
-    """Add the commands to the command line."""
-    add_noun(nouns, "stemcell", "stemcells as OCI images", _EXAMPLES, _verbs())
-
-
-def _verbs() -> Verbs:
-    stemcell = {"metavar": "STEMCELL", "help": "tarball, image, oci:… or oci-archive:…"}
-    reference = {"metavar": "REFERENCE", "help": "registry/repository:tag, or …@sha256:…"}
-    destination = {"metavar": "DESTINATION", "help": "oci:…, oci-archive:… or a runtime"}
-    light = {"metavar": "FILE", "type": Path, "help": "write a light stemcell of it (tgz)"}
-    json = {"--json": switch("print JSON")}
-    explain = {"--explain": switch("list what is added for a container, and why")}
-    remote = {
-        "--plain-http": switch("the registry has no TLS"),
-        "--ca-file": {"metavar": "FILE", "help": "certificates to trust the registry by (PEM)"},
-    }
-    return {
-        "inspect": (
-            _command(_inspect),
-            "Show what a stemcell is: its name, format, root file system, init and layers. Of an "
-            "image in a registry only the documents are fetched.",
-            {
-                "stemcell": {**stemcell, "help": "as below, or a REFERENCE"},
-                **explain,
-                "--light-stemcell": light,
-                **remote,
-                **json,
-            },
-        ),
-        "convert": (
-            _command(_convert),
-            "Make an OCI image of a stemcell; its digest is printed. The same stemcell gives the "
-            "same digest on any machine.",
-            {"stemcell": stemcell, "destination": destination, **explain, **json},
-        ),
-        "push": (
-            _command(_push),
-            "Send a stemcell, as an OCI image, to a registry. What is there already is not sent.",
-            {
-                "stemcell": stemcell,
-                "reference": reference,
-                "--light-stemcell": light,
-                **remote,
-                **json,
-            },
-        ),
-        "pull": (
-            _command(_pull),
-            "Fetch an image from a registry; every byte is checked against its digest.",
-            {"reference": reference, "destination": destination, **remote, **json},
-        ),
-    }
 
 
 class _Work:
@@ -146,7 +92,7 @@ class _Work:
             layout.write_archive(image, target.path, name)
         else:
             layout.put(image, target.path, name)
-        return {"destination": str(target), **_told(image)}
+        return {"destination": str(target), **_image_document(image)}
 
     def give(self, image: Path, properties: "JsonObject", target: Place) -> dict[str, Any]:
         """Have a runtime create a stemcell, as BOSH would; return its CID."""
@@ -193,7 +139,7 @@ def _command(run: Callable[[_Work], int]) -> Callable[[argparse.Namespace, Confi
     return command
 
 
-def _told(image: "Image") -> dict[str, Any]:
+def _image_document(image: "Image") -> dict[str, Any]:
     """What scripts want to know of an image."""
     return {
         "digest": image.digest,
@@ -264,7 +210,9 @@ def _push(work: _Work) -> int:
     if work.options.light_stemcell:
         stemcell = oci.stemcell_of(image.labels)
         light.write(work.options.light_stemcell, stemcell, str(reference), image.digest)
-    return work.result({"reference": str(reference), **_told(image)}, f"{reference}@{image.digest}")
+    return work.result(
+        {"reference": str(reference), **_image_document(image)}, f"{reference}@{image.digest}"
+    )
 
 
 def _pull(work: _Work) -> int:
@@ -294,7 +242,7 @@ def _inspect(work: _Work) -> int:
             image, found = _look(work, folder), None
         else:
             image, found = work.take(text, folder)
-        document = {**_facts(image, found), **_told(image)}
+        document = {**_facts(image, found), **_image_document(image)}
         if work.options.explain:
             document["added"] = _added(found)
     if work.options.json:
@@ -340,9 +288,9 @@ def _facts(image: "Image", found: "Found | None") -> dict[str, Any]:
         "source": image.labels.get(oci.LABEL_SOURCE, ""),
     }
     if found:
-        facts["image"] = found.kind
-        facts["made_for"] = "containers" if found.facts.for_containers else "machines"
-        facts["system"] = found.facts.os_release.get("PRETTY_NAME", "")
+        facts["image_type"] = found.kind
+        facts["target"] = "containers" if found.facts.for_containers else "machines"
+        facts["os_release"] = found.facts.os_release.get("PRETTY_NAME", "")
     return facts
 
 
@@ -351,9 +299,62 @@ def _added(found: "Found | None") -> list[dict[str, str]]:
 
     if found is None:
         raise CloudError("--explain is for stemcells; an image has its second layer already")
-    return [{"path": one.path, "why": one.reason} for one in adaptations(found.facts)]
+    return [{"path": one.path, "reason": one.reason} for one in adaptations(found.facts)]
 
 
 def _show_added(added: list[dict[str, str]]) -> None:
     print()
-    output.show_table(["IN THE SECOND LAYER", "WHY"], [[one["path"], one["why"]] for one in added])
+    rows = [[entry["path"], entry["reason"]] for entry in added]
+    output.show_table(["IN THE SECOND LAYER", "REASON"], rows)
+
+
+_STEMCELL = argument("stemcell", metavar="STEMCELL", help="tarball, image, oci:… or oci-archive:…")
+_REFERENCE = argument(
+    "reference", metavar="REFERENCE", help="registry/repository:tag, or …@sha256:…"
+)
+_DESTINATION = argument(
+    "destination", metavar="DESTINATION", help="oci:…, oci-archive:… or a runtime"
+)
+_LIGHT = argument(
+    "--light-stemcell", metavar="FILE", type=Path, help="write a light stemcell of it (tgz)"
+)
+_EXPLAIN = switch("--explain", "list what is added for a container, and why")
+_REGISTRY = (
+    switch("--plain-http", "the registry has no TLS"),
+    argument("--ca-file", metavar="FILE", help="certificates to trust the registry by (PEM)"),
+)
+
+COMMANDS = (
+    Group(
+        "stemcell",
+        "stemcells as OCI images",
+        Command(
+            "inspect",
+            _command(_inspect),
+            "show what a stemcell is: its name, format, root file system, init and layers. Of an "
+            "image in a registry only the documents are fetched",
+            argument("stemcell", metavar="STEMCELL", help="as below, or a REFERENCE"),
+            *(_EXPLAIN, _LIGHT, *_REGISTRY, JSON),
+        ),
+        Command(
+            "convert",
+            _command(_convert),
+            "make an OCI image of a stemcell; its digest is printed. The same stemcell gives the "
+            "same digest on any machine",
+            *(_STEMCELL, _DESTINATION, _EXPLAIN, JSON),
+        ),
+        Command(
+            "push",
+            _command(_push),
+            "send a stemcell, as an OCI image, to a registry. What is there already is not sent",
+            *(_STEMCELL, _REFERENCE, _LIGHT, *_REGISTRY, JSON),
+        ),
+        Command(
+            "pull",
+            _command(_pull),
+            "fetch an image from a registry; every byte is checked against its digest",
+            *(_REFERENCE, _DESTINATION, *_REGISTRY, JSON),
+        ),
+        examples=_EXAMPLES,
+    ),
+)

@@ -3,11 +3,11 @@
 import argparse
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from cpi.commands import output
-from cpi.commands.declare import add_command, switch
+from cpi.commands.declare import Command, argument, switch
 from cpi.commands.fleet import Fleet
 from cpi.config.config import Config
 from cpi.views import Usage, VMView
@@ -16,7 +16,7 @@ _EXAMPLES = """\
 examples:
   bosh-cpi top               the busiest VMs first, until Ctrl-C
   bosh-cpi top --once        one table
-  bosh-cpi top --json        the same for scripts; sizes are bytes, rates bytes per second
+  bosh-cpi top --json        the same for scripts, with units in the names
 
 CPU 100% is one CPU. MEMORY is without file cache that nobody used lately. DISK is what root file
 system and limited ephemeral disk take on the host, READ and WRITTEN are per second.
@@ -33,21 +33,6 @@ class Rate:
     cpu: float
     read: float | None
     written: float | None
-
-
-def add_to(commands: Any) -> None:
-    """Add the command to the command line."""
-    arguments = {
-        "--once": switch("print one table, and end"),
-        "--json": switch("print JSON once, and end"),
-        "--interval": {
-            "type": _seconds,
-            "default": 2.0,
-            "metavar": "SECONDS",
-            "help": "how long between two looks (2)",
-        },
-    }
-    add_command(commands, "top", _top, "show what VMs use", _EXAMPLES, arguments)
 
 
 def _seconds(text: str) -> float:
@@ -140,12 +125,38 @@ def _row(rate: Rate, vm: VMView | None) -> list[str]:
 
 
 def _document(rate: Rate, vm: VMView | None) -> dict[str, Any]:
+    usage = rate.usage
     return {
-        **asdict(rate.usage),
-        "cpu_seconds": round(rate.usage.cpu, 3),
-        "cpu": round(rate.cpu, 1),
-        "read_rate": rate.read,
-        "written_rate": rate.written,
+        "cid": usage.cid,
+        "cpu_percent": round(rate.cpu, 1),
+        "cpu_seconds": round(usage.cpu, 3),
+        "memory_bytes": usage.memory,
+        "memory_limit_bytes": usage.memory_limit,
+        "pids": usage.pids,
+        "disk_bytes": usage.disk,
+        "read_bytes": usage.read,
+        "written_bytes": usage.written,
+        "read_bytes_per_second": rate.read,
+        "written_bytes_per_second": rate.written,
         "deployment": vm.name.deployment if vm else "",
         "instance": vm.name.instance if vm else "",
     }
+
+
+COMMANDS = (
+    Command(
+        "top",
+        _top,
+        "show what VMs use",
+        switch("--once", "print one table, and end"),
+        switch("--json", "print JSON once, and end"),
+        argument(
+            "--interval",
+            type=_seconds,
+            default=2.0,
+            metavar="SECONDS",
+            help="how long between two looks (2)",
+        ),
+        examples=_EXAMPLES,
+    ),
+)

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+from cpi.commands.declare import argument
 from cpi.errors import CPIError, VMNotFound
 from cpi.text import shown
 from cpi.views import VMView
 
-HELP = "CID or its beginning, or BOSH's name: [DEPLOYMENT/]GROUP[/ID or INDEX]"
+_HELP = "CID or its beginning, or BOSH's name: [DEPLOYMENT/]GROUP[/ID or INDEX]"
+VM = argument("vm", metavar="VM", help=_HELP)
 _SHOWN = 5
 
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cpi.commands import output
-from cpi.commands.declare import add_command, switch
+from cpi.commands.declare import JSON, Command
 from cpi.commands.fleet import Fleet
 from cpi.config.config import Config
 from cpi.views import StemcellView, VMView
@@ -28,13 +28,6 @@ examples:
 One line for each runtime that has it. A stemcell that several runtimes have has one CID in all of
 them, which the usual runtime gave it.
 """
-
-
-def add_to(commands: Any) -> None:
-    """Add the commands to the command line."""
-    json = {"--json": switch("print JSON")}
-    add_command(commands, "vms", _vms, "list all VMs", _VMS, json)
-    add_command(commands, "stemcells", _stemcells, "list imported stemcells", _STEMCELLS, json)
 
 
 def _vms(options: argparse.Namespace, config: Config) -> int:
@@ -142,3 +135,9 @@ def age(created_at: float | None, now: float | None = None) -> str:
             parts.append(f"{left // seconds}{unit}")
             left %= seconds
     return " ".join(parts[:2]) or "0s"
+
+
+COMMANDS = (
+    Command("vms", _vms, "list all VMs", JSON, examples=_VMS),
+    Command("stemcells", _stemcells, "list imported stemcells", JSON, examples=_STEMCELLS),
+)

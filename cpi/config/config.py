@@ -1,82 +1,23 @@
 """The CPI's configuration: the file given by `-c`, and what overrides it in a call's context.
 
 BOSH merges a cpi-config's properties flat into the context, beside keys of its own; so a key that
-is unknown is an error in the file, but only a name in the log when it comes with the context. Every
-key is declared once, in cpi.config.general_keys, or in the keys of the service or of its runtime,
-and docs/configuration.md is made from that.
+is unknown is an error in the file, but only a name in the log when it comes with the context. Which
+keys there are is handed in; cpi.config.load knows them all.
 """
 
 from __future__ import annotations
 
-import re
-
-from cpi import documents
+from cpi import validate
 from cpi.errors import CPIError
-from cpi.text import kind, shown
-from runtimes import catalog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
+
+    from cpi.config.key import Key
 
 # What the director and the CLI put into the context themselves.
 CONTEXT_OWN = frozenset({"director_uuid", "request_id", "vm"})
-
-
-class Key:
-    """One configuration key. Not a dataclass: `info` makes all of them.
-
-    name: dotted path in the JSON. type: string, path, integer, boolean, list of strings, list of
-    paths or object. unit: for the documentation. pattern: regular expression for the whole string.
-    least: smallest integer. context_only_forbids: the context may set false but not true, so that
-    the host has the last word. client: a client of the host's service may set it with its calls.
-    """
-
-    __slots__ = (
-        "choices",
-        "client",
-        "context_only_forbids",
-        "default",
-        "doc",
-        "least",
-        "name",
-        "pattern",
-        "type",
-        "unit",
-    )
-
-    def __init__(
-        self,
-        name: str,
-        type: str,
-        default: object,
-        unit: str,
-        doc: str,
-        *,
-        choices: tuple[str, ...] = (),
-        pattern: str = "",
-        least: int | None = None,
-        context_only_forbids: bool = False,
-        client: bool = False,
-    ) -> None:
-        self.name = name
-        self.type = type
-        self.default = default
-        self.unit = unit
-        self.doc = doc
-        self.choices = choices
-        self.pattern = pattern
-        self.least = least
-        self.context_only_forbids = context_only_forbids
-        self.client = client
-
-
-def declared() -> dict[str, Key]:
-    """Return every key by name: the general ones, the service's, then the runtimes'."""
-    from cpi.config import general_keys  # which declare them by Key
-    from cpi.service import service_keys
-
-    return {key.name: key for key in (*general_keys.KEYS, *service_keys.KEYS, *catalog.keys())}
 
 
 class Config:
@@ -89,29 +30,12 @@ class Config:
         self._values = values
 
     @classmethod
-    def load(cls, path: str | None) -> Config:
-        """Read the configuration file; None gives the defaults.
-
-        Raises CPIError naming the file, and the key or the reason.
-        """
-        if path is None:
-            return cls.of({})
-        return cls.of(documents.load_file(path), documents.named(path))
-
-    @classmethod
-    def of(cls, document: Mapping[str, object], source: str = "configuration") -> Config:
+    def of(cls, document: Mapping[str, object], keys: dict[str, Key], source: str) -> Config:
         """Check a configuration document. Raises CPIError naming `source` and the keys."""
-        keys = declared()
+        given = dict(_leaves(document, keys, source))
+        validate.known_keys(source, given, keys, CPIError)
         values = {name: key.default for name, key in keys.items()}
-        unknown = []
-        for name, value in _leaves(document, keys, source):
-            if name in keys:
-                values[name] = _checked(keys[name], value, source)
-            else:
-                unknown.append(name)
-        if unknown:
-            raise CPIError(f"{source} has unknown keys: {suggestions(unknown, keys)}")
-        return cls(keys, values)
+        return cls(keys, values | {name: keys[name].checked(given[name], source) for name in given})
 
     def with_context(
         self, *documents: Mapping[str, object], of_client: bool = False
@@ -135,7 +59,7 @@ class Config:
             if key is None or (of_client and not key.client):
                 ignored.append(name)
                 continue
-            checked = _checked(key, value, "context")
+            checked = key.checked(value, "context")
             if key.context_only_forbids and checked and not self._values[name]:
                 ignored.append(name)
             else:
@@ -201,65 +125,6 @@ def _leaves(
             continue
         if name in keys or not any(known.startswith(name + ".") for known in keys):
             yield name, value
-        elif isinstance(value, dict):
-            yield from _leaves(value, keys, source, name + ".")
         else:
-            raise CPIError(f"{source}: {name} must be an object, got {kind(value)}")
-
-
-def _checked(key: Key, value: object, source: str) -> object:
-    """Return a value as Config keeps it. Raises CPIError naming the key and what it takes."""
-    wanted = key.type
-    if wanted.startswith("list of"):
-        if isinstance(value, list) and all(_fits(key, item, wanted[8:-1]) for item in value):
-            return tuple(value)
-    elif _fits(key, value, wanted):
-        return value
-    # The value itself is not shown: it may be a password in the wrong place.
-    raise CPIError(f"{source}: {key.name} must be {_wanted(key)}, got {kind(value)}")
-
-
-def _fits(key: Key, value: object, wanted: str) -> bool:
-    """Tell whether one value is of the type and in the range that the key takes."""
-    if wanted == "object":
-        return isinstance(value, dict)
-    if wanted == "boolean":
-        return isinstance(value, bool)
-    if wanted == "integer":
-        if not isinstance(value, int) or isinstance(value, bool):
-            return False
-        return key.least is None or value >= key.least
-    if not isinstance(value, str) or "\0" in value:
-        return False
-    if wanted == "path":
-        clean = value.startswith("/") and ".." not in value.split("/")
-        return clean or (value == "" and key.default == "")
-    if key.choices:
-        return value in key.choices
-    if value == "" and key.default == "":
-        return True
-    return not key.pattern or re.fullmatch(key.pattern, value) is not None
-
-
-def _wanted(key: Key) -> str:
-    """Describe what a key takes."""
-    if key.choices:
-        return f"one of {', '.join(key.choices)}"
-    if key.pattern:
-        return f"a string that matches {key.pattern}"
-    if key.least is not None:
-        return f"an integer of at least {key.least}"
-    absolute = " (absolute, without ..)" if "path" in key.type else ""
-    return f"{'an' if key.type[0] in 'aeiou' else 'a'} {key.type}{absolute}"
-
-
-def suggestions(unknown: Iterable[str], known: Iterable[str]) -> str:
-    """Name unknown names, each with the known one it looks like."""
-    import difflib  # only a wrong file pays for it
-
-    parts = []
-    known = list(known)
-    for name in unknown:
-        close = difflib.get_close_matches(name, known, 1)
-        parts.append(shown(name, 60) + (f" (did you mean {close[0]}?)" if close else ""))
-    return ", ".join(parts)
+            section = validate.mapping(f"{source}: {name}", value, CPIError)
+            yield from _leaves(section, keys, source, name + ".")

@@ -1,4 +1,4 @@
-"""Checks of single values that come from outside.
+"""Checks of single arguments of methods, on top of cpi.validate.
 
 Every check takes `where` (what the value is, for the message) and the value, and returns the value
 or raises InvalidCall. Messages show a value's type; the value itself only where it can be no
@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import re
 
-from cpi import cid
+from cpi import cid, validate
 from cpi.errors import CPIError, InvalidCall
-from cpi.text import kind, shown
+from cpi.text import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,45 +26,35 @@ LARGEST_MIB = 2**30
 # What CIDs of other CPIs are made of; anything else is an attack or an accident.
 _HARMLESS = re.compile(r"[A-Za-z0-9._:/-]{1,255}")
 
+_MEBIBYTES = validate.integer(1, LARGEST_MIB, "MiB")
+
 
 def wrong(where: str, wanted: str, value: object) -> InvalidCall:
     """Return the error for a value of the wrong type or size."""
-    number = isinstance(value, int) and not isinstance(value, bool)
-    got = str(value)[:30] if number else kind(value)
-    return InvalidCall(f"{where} must be {wanted}, got {got}")
+    return validate.wrong(where, wanted, value, InvalidCall)
 
 
 def string(where: str, value: object) -> str:
     """A string that is not empty, has no control characters and at most 4096 characters."""
-    if not isinstance(value, str):
-        raise wrong(where, "a string", value)
-    if not value or len(value) > 4096 or not value.isprintable():
+    text = validate.text(where, value, InvalidCall)
+    if not text or len(text) > 4096 or not text.isprintable():
         raise InvalidCall(f"{where} must be 1 to 4096 printable characters")
-    return value
+    return text
 
 
 def path(where: str, value: object) -> str:
     """An absolute path."""
-    text = string(where, value)
-    if not text.startswith("/"):
-        raise InvalidCall(f"{where} must be an absolute path, got {shown(text)}")
-    return text
+    return validate.path()(where, string(where, value), InvalidCall)
 
 
 def mapping(where: str, value: object) -> Mapping[str, object]:
     """An object; null counts as an empty one, which is what Go makes of a nil map."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise wrong(where, "an object", value)
-    return value
+    return {} if value is None else validate.mapping(where, value, InvalidCall)
 
 
 def mebibytes(where: str, value: object) -> int:
     """A size in MiB."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= LARGEST_MIB:
-        raise wrong(where, f"a size in MiB, 1 to {LARGEST_MIB}", value)
-    return value
+    return _MEBIBYTES(where, value, InvalidCall)
 
 
 def metadata(where: str, value: object) -> Mapping[str, str]:

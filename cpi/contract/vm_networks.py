@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ipaddress
 
+from cpi import validate
 from cpi.errors import CloudError, NotSupported
 from cpi.model import Network
-from cpi.text import kind, shown
+from cpi.text import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -42,8 +43,7 @@ def _network(name: str, value: object, log: Log) -> Network:
             f"network name {shown(name)} must be 1 to {_MOST_NAME} printable characters"
         )
     where = f"network {shown(name)}"
-    if not isinstance(value, dict):
-        raise CloudError(f"{where} must be an object, got {kind(value)}")
+    value = validate.mapping(where, value, CloudError)
     if value.get("nic_group") is not None:
         log.warn(f"{where}: nic_group is not honoured, the network gets an interface of its own")
     type_ = _text(where, value, "type") or "manual"
@@ -96,10 +96,7 @@ def _manual(where: str, name: str, value: Mapping[str, object], log: Log) -> Net
 
 
 def _address(where: str, key: str, text: str) -> Address:
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        raise CloudError(f"{where}: {key} {shown(text, 60)} is no IP address") from None
+    address = validate.ip_address(f"{where}: {key}", text, CloudError)
     if getattr(address, "scope_id", None):
         raise CloudError(f"{where}: {key} {shown(text, 60)} must not name an interface")
     return address
@@ -159,25 +156,17 @@ def _strings(where: str, value: Mapping[str, object], key: str) -> tuple[str, ..
     items = value.get(key)
     if items is None:
         return ()
-    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise CloudError(f"{where}: {key} must be a list of strings")
-    return tuple(items)
+    return validate.list_of(validate.text)(f"{where}: {key}", items, CloudError)
 
 
 def _text(where: str, value: Mapping[str, object], key: str) -> str:
     """Return a string, "" for null and where there is none."""
     text = value.get(key)
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise CloudError(f"{where}: {key} must be a string, got {kind(text)}")
-    return text
+    return "" if text is None else validate.text(f"{where}: {key}", text, CloudError)
 
 
 def _cloud_properties(where: str, value: Mapping[str, object]) -> Mapping[str, object]:
     properties = value.get("cloud_properties")
     if properties is None:
         return {}
-    if not isinstance(properties, dict):
-        raise CloudError(f"{where}: cloud_properties must be an object, got {kind(properties)}")
-    return properties
+    return validate.mapping(f"{where}: cloud_properties", properties, CloudError)

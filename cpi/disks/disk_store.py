@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from cpi import validate
 from cpi.disks import filesystems, raw_image as images
 from cpi.disks.filesystems import FILE_SYSTEMS
 from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace, NotSupported
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 DEFAULT_STORE = "default"
 STORE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")
+_STORE_PATH = validate.path("..")
 
 # A sparse file takes its room while it is filled. Refuse at once when even this much is missing.
 _LEAST_FREE = 64 * images.MIB
@@ -73,9 +75,7 @@ def folders_of(config: Config) -> dict[str, Path]:
     for name, path in config.mapping("disk_stores").items():
         if not STORE_NAME.fullmatch(name) or name == DEFAULT_STORE:
             raise CPIError(f"disk_stores: {shown(name, 60)} cannot be the name of a store")
-        if not isinstance(path, str) or not path.startswith("/") or ".." in path.split("/"):
-            raise CPIError(f"disk_stores.{name} must be a path (absolute, without ..)")
-        folders[name] = Path(path)
+        folders[name] = Path(_STORE_PATH(f"disk_stores.{name}", path, CPIError))
     return folders
 
 

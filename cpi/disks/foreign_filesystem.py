@@ -16,7 +16,7 @@ _FLAGS = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC
 Result = TypeVar("Result")
 
 
-class FileSystem(Protocol):
+class ForeignFileSystem(Protocol):
     """Where a file system lies on a disk: `size` bytes at `offset`."""
 
     @property
@@ -29,7 +29,9 @@ class FileSystem(Protocol):
     def size(self) -> int: ...
 
 
-def mounted(raw: Path, system: FileSystem, at: Path, use: Callable[[Path], Result]) -> Result:
+def mounted(
+    raw: Path, system: ForeignFileSystem, at: Path, use: Callable[[Path], Result]
+) -> Result:
     """Mount a file system of a raw disk read-only at `at` and return what `use` makes of it.
 
     No other process sees the mount, and it goes with this one. Raises CloudError.

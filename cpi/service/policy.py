@@ -9,21 +9,30 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cpi.config.config import Config, suggestions
+from cpi import validate
+from cpi.config.config import Config
 from cpi.disks.disk_store import DEFAULT_STORE, folders_of
 from cpi.errors import CPIError, InvalidCall
 from cpi.service.routes import Subnet
-from cpi.text import kind, shown
+from cpi.text import shown
 from runtimes import catalog
 
 LOCAL, GUEST = "local", "guest"  # who comes in by the main socket, and by the one for guests
 DEFAULT = "default"  # the policy of clients that have none of their own
 
-QUOTAS = ("vms", "cpu", "memory", "disk", "stemcells")
+_MAX_QUOTA = (1 << 40) - 1
+_COUNT = validate.integer(0, _MAX_QUOTA)
+QUOTAS = {
+    "vms": _COUNT,
+    "cpu": validate.number(0, _MAX_QUOTA),
+    "memory": _COUNT,
+    "disk": _COUNT,
+    "stemcells": _COUNT,
+}
 
 # A client's name becomes a folder's.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
@@ -100,10 +109,10 @@ def client_of_certificate(common_names: Sequence[str]) -> str:
     return name
 
 
-def _require_name(name: str, told: str) -> str:
+def _require_name(name: str, what: str) -> str:
     if _NAME.fullmatch(name) is None:
         raise CPIError(
-            f"{told} cannot be a client's: 1 to 64 letters, digits and ._@-, the first a letter or "
+            f"{what} cannot be a client's: 1 to 64 letters, digits and ._@-, the first a letter or "
             "digit"
         )
     return name
@@ -112,102 +121,54 @@ def _require_name(name: str, told: str) -> str:
 def _policy(config: Config, client: str, given: object) -> Policy:
     """Return one client's policy. Raises CPIError."""
     rule = f"service.clients.{client}"
-    fields = {
-        "privileged": _flag,
-        "host_service": _flag,
-        "mounts": _list_of(_folder),
-        "ports": _list_of(_ports),
-        "networks": _list_of(_network),
-        "subnets": _list_of(_subnet),
-        "runtimes": _list_of(_one_of(catalog.REGISTRY, "runtime")),
-        "stores": _list_of(_one_of(folders_of(config), "disk store")),
-        "registry_credentials": _flag,
-        "quotas": _quotas,
-    }
     values: dict[str, Any] = {
         "networks": (config.text("network.bridge"),),
         "runtimes": catalog.configured(config),
     }
-    known = _object(rule, given, fields)
-    values |= {name: fields[name](f"{rule}.{name}", value) for name, value in known.items()}
+    if given is not None:
+        values |= validate.fields(rule, given, _checks(config), CPIError)
     return Policy(rule, **values)
 
 
-def _object(where: str, value: object, known: Iterable[str]) -> Mapping[str, Any]:
-    """Return an object with known keys; null counts as not set, as templates render it."""
-    if value is None:
-        return {}
-    if not isinstance(value, dict):
-        raise CPIError(f"{where} must be an object, got {kind(value)}")
-    unknown = [name for name in value if name not in known]
-    if unknown:
-        raise CPIError(f"{where} has unknown keys: {suggestions(unknown, known)}")
-    return {name: item for name, item in value.items() if item is not None}
+def _checks(config: Config) -> dict[str, validate.Check[Any]]:
+    """Return every rule that a policy may have, with its check."""
+    return {
+        "privileged": validate.flag,
+        "host_service": validate.flag,
+        "mounts": validate.list_of(_folder),
+        "ports": validate.list_of(_ports),
+        "networks": validate.list_of(
+            validate.matching(_NETWORK.fullmatch, "the name of a bridge or of a CNI network")
+        ),
+        "subnets": validate.list_of(_subnet),
+        "runtimes": validate.list_of(validate.choice(catalog.REGISTRY)),
+        "stores": validate.list_of(validate.choice(folders_of(config))),
+        "registry_credentials": validate.flag,
+        "quotas": _quotas,
+    }
 
 
-def _flag(where: str, value: object) -> bool:
-    if not isinstance(value, bool):
-        raise CPIError(f"{where} must be true or false, got {kind(value)}")
-    return value
+def _quotas(where: str, value: object, error: type[CPIError]) -> dict[str, float]:
+    return validate.fields(where, value, QUOTAS, error)
 
 
-def _quotas(where: str, value: object) -> dict[str, float]:
-    quotas = {}
-    for name, most in _object(where, value, QUOTAS).items():
-        number = isinstance(most, int) or (name == "cpu" and isinstance(most, float))
-        if not number or isinstance(most, bool) or not 0 <= most < 1 << 40:
-            wanted = "a number" if name == "cpu" else "a whole number"
-            raise CPIError(f"{where}.{name} must be {wanted}, 0 or more, got {kind(most)}")
-        quotas[name] = most
-    return quotas
-
-
-def _list_of(check: Callable[[str, object], Any]) -> Callable[[str, object], tuple[Any, ...]]:
-    def checked(where: str, value: object) -> tuple[Any, ...]:
-        if not isinstance(value, list):
-            raise CPIError(f"{where} must be a list, got {kind(value)}")
-        return tuple(check(f"{where}[{at}]", item) for at, item in enumerate(value))
-
-    return checked
-
-
-def _one_of(known: Mapping[str, object], what: str) -> Callable[[str, object], str]:
-    def checked(where: str, value: object) -> str:
-        if not isinstance(value, str) or value not in known:
-            got = suggestions([value], known) if isinstance(value, str) else kind(value)
-            raise CPIError(f"{where} must be a {what} ({', '.join(known)}), got {got}")
-        return value
-
-    return checked
-
-
-def _folder(where: str, value: object) -> str:
+def _folder(where: str, value: object, error: type[CPIError]) -> str:
     """A folder as mounts are compared with it: absolute and plain."""
-    if not isinstance(value, str) or not value.startswith("/") or not value.isprintable():
-        raise CPIError(f"{where} must be an absolute path, got {kind(value)}")
-    plain = "/" + "/".join(part for part in value.split("/") if part)
-    if any(part in (".", "..") for part in plain.split("/")):
-        raise CPIError(f"{where} must be a path without . and ..")
-    return plain
+    path = validate.path("..", ".")(where, value, error)
+    return "/" + "/".join(part for part in path.split("/") if part)
 
 
-def _ports(where: str, value: object) -> range:
+def _ports(where: str, value: object, error: type[CPIError]) -> range:
     text = str(value) if isinstance(value, (str, int)) else ""
     match = _PORTS.fullmatch(text)
     first, last = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     if not 1 <= first <= last <= 65535:
-        raise CPIError(f'{where} must be a port or a range of ports such as "443", "8000-9000"')
+        raise error(f'{where} must be a port or a range of ports such as "443", "8000-9000"')
     return range(first, last + 1)
 
 
-def _network(where: str, value: object) -> str:
-    if not isinstance(value, str) or _NETWORK.fullmatch(value) is None:
-        raise CPIError(f"{where} must be the name of a bridge or of a CNI network")
-    return value
-
-
-def _subnet(where: str, value: object) -> Subnet:
+def _subnet(where: str, value: object, error: type[CPIError]) -> Subnet:
     try:
         return ipaddress.ip_network(value if isinstance(value, str) else "")
     except ValueError:
-        raise CPIError(f"{where} must be a subnet such as 10.245.0.0/16") from None
+        raise error(f"{where} must be a subnet such as 10.245.0.0/16") from None

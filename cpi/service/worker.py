@@ -16,6 +16,7 @@ import threading
 from pathlib import Path
 
 from cpi.config.config import Config
+from cpi.config.load import load_config
 from cpi.contract.handle import handle
 from cpi.documents import failure
 from cpi.errors import CPIError, Interrupted
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Answer calls until the service has no more: `worker DESCRIPTOR [CONFIG]`."""
     connection = socket.socket(fileno=int(sys.argv[1]))
-    config = Config.load(sys.argv[2] if len(sys.argv) > 2 else None)
+    config = load_config(sys.argv[2] if len(sys.argv) > 2 else None)
     policies = Policies.of(config)
     # A terminal's signals are for the service alone; SIGTERM means something during a call only.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):

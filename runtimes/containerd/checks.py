@@ -91,10 +91,10 @@ def _snapshotter(subject: Subject) -> Finding:
         _try_snapshotter(subject.store)
     except CPIError as error:
         working = next((other for other in _SNAPSHOTTERS if _works(subject, other)), "")
-        mend = f'set in cpi.json: {{"containerd": {{"snapshotter": "{working}"}}}}'
+        fix = f'set in cpi.json: {{"containerd": {{"snapshotter": "{working}"}}}}'
         return failure(
             f"{name} does not work: {error.message}",
-            mend if working else f"ctr --address {subject.address} plugins ls type~=snapshotter",
+            fix if working else f"ctr --address {subject.address} plugins ls type~=snapshotter",
         )
     return ok(f"{name} makes and removes snapshots")
 
@@ -132,10 +132,10 @@ def _room(subject: Subject) -> Finding:
         finally:
             store.remove_snapshot(key)
     free = room.f_bavail * room.f_frsize
-    told = f"{free >> 20} MiB are free where containerd keeps root file systems"
+    message = f"{free >> 20} MiB are free where containerd keeps root file systems"
     if free < _SCARCE:
-        return (failure if free < _LEAST_FREE else warning)(told, "bosh clean-up --all")
-    return ok(told)
+        return (failure if free < _LEAST_FREE else warning)(message, "bosh clean-up --all")
+    return ok(message)
 
 
 @CHECKS.add("VMs that do not run")
@@ -147,16 +147,16 @@ def _stopped(subject: Subject) -> Finding:
     stopped = [vm for vm in found if vm.state != "running"]
     if not stopped:
         return ok(f"all VMs run ({len(found)})")
-    told = (
+    message = (
         f"{len(stopped)} of {len(found)} VMs do not run: "
         f"{', '.join(vm.name.instance or vm.cid for vm in stopped[:5])}"
     )
     ended = subject.containers.tasks()
     if any(vm.cid not in ended for vm in stopped):
-        return warning(f"{told}, as after a restart of the host", "bosh-cpi restore")
+        return warning(f"{message}, as after a restart of the host", "bosh-cpi restore")
     deployments = sorted({vm.name.deployment for vm in stopped if vm.name.deployment})
     return warning(
-        f"{told}; they ended by themselves",
+        f"{message}; they ended by themselves",
         f"bosh -d {(deployments or ['DEPLOYMENT'])[0]} cloud-check --resolution=reboot_vm",
     )
 

@@ -1,56 +1,51 @@
 """The containerd runtime's configuration keys: data only, since `info` loads it."""
 
-from cpi.config.config import Key
+from cpi.config.key import Key
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,75}"
 
 KEYS = (
     Key(
         "containerd.address",
-        "path",
-        "/run/containerd/containerd.sock",
-        "",
-        "containerd's Unix socket.",
+        type="path",
+        default="/run/containerd/containerd.sock",
+        doc="containerd's Unix socket.",
     ),
     Key(
         "containerd.namespace",
-        "string",
-        "bosh",
-        "",
-        "containerd namespace that holds everything this CPI makes.",
+        type="string",
+        default="bosh",
         pattern=_NAME,
+        doc="containerd namespace that holds everything this CPI makes.",
     ),
     Key(
         "containerd.snapshotter",
-        "string",
-        "overlayfs",
-        "",
-        "Snapshotter for stemcells and root file systems.",
+        type="string",
+        default="overlayfs",
         pattern=_NAME,
+        doc="Snapshotter for stemcells and root file systems.",
     ),
     Key(
         "containerd.cgroup_parent",
-        "path",
-        "/bosh",
-        "",
-        "cgroup under which each VM gets its own.",
+        type="path",
+        default="/bosh",
+        doc="cgroup under which each VM gets its own.",
     ),
     Key(
         "containerd.allow_privileged",
-        "boolean",
-        True,
-        "",
-        "Whether a VM may ask for `privileged: true`. A call's context can only forbid it: "
-        "false in the file is final.",
+        type="boolean",
+        default=True,
         context_only_forbids=True,
         client=True,
+        doc="Whether a VM may ask for `privileged: true`. A call's context can only forbid it: "
+        "false in the file is final.",
     ),
     Key(
         "containerd.timeout",
-        "integer",
-        60,
-        "seconds",
-        "Longest wait for one containerd call.",
-        least=1,
+        type="integer",
+        default=60,
+        unit="seconds",
+        minimum=1,
+        doc="Longest wait for one containerd call.",
     ),
 )

@@ -52,12 +52,12 @@ def _libvirt(subject: Subject) -> Finding:
             mine, theirs = _dotted(connection.getLibVersion()), _dotted(connection.getVersion())
             kind = connection.getType()
     except CPIError as error:
-        reason = error.message.partition("; is libvirt's daemon")[0]  # the mending says it
-        return failure(reason, _mend(subject, error.message))
+        reason = error.message.partition("; is libvirt's daemon")[0]  # the fix says it
+        return failure(reason, _fix(subject, error.message))
     return ok(f"{mine} with {kind} {theirs} answers at {uri}")
 
 
-def _mend(subject: Subject, message: str) -> str:
+def _fix(subject: Subject, message: str) -> str:
     if not is_local(subject.connection.uri):
         return f"virsh --connect {shlex.quote(subject.connection.shown)} version"
     if "connect socket" in message:  # libvirt's daemon does not run

@@ -1,6 +1,6 @@
 """The configuration keys of runtimes through libvirt: data only, since `info` loads it."""
 
-from cpi.config.config import Key
+from cpi.config.key import Key
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,75}"
 
@@ -14,48 +14,48 @@ def _keys(runtime: str, scheme: str, path: str, uris: str, pool_path: str) -> tu
     return (
         Key(
             f"{runtime}.uri",
-            "string",
-            f"{scheme}:///{path}",
-            "",
-            f"libvirt's connection URI: {uris}",
+            type="string",
+            default=f"{scheme}:///{path}",
             pattern=rf"{scheme}(\+[a-z0-9]+)?://\S*",
+            doc=f"libvirt's connection URI: {uris}",
         ),
-        Key(f"{runtime}.pool_path", "path", "", "", pool_path),
+        Key(f"{runtime}.pool_path", type="path", default="", doc=pool_path),
         Key(
             f"{runtime}.cpu",
-            "integer",
-            1,
-            "CPUs",
-            "CPUs of a VM that does not say how many.",
-            least=1,
+            type="integer",
+            default=1,
+            unit="CPUs",
+            minimum=1,
             client=True,
+            doc="CPUs of a VM that does not say how many.",
         ),
         Key(
             f"{runtime}.memory",
-            "integer",
-            1024,
-            "MiB",
-            "Memory of a VM that does not say.",
-            least=32,
+            type="integer",
+            default=1024,
+            unit="MiB",
+            minimum=32,
             client=True,
+            doc="Memory of a VM that does not say.",
         ),
         Key(
             f"{runtime}.ephemeral_disk",
-            "integer",
-            10240,
-            "MiB",
-            "Ephemeral disk of a VM that does not say; it takes the room that is used.",
-            least=16,
+            type="integer",
+            default=10240,
+            unit="MiB",
+            minimum=16,
             client=True,
+            doc="Ephemeral disk of a VM that does not say; it takes the room that is used.",
         ),
         Key(
             f"{runtime}.shutdown_timeout",
-            "integer",
-            60,
-            "seconds",
-            "How long a VM may take to shut down by itself, before a reboot and before one that "
-            "has a persistent disk is deleted; then it is turned off. 0 turns it off at once.",
-            least=0,
+            type="integer",
+            default=60,
+            unit="seconds",
+            minimum=0,
+            doc="How long a VM may take to shut down by itself, before a reboot and before one "
+            "that has a persistent disk is deleted; then it is turned off. 0 turns it off at "
+            "once.",
         ),
     )
 
@@ -74,57 +74,60 @@ KEYS = (
     ),
     Key(
         "kvm.accelerator",
-        "string",
-        "auto",
-        "",
-        "`kvm` insists on /dev/kvm, `qemu` does without, `auto` takes it where libvirt finds it "
-        "usable and warns where not.",
+        type="string",
+        default="auto",
         choices=("auto", "kvm", "qemu"),
+        doc="`kvm` insists on /dev/kvm, `qemu` does without, `auto` takes it where libvirt finds "
+        "it usable and warns where not.",
     ),
-    Key("kvm.pool", "string", "bosh", "", "Storage pool for VMs and stemcells.", pattern=_NAME),
+    Key(
+        "kvm.pool",
+        type="string",
+        default="bosh",
+        pattern=_NAME,
+        doc="Storage pool for VMs and stemcells.",
+    ),
     Key(
         "kvm.network",
-        "string",
-        "",
-        "",
-        "libvirt network for VMs whose networks name neither a bridge nor a network. Empty means "
-        "the bridge that containers use; on another machine, where there is none, `bosh`.",
+        type="string",
+        default="",
         pattern=rf"({_NAME})?",
+        doc="libvirt network for VMs whose networks name neither a bridge nor a network. Empty "
+        "means the bridge that containers use; on another machine, where there is none, `bosh`.",
     ),
     Key(
         "kvm.firmware",
-        "string",
-        "bios",
-        "",
-        "Firmware of VMs.",
+        type="string",
+        default="bios",
         choices=("bios", "uefi"),
         client=True,
+        doc="Firmware of VMs.",
     ),
     Key(
         "kvm.machine",
-        "string",
-        "",
-        "",
-        "Machine type, such as `q35`. Empty means `pc`, whose disks come and go with every kernel.",
+        type="string",
+        default="",
         pattern=_WORD,
         client=True,
+        doc="Machine type, such as `q35`. Empty means `pc`, whose disks come and go with every "
+        "kernel.",
     ),
     Key(
         "kvm.cpu_model",
-        "string",
-        "",
-        "",
-        "CPU model in libvirt's words, or `host`. Empty means `host` with KVM, else QEMU's own.",
+        type="string",
+        default="",
         pattern=_WORD,
         client=True,
+        doc="CPU model in libvirt's words, or `host`. Empty means `host` with KVM, else QEMU's "
+        "own.",
     ),
     Key(
         "kvm.detach_timeout",
-        "integer",
-        30,
-        "seconds",
-        "How long a VM may take to let go of a disk.",
-        least=1,
+        type="integer",
+        default=30,
+        unit="seconds",
+        minimum=1,
+        doc="How long a VM may take to let go of a disk.",
     ),
     *_keys(
         "virtualbox",

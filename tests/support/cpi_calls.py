@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cpi.config.config import Config
+from cpi.config.load import config_of
 from cpi.contract.handle import handle
 from cpi.log import Log
 from runtimes import catalog
@@ -41,7 +42,7 @@ def fake_registered() -> Iterator[None]:
 def fake_config(folder: Path, **more: object) -> Config:
     """Return a configuration whose VMs run on the fake runtime, in a world named by the folder."""
     folders = {"state_dir": str(folder / "state"), "run_dir": str(folder / "run")}
-    return Config.of({"runtime": "fake", **folders, **more})
+    return config_of({"runtime": "fake", **folders, **more})
 
 
 def call(

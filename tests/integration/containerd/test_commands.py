@@ -94,7 +94,7 @@ def test_stemcells_disks_and_networks(machine: Machine, router: VM, db: VM, stem
     found = listed(machine, "networks")
     (bridge,) = [one for one in found["bridges"] if one["name"] == "bosh0"]
     assert (bridge["state"], bridge["subnets"]) == ("up", ["10.245.0.0/16"])
-    assert bridge["own"] == ["10.245.0.1/16"]
+    assert bridge["addresses"] == ["10.245.0.1/16"]
     assert bridge["vms"] == {router.ip: router.cid, db.ip: db.cid}
     assert router.ip in machine.bosh_cpi("networks").stdout
 
@@ -318,7 +318,7 @@ def test_a_host_that_is_well(machine: Machine, router: VM) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "changes", "mend"),
+    ("name", "changes", "fix"),
     [
         ("containerd", {"containerd": {"address": "/nosuch.sock"}}, "containerd --address /nosuch"),
         ("snapshotter", {"containerd": {"snapshotter": "zfs"}}, '"snapshotter": "overlayfs"'),
@@ -327,7 +327,7 @@ def test_a_host_that_is_well(machine: Machine, router: VM) -> None:
     ],
 )
 def test_what_is_configured_wrongly_names_what_mends_it(
-    machine: Machine, router: VM, name: str, changes: dict[str, Any], mend: str
+    machine: Machine, router: VM, name: str, changes: dict[str, Any], fix: str
 ) -> None:
     own = machine.host.config()
     merged = {
@@ -336,7 +336,7 @@ def test_what_is_configured_wrongly_names_what_mends_it(
     }
     found = check(machine, name, machine.host.write_config("wrong.json", **merged))
     assert found["status"] == "failure"
-    assert mend in found["mend"]
+    assert fix in found["fix"]
 
 
 @pytest.mark.parametrize(
@@ -358,16 +358,16 @@ def test_what_is_broken_is_mended_by_what_the_doctor_says(
         found = check(machine, name)
         assert found["status"] != "ok"
         if name == "subnets":
-            changes = json.loads(found["mend"].removeprefix("set in cpi.json: "))
+            changes = json.loads(found["fix"].removeprefix("set in cpi.json: "))
             network = {**machine.host.config()["network"], **changes["network"]}
             mended = machine.host.write_config("mended.json", network=network)
             assert check(machine, name, mended)["status"] == "ok"
         elif name == "firewall":  # published ports are let through; what docker set stays
-            machine.host.run("sh", "-c", found["mend"])
-            assert "CNI-ADMIN" in found["mend"]
-            machine.host.run("sh", "-c", found["mend"].replace(" -A ", " -D "))
+            machine.host.run("sh", "-c", found["fix"])
+            assert "CNI-ADMIN" in found["fix"]
+            machine.host.run("sh", "-c", found["fix"].replace(" -A ", " -D "))
         else:
-            machine.host.run("sh", "-c", found["mend"])
+            machine.host.run("sh", "-c", found["fix"])
             assert check(machine, name)["status"] == "ok"
     finally:
         machine.host.run("sh", "-c", _UNDO)
@@ -395,8 +395,8 @@ def test_a_vm_that_does_not_run(machine: Machine, stopped: VM, db: VM) -> None:
     found = {vm["cid"]: vm["state"] for vm in listed(machine, "vms")}
     assert found == {stopped.cid: "stopped", db.cid: "running"}
     told = check(machine, "VMs that do not run")
-    assert (told["status"], ROUTER in told["told"]) == ("warning", True)
-    assert told["mend"] == "bosh -d cf cloud-check --resolution=reboot_vm"
+    assert (told["status"], ROUTER in told["message"]) == ("warning", True)
+    assert told["fix"] == "bosh -d cf cloud-check --resolution=reboot_vm"
     done = machine.bosh_cpi("exec", ROUTER, "--", "true", check=False)
     assert (done.returncode, "does not run" in done.stderr) == (1, True)
 
@@ -416,4 +416,4 @@ def test_state_of_before_a_restart(machine: Machine, router: VM) -> None:
     # As when run_dir, which is in memory, is empty again.
     path = machine.host.write_config("fresh.json", run_dir=str(machine.host.folder / "fresh"))
     found = check(machine, "after a restart", path)
-    assert (found["status"], router.cid in found["told"]) == ("warning", True)
+    assert (found["status"], router.cid in found["message"]) == ("warning", True)

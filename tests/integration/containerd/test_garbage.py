@@ -55,7 +55,7 @@ def gc(machine: Machine, *words: str) -> list[dict[str, Any]]:
 def named(found: list[dict[str, Any]]) -> set[tuple[str, str]]:
     """Kinds and names; those of leases, which are random, left out."""
     random = ("lease", "lock")
-    return {(one["kind"], "" if one["kind"] in random else one["name"]) for one in found}
+    return {(one["type"], "" if one["type"] in random else one["name"]) for one in found}
 
 
 def only_vm(machine: Machine, *known: VM) -> str:
@@ -143,10 +143,10 @@ def test_what_is_left_without_the_vms_folder(machine: Machine, stemcell: str, he
     for parent in Path("/sys/fs/cgroup").glob(f"*{machine.host.cgroup}"):
         (parent / lonely).mkdir()
     found = gc(machine)
-    kinds = sorted(one["kind"] for one in found)
+    kinds = sorted(one["type"] for one in found)
     assert kinds == ["VM", "address", "cgroup", "loop device", "network namespace", "port",
                      "snapshot"]  # fmt: skip
-    assert {one["name"] for one in found if one["kind"] in ("cgroup", "snapshot")} == {lonely}
+    assert {one["name"] for one in found if one["type"] in ("cgroup", "snapshot")} == {lonely}
     assert not vm.sh("true"), "it was only shown"
     gc(machine, "--yes")
     assert vm.cid not in machine.ctr("containers", "ls", "-q")
@@ -167,7 +167,7 @@ def test_uploads_of_a_service_that_was_killed(machine: Machine, healthy: VM) -> 
         fcntl.flock(file, fcntl.LOCK_EX)
         found = gc(machine, "--yes")
     assert named(found) == {("upload", str(uploads / "dead"))}
-    assert found[0]["bytes"] >= 4096
+    assert found[0]["size_bytes"] >= 4096
     machine.host.run("rm", "-r", str(uploads))
 
 

@@ -91,7 +91,7 @@ def test_vms_are_back_after_a_restart_of_the_host(
     done = restored(machine)
 
     assert done == {
-        "back": sorted([fixed.cid, dynamic.cid, ended.cid]), "untouched": [], "failed": {},
+        "restored": sorted([fixed.cid, dynamic.cid, ended.cid]), "unchanged": [], "failed": {},
     }  # fmt: skip
     for vm in (fixed, dynamic):
         vm.wait_for_agent()
@@ -112,7 +112,7 @@ def test_vms_are_back_after_a_restart_of_the_host(
     # A VM that ended by itself while the host was up is none that a restart took away.
     machine.ctr("tasks", "kill", "--signal", "KILL", ended.cid)
     pids, before_second = fixed.pid, machine.leftovers()
-    assert restored(machine)["untouched"] == done["back"]
+    assert restored(machine)["unchanged"] == done["restored"]
     assert machine.leftovers() == before_second
     assert fixed.pid == pids
     assert failing(lambda: machine.create_vm(stemcell, networks=STATIC)).type == "CloudError"
@@ -137,7 +137,7 @@ def test_what_cannot_be_brought_back_is_no_hindrance(
     reboot(machine)
     image.rename(aside)
     done = restored(machine, status=1)
-    assert (done["back"], done["untouched"]) == ([good.cid], [half])
+    assert (done["restored"], done["unchanged"]) == ([good.cid], [half])
     assert list(done["failed"]) == [broken_one.cid]
     assert f"{image} is missing" in done["failed"][broken_one.cid]
 

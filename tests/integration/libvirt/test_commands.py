@@ -22,8 +22,8 @@ def test_a_full_vm_is_shown(machine: KvmMachine, make_guest: Callable[..., Guest
     (used,) = json.loads(machine.bosh_cpi("top", "--json", "--interval", "0.2").stdout)
     assert (used["instance"], used["pids"]) == ("db/aaaa-1", None)
     assert used["cpu_seconds"] > 0
-    assert used["memory"] > 1 << 20
-    assert used["disk"] > 0
+    assert used["memory_bytes"] > 1 << 20
+    assert used["disk_bytes"] > 0
     refused = machine.bosh_cpi("exec", "db/0", "--", "true", check=False)
     assert refused.returncode == 1
     assert "bosh ssh" in refused.stderr
@@ -36,16 +36,16 @@ def test_a_full_vm_is_shown(machine: KvmMachine, make_guest: Callable[..., Guest
 def test_the_doctor_looks_at_libvirt(machine: KvmMachine) -> None:
     machine.configure()
     found = json.loads(machine.bosh_cpi("doctor", "--json", check=False).stdout)
-    about = {one["check"]: one for one in found["checks"] if one["of"] == "kvm"}
+    about = {one["check"]: one for one in found["checks"] if one["scope"] == "kvm"}
     assert about["libvirt"]["status"] == "ok"
-    assert "QEMU" in about["libvirt"]["told"]
-    assert "qemu" in about["hypervisor"]["told"]
+    assert "QEMU" in about["libvirt"]["message"]
+    assert "qemu" in about["hypervisor"]["message"]
     assert about["/dev/kvm"]["status"] == "ok"  # kvm.accelerator does without
     assert about["qemu-img"]["status"] == "ok"
-    (virtualbox,) = [one for one in found["checks"] if one["of"] == "virtualbox"]
+    (virtualbox,) = [one for one in found["checks"] if one["scope"] == "virtualbox"]
     assert virtualbox["status"] == "warning"
-    assert "(only for runtime virtualbox)" in virtualbox["told"]
+    assert "(only for runtime virtualbox)" in virtualbox["message"]
     machine.configure(kvm={"accelerator": "kvm", "uri": "qemu+tcp://127.0.0.1:1/system"})
     found = json.loads(machine.bosh_cpi("doctor", "--json", check=False).stdout)
-    (libvirt,) = [one for one in found["checks"] if one["of"] == "kvm"]
-    assert (libvirt["status"], "virsh --connect" in libvirt["mend"]) == ("failure", True)
+    (libvirt,) = [one for one in found["checks"] if one["scope"] == "kvm"]
+    assert (libvirt["status"], "virsh --connect" in libvirt["fix"]) == ("failure", True)

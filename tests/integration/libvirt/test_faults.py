@@ -177,7 +177,7 @@ def test_garbage_is_found_and_removed_and_nothing_else(
 def _gc(machine: KvmMachine, *words: str) -> set[str]:
     found = json.loads(machine.bosh_cpi("gc", "--json", *words).stdout)
     assert all(one["removed"] == ("--yes" in words) for one in found)
-    return {one["kind"] for one in found}
+    return {one["type"] for one in found}
 
 
 def test_a_disk_that_a_vm_does_not_let_go_of_stays(machine: KvmMachine, make_guest: Make) -> None:

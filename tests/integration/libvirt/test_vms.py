@@ -163,7 +163,7 @@ def test_vms_come_back_when_the_host_does(machine: KvmMachine, make_guest: Make)
     guest.wait_for_agent()
     boot = guest.sh("cat /proc/sys/kernel/random/boot_id")
     assert not machine.can_connect("10.252.0.1", 16869)
-    assert _restored(machine) == {"back": [guest.cid], "untouched": [], "failed": {}}
+    assert _restored(machine) == {"restored": [guest.cid], "unchanged": [], "failed": {}}
     machine.wait_for_port("10.252.0.1", 16869)
     assert guest.sh("cat /proc/sys/kernel/random/boot_id") == boot, "the guest was left running"
     after = machine.leftovers()
@@ -171,14 +171,14 @@ def test_vms_come_back_when_the_host_does(machine: KvmMachine, make_guest: Make)
         assert len(after.pop(changed)) == len(before.pop(changed))
     assert after == before
     again = machine.leftovers()
-    assert _restored(machine)["untouched"] == [guest.cid]
+    assert _restored(machine)["unchanged"] == [guest.cid]
     assert machine.leftovers() == again
 
 
 def test_restore_starts_a_vm_that_the_host_did_not(machine: KvmMachine, make_guest: Make) -> None:
     guest = make_guest()
     machine.virsh("destroy", guest.cid)
-    assert _restored(machine)["untouched"] == [guest.cid], "it ended by itself"
+    assert _restored(machine)["unchanged"] == [guest.cid], "it ended by itself"
     machine.virsh("autostart", "--disable", guest.cid)
     _restart_host(machine)
     assert "running" not in machine.virsh("list")

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cpi.config.config import Config
+from cpi.config.load import config_of
 from testing.hosts.private_host import CPI
 from tests.support.cpi_calls import request
 from tools import client_zipapp
@@ -57,7 +57,7 @@ def rendered(name: str, properties: dict[str, Any]) -> str:
 def cpi_json(**properties: Any) -> dict[str, Any]:
     """Render cpi.json; the CPI has to take it."""
     document: dict[str, Any] = json.loads(rendered("cpi.json.erb", properties))
-    Config.of(document)
+    config_of(document)
     return document
 
 

@@ -62,10 +62,10 @@ def test_figures_tell_vms_disks_and_bytes(vm: VM, service: Service) -> None:
     figures = dict(line.rsplit(" ", 1) for line in service.get("/metrics").split("\n") if line)
     assert figures["bosh_cpi_vms"] == "1.0"
     assert figures["bosh_cpi_disks"] == "1.0"
-    assert float(figures["bosh_cpi_disk_bytes"]) == 64 << 20
+    assert float(figures["bosh_cpi_disk_size_bytes"]) == 64 << 20
     assert 0 < float(figures["bosh_cpi_disk_allocated_bytes"]) <= 64 << 20
     assert float(figures["bosh_cpi_uploaded_bytes_total"]) > 0
-    assert float(figures['bosh_cpi_call_seconds_count{method="create_vm"}']) >= 1
+    assert float(figures['bosh_cpi_call_duration_seconds_count{method="create_vm"}']) >= 1
     assert service.client()("delete_disk", disk)["error"] is None
 
 
@@ -115,7 +115,7 @@ def test_two_services_on_one_socket_are_refused(service: Service, host: PrivateH
         ({"tcp": "127.0.0.1:0"}, "needs service.tls_certificate"),
         ({"tcp": "nonsense"}, "service.tcp must be"),
         ({"socket_mode": "rw"}, "service.socket_mode must be"),
-        ({"max_calls": 0}, "service.max_calls must be an integer of at least 1"),
+        ({"max_calls": 0}, "service.max_calls must be a whole number, 1 or more"),
         ({"sockets": "x"}, "unknown keys: 'service.sockets' (did you mean service.socket"),
     ],
 )

@@ -39,7 +39,7 @@ def call(service: Service, authority: CA) -> Call:
 def test_a_known_client_is_let_in_and_named(call: Call, good: Pair, service: Service) -> None:
     assert call(good)["result"] is False
     assert "[director-1] " in service.log.read_text()
-    assert 'client="director-1",method="has_vm",outcome="done"' in service.get("/metrics")
+    assert 'client="director-1",method="has_vm",outcome="success"' in service.get("/metrics")
 
 
 def test_a_stranger_is_not_let_in(call: Call, host: PrivateHost, authority: CA) -> None:

@@ -13,6 +13,7 @@ import libvirt  # noqa: TID253 (to have its `open` replaced)
 import pytest
 
 from cpi.config.config import Config
+from cpi.config.load import config_of
 from cpi.errors import CloudError
 from cpi.model import Network, VMSpec
 from runtimes.libvirt import client, runtime
@@ -74,7 +75,7 @@ def settings(folder: Path, **more: object) -> Config:
     """A configuration whose VMs are VirtualBox'."""
     folders = {"state_dir": str(folder / "state"), "run_dir": str(folder / "run")}
     own = {"ephemeral_disk": 16, "memory": 64, "shutdown_timeout": 2, **more}
-    return Config.of({"runtime": "virtualbox", **folders, "virtualbox": own})
+    return config_of({"runtime": "virtualbox", **folders, "virtualbox": own})
 
 
 def machine_image(folder: Path, source: str = "CDROM", resolution: str = "scsi") -> Path:

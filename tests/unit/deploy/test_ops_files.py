@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cpi.config.config import declared
+from cpi.config.load import declared
 from cpi.contract import disk_properties, vm_properties
 from runtimes import catalog
 from testing.repository import REPOSITORY

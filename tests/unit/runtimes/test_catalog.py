@@ -6,6 +6,7 @@ import pytest
 
 from cpi import cid
 from cpi.config.config import Config
+from cpi.config.load import config_of
 from cpi.errors import CPIError, VMNotFound
 from cpi.log import Log
 from runtimes import catalog
@@ -52,7 +53,7 @@ def test_missing_dependency_gives_the_hint(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_configured_runtimes_are_named_once_the_default_first() -> None:
-    config = Config.of({"runtime": "kvm", "runtimes": ["containerd", "kvm"]})
+    config = config_of({"runtime": "kvm", "runtimes": ["containerd", "kvm"]})
     assert catalog.configured(config) == ("kvm", "containerd")
 
 

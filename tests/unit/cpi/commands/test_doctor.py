@@ -74,7 +74,7 @@ def test_a_runtime_that_nobody_configured_is_one_warning() -> None:
 
 def test_a_runtime_that_does_not_load_has_its_hint(config: Config) -> None:
     (found,) = doctor.of_runtime("nosuch", config)
-    assert (found.status, "nosuch" in found.told) == (FAILURE, True)
+    assert (found.status, "nosuch" in found.message) == (FAILURE, True)
 
 
 # The host
@@ -96,11 +96,11 @@ def test_configuration(host: Host, tmp_path: Path) -> None:
     path.touch(0o644)
     secret = fake_config(tmp_path, agent={"mbus": "https://u:p@0.0.0.0:6868"})
     found = of_host("configuration", Host(secret, str(path)))
-    assert (found.status, found.mend) == (WARNING, f"chmod 600 {path}")
+    assert (found.status, found.fix) == (WARNING, f"chmod 600 {path}")
     path.chmod(0o600)
     assert of_host("configuration", Host(secret, str(path))).status == OK
     found = of_host("configuration", Host(secret, str(path), "it is no JSON"))
-    assert (found.status, str(path) in found.mend) == (FAILURE, True)
+    assert (found.status, str(path) in found.fix) == (FAILURE, True)
 
 
 def test_a_broken_file_is_a_finding(
@@ -113,7 +113,7 @@ def test_a_broken_file_is_a_finding(
     found = json.loads(capsys.readouterr().out)
     broken = [check for check in found["checks"] if check["check"] == "configuration"]
     assert broken[0]["status"] == FAILURE
-    assert str(path) in broken[0]["told"]
+    assert str(path) in broken[0]["message"]
     assert found["failures"] == sum(check["status"] == FAILURE for check in found["checks"])
 
 
@@ -121,7 +121,7 @@ def test_root(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     assert of_host("root", host).status == OK
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert of_host("root", host).mend == "sudo bosh-cpi doctor"
+    assert of_host("root", host).fix == "sudo bosh-cpi doctor"
     assert [found.check for _, found in doctor.findings(host)] == [
         "python",
         "configuration",
@@ -132,13 +132,13 @@ def test_root(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_loop_devices(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     control = tmp_path / "loop-control"
     monkeypatch.setattr(host_checks, "_LOOP_CONTROL", str(control))
-    assert of_host("loop devices", host).mend == "modprobe loop"
+    assert of_host("loop devices", host).fix == "modprobe loop"
     control.touch()
     assert of_host("loop devices", host).status == FAILURE  # it gives no device
     monkeypatch.setattr(fcntl, "ioctl", lambda *_: 7)
     assert of_host("loop devices", host) == Finding(OK, "/dev/loop7 is free", check="loop devices")
     monkeypatch.setattr(host_checks, "_LOOP_KERNEL", (99, 0))
-    assert "older" in of_host("loop devices", host).told
+    assert "older" in of_host("loop devices", host).message
 
 
 def test_tools(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,10 +147,10 @@ def test_tools(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert of_host("tools", host).status == OK
     monkeypatch.setattr(host_checks, "TOOLS", tools)
     found = of_host("tools", host)
-    assert (found.status, found.mend) == (WARNING, "apt-get install xfsprogs")
+    assert (found.status, found.fix) == (WARNING, "apt-get install xfsprogs")
     monkeypatch.setattr(host_checks, "TOOLS", [*tools, ("nosuch", "e2fsprogs", "")])
     found = of_host("tools", host)
-    assert (found.status, found.mend) == (FAILURE, "apt-get install xfsprogs e2fsprogs")
+    assert (found.status, found.fix) == (FAILURE, "apt-get install xfsprogs e2fsprogs")
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_after_a_restart(host: Host) -> None:
     folder.mkdir(parents=True)
     (folder / "network.json").write_text("[]")
     found = of_host("after a restart", host)
-    assert (found.status, "fake-vm-1" in found.told) == (WARNING, True)
-    assert found.mend == "bosh-cpi restore"
+    assert (found.status, "fake-vm-1" in found.message) == (WARNING, True)
+    assert found.fix == "bosh-cpi restore"
 
 
 class _Unix(socketserver.ThreadingUnixStreamServer):
@@ -207,13 +207,13 @@ def serving(host: Host) -> Iterator[_Unix]:
 
 def test_no_service_is_a_warning(host: Host) -> None:
     found = of_host("service", host)
-    assert (found.status, found.mend) == (WARNING, "bosh-cpi serve")
+    assert (found.status, found.fix) == (WARNING, "bosh-cpi serve")
 
 
 def test_service(host: Host, serving: _Unix) -> None:
     assert of_host("service", host).status == OK
     serving.status = 503
-    assert "503" in of_host("service", host).told
+    assert "503" in of_host("service", host).message
     assert of_host("service", host).status == FAILURE
 
 
@@ -280,9 +280,9 @@ def test_cni_plugins(tmp_path: Path) -> None:
     folder = tmp_path / "plugins"
     folder.mkdir()
     found = of_network("CNI plugins", config(folder))
-    assert (found.status, found.mend) == (FAILURE, "apt-get install containernetworking-plugins")
+    assert (found.status, found.fix) == (FAILURE, "apt-get install containernetworking-plugins")
     _write_plugins(folder, "0.4.0")
-    assert "CNI 0.4.0" in of_network("CNI plugins", config(folder)).told
+    assert "CNI 0.4.0" in of_network("CNI plugins", config(folder)).message
     _write_plugins(folder, "1.0.0")
     assert of_network("CNI plugins", config(folder)).status == OK
 
@@ -297,13 +297,13 @@ def _write_plugins(folder: Path, version: str) -> None:
 def test_iptables(config: Config, programs: Programs) -> None:
     assert of_network("iptables", config).status == OK
     programs["POSTROUTING"] = CommandFailed("no table", status=3)
-    assert of_network("iptables", config).mend == "modprobe iptable_nat"
+    assert of_network("iptables", config).fix == "modprobe iptable_nat"
     programs["POSTROUTING"] = CommandFailed("not installed")
-    assert of_network("iptables", config).mend == "apt-get install iptables"
+    assert of_network("iptables", config).fix == "apt-get install iptables"
 
 
 @pytest.mark.parametrize(
-    ("links", "status", "mend"),
+    ("links", "status", "fix"),
     [
         (b"[]", OK, ""),
         (_link("bosh0", "bridge", "UP"), OK, ""),
@@ -311,10 +311,10 @@ def test_iptables(config: Config, programs: Programs) -> None:
         (_link("bosh0", "dummy"), FAILURE, '"bridge": "bosh9"'),
     ],
 )
-def test_bridge(config: Config, programs: Programs, links: bytes, status: str, mend: str) -> None:
+def test_bridge(config: Config, programs: Programs, links: bytes, status: str, fix: str) -> None:
     programs["address"] = links
     found = of_network("bridge", config)
-    assert (found.status, mend in found.mend) == (status, True)
+    assert (found.status, fix in found.fix) == (status, True)
 
 
 def test_a_bridge_that_vms_miss(config: Config, programs: Programs) -> None:
@@ -329,7 +329,7 @@ def test_a_bridge_that_vms_miss(config: Config, programs: Programs) -> None:
     }
     (folder / "network.json").write_text(json.dumps([attachment]))
     found = of_network("bridge", config)
-    assert (found.status, "missing" in found.told) == (FAILURE, True)
+    assert (found.status, "missing" in found.message) == (FAILURE, True)
 
 
 def test_forwarding(
@@ -339,7 +339,7 @@ def test_forwarding(
     assert of_network("forwarding", config).status == OK  # no bridge yet
     programs["address"] = _link("bosh0", "bridge", "UP")
     found = of_network("forwarding", config)
-    assert (found.status, found.mend) == (FAILURE, "sysctl -w net.ipv4.ip_forward=1")
+    assert (found.status, found.fix) == (FAILURE, "sysctl -w net.ipv4.ip_forward=1")
     sysctls("ipv4/ip_forward", "1")
     assert of_network("forwarding", config).status == OK
 
@@ -361,18 +361,18 @@ def test_rp_filter(
     sysctls("ipv4/conf/bosh0/rp_filter", there)
     found = of_network("rp_filter", config)
     assert found.status == status
-    assert found.mend == ("sysctl -w net.ipv4.conf.bosh0.rp_filter=2" if status != OK else "")
+    assert found.fix == ("sysctl -w net.ipv4.conf.bosh0.rp_filter=2" if status != OK else "")
 
 
 def test_firewall(config: Config, programs: Programs, sysctls: Callable[[str, str], None]) -> None:
     assert of_network("firewall", config).status == OK
     programs["FORWARD"] = b"-P FORWARD DROP\n"
-    assert "CNI-ADMIN" in of_network("firewall", config).mend
+    assert "CNI-ADMIN" in of_network("firewall", config).fix
     sysctls("bridge/bridge-nf-call-iptables", "1")
     found = of_network("firewall", config)
-    assert found.mend == "sysctl -w net.bridge.bridge-nf-call-iptables=0"
+    assert found.fix == "sysctl -w net.bridge.bridge-nf-call-iptables=0"
     programs["FORWARD"] += b"-A FORWARD -m comment -j CNI-FORWARD\n"
-    assert "CNI-ADMIN" in of_network("firewall", config).mend
+    assert "CNI-ADMIN" in of_network("firewall", config).fix
 
 
 @pytest.mark.parametrize(
@@ -392,8 +392,8 @@ def test_subnets(config: Config, programs: Programs, route: str, status: str) ->
     found = of_network("subnets", config)
     assert found.status == status
     if status != OK:
-        assert route.partition("/")[0] in found.told
-        wanted = json.loads(found.mend.removeprefix("set in cpi.json: "))
+        assert route.partition("/")[0] in found.message
+        wanted = json.loads(found.fix.removeprefix("set in cpi.json: "))
         changed = fake_config(Path(config.text("state_dir")), **wanted)
         assert of_network("subnets", changed).status == OK
     programs["-4"] = b'[{"dst": "10.245.0.0/16", "dev": "bosh0"}]'  # our own bridge

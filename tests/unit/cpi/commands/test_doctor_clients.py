@@ -5,6 +5,7 @@ from pathlib import Path
 from cpi.commands import host_checks
 from cpi.commands.host_checks import Host
 from cpi.config.config import Config
+from cpi.config.load import config_of
 from cpi.findings import FAILURE, Finding
 
 
@@ -13,16 +14,16 @@ def clients(host: Host) -> Finding:
 
 
 def test_clients_and_what_they_have(config: Config) -> None:
-    assert clients(Host(config)).told.startswith("rules for none, so the defaults hold; none")
+    assert clients(Host(config)).message.startswith("rules for none, so the defaults hold; none")
     folder = Path(config.text("state_dir")) / "clients" / "guest"
     folder.mkdir(parents=True)
     for name in ("fake-vm-1", "fake-vm-2", "fake-disk-1", "pending-0123"):
         (folder / name).touch()
-    assert "guest: 1 disks, 2 vms" in clients(Host(config)).told
+    assert "guest: 1 disks, 2 vms" in clients(Host(config)).message
 
 
 def test_a_wrong_rule_is_named(tmp_path: Path) -> None:
-    wrong = Config.of({"state_dir": str(tmp_path), "service": {"clients": {"a": {"prots": []}}}})
+    wrong = config_of({"state_dir": str(tmp_path), "service": {"clients": {"a": {"prots": []}}}})
     found = clients(Host(wrong))
-    assert (found.status, found.mend) == (FAILURE, "edit service.clients in cpi.json")
-    assert "prots" in found.told
+    assert (found.status, found.fix) == (FAILURE, "edit service.clients in cpi.json")
+    assert "prots" in found.message

@@ -34,9 +34,9 @@ def test_cgroups_v1(
     for name in found:
         (tmp_path / name).mkdir()
     finding = container_checks._cgroups(None)  # type: ignore[arg-type]
-    assert (finding.status, told in finding.told) == (status, True)
+    assert (finding.status, told in finding.message) == (status, True)
     if status == FAILURE:
-        assert f"mount -t cgroup -o memory cgroup {tmp_path}/memory" in finding.mend
+        assert f"mount -t cgroup -o memory cgroup {tmp_path}/memory" in finding.fix
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_cgroups_v2(
     (tmp_path / "cgroup.controllers").write_text(controllers)
     finding = container_checks._cgroups(None)  # type: ignore[arg-type]
     assert finding.status == status
-    assert ("+memory" in finding.mend) == (status == FAILURE)
+    assert ("+memory" in finding.fix) == (status == FAILURE)
 
 
 def test_a_kvm_device(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_containerds_version(subject: Any, version: str, status: str) -> None:
     subject.store.client.version = version
     found = container_checks._containerd(subject)
     assert found.status == status
-    assert found.mend == ("" if status == OK else "apt-get install containerd")
+    assert found.fix == ("" if status == OK else "apt-get install containerd")
 
 
 def test_containerds_disk(subject: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +111,7 @@ def test_containerds_disk(subject: Any, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(container_checks, "_SCARCE", 1 << 60)
     monkeypatch.setattr(container_checks, "_LEAST_FREE", 0)
     assert container_checks._room(subject) == warning(
-        container_checks._room(subject).told, "bosh clean-up --all"
+        container_checks._room(subject).message, "bosh clean-up --all"
     )
     monkeypatch.setattr(container_checks, "_LEAST_FREE", 1 << 60)
     assert container_checks._room(subject).status == FAILURE
@@ -124,7 +124,7 @@ def test_capabilities(subject: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lacking = have - {"CAP_SYS_RESOURCE"}
     monkeypatch.setattr(host_facts, "capabilities_of_server", lambda _: lacking)
     found = container_checks._capabilities(subject)
-    assert (found.status, "lacks CAP_SYS_RESOURCE," in found.told) == (WARNING, True)
+    assert (found.status, "lacks CAP_SYS_RESOURCE," in found.message) == (WARNING, True)
 
 
 @pytest.mark.parametrize("module", [container_checks, libvirt_checks])
@@ -138,7 +138,7 @@ def test_programs_of_runtimes(subject: Any, module: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(module, "run_program", missing)
     assert check(subject).status == FAILURE
-    assert check(subject).mend.startswith("apt-get install ")
+    assert check(subject).fix.startswith("apt-get install ")
 
 
 @pytest.mark.parametrize(
@@ -153,4 +153,4 @@ def test_an_accelerator(
     connection = Connection("qemu:///system", Log("error"))
     found = libvirt_checks._dev_kvm(libvirt_checks.Subject(connection, KVM, config))
     assert found.status == status
-    assert ("modprobe" in found.mend) == (status != OK)
+    assert ("modprobe" in found.fix) == (status != OK)

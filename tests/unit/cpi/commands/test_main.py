@@ -11,7 +11,7 @@ import pytest
 from cpi import cid
 from cpi.commands import console, output
 from cpi.commands.main import main
-from cpi.config.config import Config
+from cpi.config.load import load_config
 from cpi.disks.disk_store import Disk, DiskStore, folders_of
 from cpi.disks.snapshots import Snapshots
 
@@ -26,7 +26,7 @@ def config(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(config: Path) -> DiskStore:
-    return DiskStore(folders_of(Config.load(str(config))))
+    return DiskStore(folders_of(load_config(str(config))))
 
 
 @pytest.fixture

@@ -62,8 +62,8 @@ def test_what_a_stemcell_is(
     assert run("inspect", stemcell, "--explain", "--json") == 0
     found = result(capsys)
     assert (found["name"], found["version"]) == ("bosh-test-go_agent", "1.2")
-    assert (found["image"], found["init"], found["system"]) == ("rootfs", "runit", "Test")
-    assert found["made_for"] == "machines"
+    assert (found["image_type"], found["init"], found["os_release"]) == ("rootfs", "runit", "Test")
+    assert found["target"] == "machines"
     paths = [one["path"] for one in found["added"]]
     assert "/warden-cpi-dev" in paths
     assert "/etc/fstab" in paths

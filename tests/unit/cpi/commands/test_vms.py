@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from cpi.commands import logs, output, top
-from cpi.commands.completion import SHELLS
-from cpi.commands.main import main
+from cpi.commands.main import SHELLS, main
 from cpi.commands.vm_names import find
 from cpi.commands.vms import age
 from cpi.config.config import Config
@@ -171,7 +170,7 @@ def test_stemcells_and_top(path: str, capsys: pytest.CaptureFixture[str]) -> Non
     assert document["name"] == "fake"
     assert run(path, "top", "--json", "--interval", "0.1") == 0
     (used,) = json.loads(capsys.readouterr().out)
-    assert (used["instance"], used["memory"], used["cpu"]) == ("db/0-1", 1 << 20, 0)
+    assert (used["instance"], used["memory_bytes"], used["cpu_percent"]) == ("db/0-1", 1 << 20, 0)
     assert run(path, "top", "--once", "--interval", "0.1") == 0
     assert "1.0 MiB" in capsys.readouterr().out
 

@@ -57,10 +57,20 @@ def test_other_mount_options_are_refused_by_name(option: str) -> None:
         wishes({"persistent_disk_mount_options": [option]})
 
 
-@pytest.mark.parametrize("value", ["noatime", [1], {"a": 1}, [None]])
-def test_mount_options_are_a_list_of_strings(value: object) -> None:
-    with pytest.raises(CloudError, match="list of strings"):
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("noatime", " must be a list, got a string"),
+        ("", " must be a list, got a string"),
+        ({"a": 1}, " must be a list, got an object"),
+        ([1], "[0] must be a string, got 1"),
+        ([None], "[0] must be a string, got null"),
+    ],
+)
+def test_mount_options_are_a_list_of_strings(value: object, message: str) -> None:
+    with pytest.raises(CloudError) as raised:
         wishes({"persistent_disk_mount_options": value})
+    assert raised.value.message == f"env.persistent_disk_mount_options{message}"
 
 
 def test_mount_options_as_the_kernel_takes_them() -> None:

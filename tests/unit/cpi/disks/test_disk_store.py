@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cpi import cid
-from cpi.config.config import Config
+from cpi.config.load import config_of
 from cpi.disks import raw_image as images
 from cpi.disks.disk_store import Disk, DiskStore, folders_of, write_facts
 from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace
@@ -146,11 +146,11 @@ def test_facts_are_written_into_their_own_block_when_the_host_is_full(
 
 
 def test_stores_of_the_configuration(tmp_path: Path) -> None:
-    config = Config.of({"state_dir": "/state", "disk_stores": {"fast": "/mnt/fast"}})
+    config = config_of({"state_dir": "/state", "disk_stores": {"fast": "/mnt/fast"}})
     assert folders_of(config) == {"default": Path("/state/disks"), "fast": Path("/mnt/fast")}
     for stores in ({"default": "/x"}, {"A": "/x"}, {"fast": "x"}, {"fast": "/a/../b"}, {"a": 1}):
         with pytest.raises(CPIError, match="disk_stores"):
-            folders_of(Config.of({"disk_stores": stores}))
+            folders_of(config_of({"disk_stores": stores}))
 
 
 def test_the_guid_is_the_cid() -> None:

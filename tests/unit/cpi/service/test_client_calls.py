@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from cpi.config.config import Config
+from cpi.config.load import config_of
 from cpi.errors import CPIError, NoDiskSpace
 from cpi.service.client_calls import ClientCalls
 from cpi.service.metrics import Metrics
@@ -32,7 +32,7 @@ class Recorder(WorkerPool):
 
 
 def calls(pool: WorkerPool, folder: Path) -> ClientCalls:
-    config = Config.of({"state_dir": str(folder), "run_dir": str(folder)})
+    config = config_of({"state_dir": str(folder), "run_dir": str(folder)})
     return ClientCalls(config, pool, Metrics(config, pool))
 
 

@@ -1,0 +1,178 @@
+"""Checks of documents that come from outside, with one wording for what is wrong with them.
+
+A check takes `where` (what the value is, for the message), the value and the class of error to
+raise; it returns the value as the caller keeps it. Functions named after what they take build one.
+A value of the wrong type is shown only when it is a number: a string could be a secret.
+"""
+
+from __future__ import annotations
+
+from cpi.text import kind, shown
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+    from ipaddress import IPv4Address, IPv6Address
+    from typing import Any, TypeVar
+
+    from cpi.errors import CPIError
+
+    Checked = TypeVar("Checked")
+    Error = TypeVar("Error", bound=CPIError)
+    Check = Callable[[str, object, type[CPIError]], Checked]
+
+_MAX_NAMED = 10  # unknown keys in one message
+_MAX_LISTED = 20  # known keys in one message
+_MAX_PATH = 4096  # characters; PATH_MAX
+
+
+def wrong(where: str, wanted: str, value: object, error: type[Error]) -> Error:
+    """Return the error for a value of the wrong type or size."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return error(f"{where} must be {wanted}, got {str(value)[:30] if number else kind(value)}")
+
+
+def known_keys(
+    where: str, given: Mapping[str, object], known: Collection[str], error: type[CPIError]
+) -> Mapping[str, object]:
+    """Return a document's known keys with their values. Raises `error` naming unknown ones."""
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        names = ", ".join(suggestion(key, known) for key in unknown[:_MAX_NAMED])
+        more = ", …" * (len(unknown) > _MAX_NAMED)
+        listed = f"; known: {', '.join(known)}" if len(known) <= _MAX_LISTED else ""
+        raise error(f"{where} has unknown keys: {names}{more}{listed}")
+    return given
+
+
+def suggestion(name: str, known: Collection[str]) -> str:
+    """Show an unknown name, with the known one that it looks like."""
+    import difflib  # only a mistake pays for it
+
+    close = difflib.get_close_matches(name[:100], list(known), 1)
+    return shown(name, 60) + (f" (did you mean {close[0]}?)" if close else "")
+
+
+def fields(
+    where: str,
+    value: object,
+    checks: Mapping[str, Check[Any]],
+    error: type[CPIError],
+    required: Collection[str] = (),
+) -> dict[str, Any]:
+    """Check an object by the checks of its keys; return what is set.
+
+    null counts as not set, since templates render it for properties without a value.
+    """
+    given = known_keys(where, mapping(where, value, error), checks, error)
+    return {
+        key: check(f"{where}.{key}", given.get(key), error)
+        for key, check in checks.items()
+        if given.get(key) is not None or key in required
+    }
+
+
+def _instance(type_: type[Any], wanted: str) -> Check[Any]:
+    def check(where: str, value: object, error: type[CPIError]) -> Any:
+        if not isinstance(value, type_):
+            raise wrong(where, wanted, value, error)
+        return value
+
+    return check
+
+
+mapping: Check[Mapping[str, object]] = _instance(dict, "an object")
+flag: Check[bool] = _instance(bool, "true or false")
+text: Check[str] = _instance(str, "a string")
+
+
+def ip_address(where: str, value: object, error: type[CPIError]) -> IPv4Address | IPv6Address:
+    """An IP address of either family, as an object of `ipaddress`."""
+    import ipaddress
+
+    written = text(where, value, error)
+    try:
+        return ipaddress.ip_address(written)
+    except ValueError:
+        raise error(f"{where} must be an IP address, got {shown(written, 60)}") from None
+
+
+def integer(minimum: int, maximum: int | None = None, unit: str = "") -> Check[int]:
+    """A whole number from `minimum` to `maximum`."""
+    return _in_range(int, "whole number", minimum, maximum, unit)
+
+
+def number(minimum: float, maximum: float | None = None, unit: str = "") -> Check[float]:
+    """A number from `minimum` to `maximum`; whole ones may be written without a fraction."""
+    return _in_range(float, "number", minimum, maximum, unit)
+
+
+def _in_range(
+    type_: Callable[[Any], Checked], what: str, minimum: float, maximum: float | None, unit: str
+) -> Check[Checked]:
+    limits = f"{minimum} or more" if maximum is None else f"{minimum} to {maximum}"
+    wanted = f"a {what}{' of ' * bool(unit)}{unit}, {limits}"
+    largest = float("inf") if maximum is None else maximum
+
+    def check(where: str, value: object, error: type[CPIError]) -> Checked:
+        if type(value) in (int, type_) and minimum <= value <= largest:  # type: ignore[operator]
+            return type_(value)
+        # A template that puts numbers in quotes hides mistakes, so strings are refused.
+        quotes = ", without quotes" * isinstance(value, str)
+        raise wrong(where, wanted + quotes, value, error)
+
+    return check
+
+
+def choice(known: Collection[str]) -> Check[str]:
+    """One of some words."""
+
+    def check(where: str, value: object, error: type[CPIError]) -> str:
+        wanted = f"one of {', '.join(known)}"
+        if not isinstance(value, str):
+            raise wrong(where, wanted, value, error)
+        if value not in known:
+            raise error(f"{where} must be {wanted}, got {suggestion(value, known)}")
+        return value
+
+    return check
+
+
+def matching(accepts: Callable[[str], object], wanted: str) -> Check[str]:
+    """A string that `accepts` says yes to, such as a pattern's fullmatch."""
+
+    def check(where: str, value: object, error: type[CPIError]) -> str:
+        if not isinstance(value, str):
+            raise wrong(where, wanted, value, error)
+        if not accepts(value):
+            raise error(f"{where} must be {wanted}, got {shown(value, 60)}")
+        return value
+
+    return check
+
+
+def path(*without: str, longest: int = _MAX_PATH) -> Check[str]:
+    """An absolute path without some parts; "" is that of a doubled or trailing slash."""
+    limit = f" of at most {longest} printable characters" * (longest != _MAX_PATH)
+    parts = " or ".join(part or "// or a / at its end" for part in without)
+    wanted = f"an absolute path{limit}{' without ' * bool(parts)}{parts}"
+    return matching(lambda written: is_path(written, *without, longest=longest), wanted)
+
+
+def is_path(written: str, *without: str, longest: int = _MAX_PATH) -> bool:
+    """Tell whether a string is such a path."""
+    absolute = written.startswith("/") and written.isprintable() and len(written) <= longest
+    return absolute and not set(without) & set(written[1:].split("/"))
+
+
+def list_of(check: Check[Checked], maximum: int | None = None) -> Check[tuple[Checked, ...]]:
+    """A list whose items all pass a check."""
+
+    def check_all(where: str, value: object, error: type[CPIError]) -> tuple[Checked, ...]:
+        if not isinstance(value, list):
+            raise wrong(where, "a list", value, error)
+        if maximum is not None and len(value) > maximum:
+            raise wrong(where, f"a list of at most {maximum} items", len(value), error)
+        return tuple(check(f"{where}[{index}]", item, error) for index, item in enumerate(value))
+
+    return check_all
