@@ -8,10 +8,10 @@ from cpi.disks import loop
 from cpi.disks.filesystems import FILE_SYSTEMS, mount_device
 from cpi.disks.loop import Part
 from cpi.errors import CloudError
-from cpi.host import linux
+from cpi.host import kernel, linux
 
 # Nothing of it may do anything here.
-_FLAGS = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC
+_FLAGS = kernel.MS_RDONLY | kernel.MS_NODEV | kernel.MS_NOSUID | kernel.MS_NOEXEC
 
 Result = TypeVar("Result")
 

@@ -17,7 +17,7 @@ from cpi.disks import loop
 from cpi.disks.filesystems import FILE_SYSTEMS, grow, kind_of, replay
 from cpi.disks.loop import Part
 from cpi.errors import CloudError, NoDiskSpace
-from cpi.host import linux
+from cpi.host import kernel, linux
 from cpi.host.process import CommandFailed, run
 from cpi.progress import Progress
 
@@ -30,7 +30,6 @@ _SECOND_TABLE = 33 * SECTOR  # bytes of the copy itself (UEFI, "GPT Partition En
 _GUID_DIGITS = 32
 TABLE_HEAD = 3 * SECTOR  # bytes that have the GPT's header and its first entries
 
-_FICLONE = 0x40049409  # linux/fs.h: the same blocks under another name, where they can be shared
 _PIECE = 64 * MIB  # copied at a time
 _TABLE_SECONDS = 60.0
 
@@ -294,7 +293,7 @@ def copy(source: Path, target: Path, progress: Progress = quiet) -> None:
 
 def _shares_blocks(inside: int, out: int) -> bool:
     try:
-        fcntl.ioctl(out, _FICLONE, inside)
+        fcntl.ioctl(out, kernel.FICLONE, inside)
     except OSError:
         return False
     return True

@@ -19,6 +19,7 @@ from cpi.commands.host_checks import Host
 from cpi.commands.main import main
 from cpi.commands.network_checks import Route
 from cpi.config.config import Config
+from cpi.disks import loop
 from cpi.errors import CloudError
 from cpi.findings import FAILURE, OK, WARNING, Checks, Finding, failure, ok, warning
 from cpi.host.process import CommandFailed
@@ -131,7 +132,7 @@ def test_root(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_loop_devices(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     control = tmp_path / "loop-control"
-    monkeypatch.setattr(host_checks, "_LOOP_CONTROL", str(control))
+    monkeypatch.setattr(loop, "CONTROL", str(control))
     assert of_host("loop devices", host).mend == "modprobe loop"
     control.touch()
     assert of_host("loop devices", host).status == FAILURE  # it gives no device
