@@ -76,7 +76,6 @@ def test_leaves_do_not_import_the_contract() -> None:
     allowed = {
         "cpi.config.config": {"cpi.contract.values", "cpi.documents", "cpi.service.service_keys"},
         "cpi.commands.host_checks": {"cpi.service.policy", "cpi.service.sockets"},
-        "cpi.commands.network_checks": {"cpi.service.routes"},
         "cpi.commands.serve": {"cpi.service.serve"},
     }
     for path in sources("cpi"):

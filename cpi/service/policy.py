@@ -16,7 +16,7 @@ from typing import Any
 from cpi.config.config import Config, suggestions
 from cpi.disks.disk_store import DEFAULT_STORE, folders_of
 from cpi.errors import CPIError, InvalidCall
-from cpi.service.routes import Subnet
+from cpi.host.iproute import Subnet
 from cpi.text import kind, shown
 from runtimes import catalog
 
