@@ -267,7 +267,7 @@ def _packer(
             if not root.exists("/etc/os-release"):
                 return None
             facts = read_facts(root, "the disk's root file system")
-        where = f"the {system.kind} at {system.offset} of the disk"
+        where = f"the {system.fstype} at {system.offset} of the disk"
         with means.report.progress(f"packing {where}") as show:
             return pack(mounted, folder / "rootfs.tar.gz", show), facts
 

@@ -47,7 +47,7 @@ def prepare(raw: Path, systems: list[FileSystem], manifest: Manifest, folder: Pa
     folder: for small files. Raises StemcellError when the disk has no agent.
     """
     for system in systems:
-        if system.kind != "ext4":
+        if system.fstype != "ext4":
             continue
         config = _read(raw, system)
         if config is None:
@@ -57,7 +57,7 @@ def prepare(raw: Path, systems: list[FileSystem], manifest: Manifest, folder: Pa
             found = Expectations(CONFIG_DRIVE, VIRTIO, adapted=True)
             _write(raw, system, with_config_drive(config), folder)
         return found
-    if any(system.kind != "ext4" for system in systems):
+    if any(system.fstype != "ext4" for system in systems):
         return of_infrastructure(manifest)
     raise StemcellError(f"no file system of the disk has {_PATH}: is this a BOSH stemcell?")
 

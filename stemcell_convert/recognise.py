@@ -9,7 +9,7 @@ import io
 import zlib
 
 from stemcell_convert import tars
-from stemcell_convert.partitions import kind_at
+from stemcell_convert.partitions import fstype_at
 from stemcell_convert.stemcell_errors import StemcellError, UnsupportedStemcell
 from stemcell_convert.streams import Source
 
@@ -43,7 +43,7 @@ def disk_format(head: bytes) -> str:
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
-    if head[510:512] == b"\x55\xaa" or kind_at(lambda at, size: head[at : at + size], 0):
+    if head[510:512] == b"\x55\xaa" or fstype_at(lambda start, size: head[start : start + size], 0):
         return "raw"
     return ""
 
