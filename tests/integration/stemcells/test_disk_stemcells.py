@@ -12,6 +12,7 @@ import pytest
 from testing.stemcells.stemcell_disks import NO_TABLE, archive, converted, disk
 from tests.support.containerd.disks import attach_and_mount
 from tests.support.containerd.machine import VM, Machine, failing
+from tests.support.opens import counted_opens
 from tests.support.stemcells.disk_stemcells import CAPABILITY, machine_root
 
 OVF = b"<?xml version='1.0'?><Envelope/>"
@@ -109,7 +110,9 @@ def maker(runit_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Maker:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_boots(machine: Machine, maker: Maker, clean: None, kind: str) -> None:
     image = maker.image(kind)
-    stemcell = machine.call("create_stemcell", str(image), {"name": kind, "version": "1"})
+    with counted_opens(image) as opens:
+        stemcell = machine.call("create_stemcell", str(image), {"name": kind, "version": "1"})
+        assert opens() == 1, "all that is wanted of it comes of one reading"
     assert machine.call("create_stemcell", str(image), {}) == stemcell
     assert not list((machine.host.state / "imports").iterdir())
     vm = machine.create_vm(stemcell, agent_id="the-agent")
