@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,16 @@ def test_one_file_imports(foreign: str, file: str) -> None:
         path.relative_to(REPOSITORY) for path in files if foreign in {top(n) for n in imports(path)}
     }
     assert users == {Path(file)}
+
+
+@pytest.mark.parametrize("package", ["runtimes", "stemcell_convert"])
+def test_no_module_imports_itself_through_others(package: str) -> None:
+    """Neither inside functions nor for type checkers: what is in a circle is one module."""
+    modules = {
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): set(imports(path))
+        for path in sources(package)
+    }
+    TopologicalSorter({name: used & modules.keys() for name, used in modules.items()}).prepare()
 
 
 def test_packages_are_empty() -> None:

@@ -174,6 +174,22 @@ def test_a_disk_is_attached_in_a_vm_of_a_disk_stemcell(
     machine.call("delete_stemcell", stemcell)
 
 
+def test_disks_that_begin_alike_are_told_apart(
+    machine: Machine, maker: Maker, clean: None, tmp_path: Path
+) -> None:
+    """Until it is read to its end an upload goes by its size and its beginning."""
+    disks = [tmp_path / "one", tmp_path / "other"]
+    for number, path in enumerate(disks):
+        data = bytearray(maker.raw("gpt").read_bytes())
+        data[-1] = number  # of the GPT's second copy, which nothing here reads
+        path.write_bytes(data)
+    stemcells = [machine.call("create_stemcell", str(path), {}) for path in disks]
+    assert len(set(stemcells)) == 2
+    assert [machine.call("create_stemcell", str(path), {}) for path in disks] == stemcells
+    for stemcell in stemcells:
+        machine.call("delete_stemcell", stemcell)
+
+
 def test_a_disk_that_reads_other_files_is_refused(
     machine: Machine, maker: Maker, clean: None, tmp_path: Path
 ) -> None:
