@@ -27,7 +27,7 @@ from stemcell_convert.inroot import Root
 from stemcell_convert.manifest import Manifest
 from stemcell_convert.oci_image import Image
 from stemcell_convert.pack import Rootfs, pack
-from stemcell_convert.recognise import DISK, LIGHT, ROOTFS, TARBALL, recognise
+from stemcell_convert.recognise import LIGHT, ROOTFS, TARBALL, recognise
 from stemcell_convert.report import Report
 from stemcell_convert.stemcell_errors import LightStemcell, StemcellError, over_limit
 from stemcell_convert.streams import CHUNK, Source, widen
@@ -44,7 +44,7 @@ class Mounter(Protocol):
         self,
         raw: Path,
         system: partitions.FileSystem,
-        at: Path,
+        folder: Path,
         use: Callable[[Path], Result],
         /,
     ) -> Result: ...
@@ -60,20 +60,20 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Found:
+class Contents:
     """What was taken out of a stemcell: its root file system, and what that and others tell.
 
-    source: the digest of its `image`; kind: what that is, in recognise's words.
+    image_digest, image_format: of its `image`; the format in recognise's words.
     """
 
     rootfs: Rootfs
     facts: RootfsFacts
-    source: str
-    kind: str
+    image_digest: str
+    image_format: str
     manifest: Manifest
 
 
-def convert(stemcell: Path, folder: Path, means: Means) -> tuple[Image, Found]:
+def convert(stemcell: Path, folder: Path, means: Means) -> tuple[Image, Contents]:
     """Make an OCI image of a stemcell's tarball, or of its `image`, in an empty folder.
 
     The image is a layout below the folder, which the caller moves away before removing the rest.
@@ -81,25 +81,25 @@ def convert(stemcell: Path, folder: Path, means: Means) -> tuple[Image, Found]:
     """
     target = folder / "layout"
     blobs = layout.begin(target)
-    found = take(stemcell, folder, means)
-    layers = [oci.Layer(oci.LAYER_GZIP, *found.rootfs.described)]
-    os.replace(found.rootfs.path, blobs / found.rootfs.digest.partition(":")[2])
-    data = adapt.layer(adapt.adaptations(found.facts))
+    contents = take(stemcell, folder, means)
+    layers = [oci.Layer(oci.LAYER_GZIP, *contents.rootfs.described)]
+    os.replace(contents.rootfs.path, blobs / contents.rootfs.digest.partition(":")[2])
+    data = adapt.layer(adapt.adaptations(contents.facts))
     layers.append(oci.plain_layer(data))
     (blobs / layers[1].digest.partition(":")[2]).write_bytes(data)
-    labels = oci.labels(found.facts, found.source, found.manifest)
-    config, manifest = oci.documents(found.facts, layers, labels)
+    labels = oci.labels(contents.facts, contents.image_digest, contents.manifest)
+    config, manifest = oci.documents(contents.facts, layers, labels)
     image = Image(target, manifest, config, tuple(layers))
-    return layout.finish(image), found
+    return layout.finish(image), contents
 
 
-def take(stemcell: Path, folder: Path, means: Means) -> Found:
+def take(stemcell: Path, folder: Path, means: Means) -> Contents:
     """Take the root file system out of a stemcell's tarball or `image`. Raises StemcellError."""
     with opened(stemcell, means.report) as source:
         if recognise(source) == TARBALL:
             return _of_tarball(source, folder, means)
-        found = _of_image(source, folder, means)
-    return replace(found, manifest=beside(stemcell) or Manifest())
+        contents = _of_image(source, folder, means)
+    return replace(contents, manifest=beside(stemcell) or Manifest())
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def opened(stemcell: Path, report: Report) -> Iterator[Source]:
     try:
         with stemcell.open("rb") as file, report.progress(f"reading {stemcell.name}") as show:
             size = os.fstat(file.fileno()).st_size
-            yield Source(file, str(stemcell), path=stemcell, show=lambda done: show(done, size))
+            yield Source(file, str(stemcell), show=lambda done: show(done, size))
     except OSError as error:
         where = f" ({error.filename})" if error.filename not in (None, str(stemcell)) else ""
         raise StemcellError(
@@ -124,17 +124,17 @@ def beside(image: Path) -> Manifest | None:
     return None
 
 
-def _of_tarball(tarball: Source, folder: Path, means: Means) -> Found:
+def _of_tarball(tarball: Source, folder: Path, means: Means) -> Contents:
     """Find image and manifest in a stemcell's tarball, in whatever order they come."""
-    found: Found | None = None
+    contents: Contents | None = None
     manifest: Manifest | None = None
     light = False
     with tars.opened(tarball, tarball.name, zipped=True, limit=means.limit) as members:
         for member, content in tars.files(members):
-            if member == "image" and found is None and not light:
+            if member == "image" and contents is None and not light:
                 source = Source(content, f"{tarball.name}: image")
                 light = recognise(source) == LIGHT
-                found = None if light else _of_image(source, folder, means)
+                contents = None if light else _of_image(source, folder, means)
             elif member == manifests.NAME:
                 document = content.read(manifests.LIMIT + 1)
                 manifest = manifests.parse(document, f"{tarball.name}: {member}")
@@ -143,10 +143,10 @@ def _of_tarball(tarball: Source, folder: Path, means: Means) -> Found:
             f"{tarball.name} is a light stemcell of {manifest.image or 'no image'}; "
             "`bosh-cpi stemcell pull` fetches that"
         )
-    if found is None or manifest is None:
+    if contents is None or manifest is None:
         missing = "image" if manifest else manifests.NAME
         raise StemcellError(f"{tarball.name} has no {missing}: is this a BOSH stemcell?")
-    return replace(found, manifest=manifest)
+    return replace(contents, manifest=manifest)
 
 
 def extract(stemcell: Path, folder: Path, means: Means) -> tuple[Path, Manifest]:
@@ -168,15 +168,15 @@ def extract(stemcell: Path, folder: Path, means: Means) -> tuple[Path, Manifest]
     return folder / "image", manifest
 
 
-def _of_image(source: Source, folder: Path, means: Means) -> Found:
-    kind = recognise(source)
-    if kind == LIGHT:
+def _of_image(source: Source, folder: Path, means: Means) -> Contents:
+    image_format = recognise(source)
+    if image_format == LIGHT:
         raise LightStemcell(f"{source.name} is empty, as in a light stemcell")
-    if kind == ROOTFS:
+    if image_format == ROOTFS:
         rootfs, facts = _copy(source, folder, means)
     else:
-        rootfs, facts = rootfs_of_disk(source, kind, folder, means)
-    return Found(rootfs, facts, source.drain(), kind, Manifest())
+        rootfs, facts = rootfs_of_disk(source, image_format, folder, means)
+    return Contents(rootfs, facts, source.drain(), image_format, Manifest())
 
 
 def _copy(source: Source, folder: Path, means: Means) -> tuple[Rootfs, RootfsFacts]:
@@ -207,19 +207,19 @@ def _copy(source: Source, folder: Path, means: Means) -> tuple[Rootfs, RootfsFac
 
 
 def rootfs_of_disk(
-    source: Source, kind: str, folder: Path, means: Means
+    source: Source, image_format: str, folder: Path, means: Means
 ) -> tuple[Rootfs, RootfsFacts]:
-    """Return the root file system of the disk in a stemcell's `image` of this kind.
+    """Return the root file system of the disk in a stemcell's `image` of this format.
 
     folder: has room for the disk twice; the caller removes what is in it. Raises StemcellError.
     """
     try:
-        raw = raw_disk(source, kind, folder, means)
+        raw = raw_disk(source, image_format, folder, means)
         systems = file_systems(raw)
         for system in systems:
-            found = means.mounted(raw, system, folder / "root", _packer(system, folder, means))
-            if found:
-                return found
+            packed = means.mounted(raw, system, folder / "root", _packer(system, folder, means))
+            if packed:
+                return packed
     except StemcellError as error:
         if source.name in str(error):
             raise
@@ -230,24 +230,21 @@ def rootfs_of_disk(
     )
 
 
-def raw_disk(source: Source, kind: str, folder: Path, means: Means) -> Path:
-    """The disk in a stemcell's `image` of this kind, as a raw file. Raises StemcellError.
+def raw_disk(source: Source, image_format: str, folder: Path, means: Means) -> Path:
+    """Take the disk out of a stemcell's `image` of this format, as a raw file in the folder.
 
-    It may be the `image` itself, which is not to be changed.
+    A bare disk is copied as well, so that the `image` is read once. Raises StemcellError.
     """
     means.report.say(f"taking the disk out of {source.name}")
-    if kind == DISK and source.path:
-        disk = source.path
-    else:
-        disk = unwrap(source, kind, folder / "disk", means.limit)
+    disk = unwrap(source, image_format, folder / "disk", means.limit)
     raw = disk_image.to_raw(disk, folder / "raw", means.limit)
-    if raw != disk and disk != source.path:
+    if raw != disk:
         disk.unlink()
     return raw
 
 
 def file_systems(raw: Path) -> list[partitions.FileSystem]:
-    """The file systems of a raw disk, the last one first. Raises StemcellError."""
+    """Return the file systems of a raw disk, the last one first. Raises StemcellError."""
     with raw.open("rb") as file:
 
         def read(offset: int, size: int) -> bytes:
@@ -267,7 +264,7 @@ def _packer(
             if not root.exists("/etc/os-release"):
                 return None
             facts = read_facts(root, "the disk's root file system")
-        where = f"the {system.kind} at {system.offset} of the disk"
+        where = f"the {system.fstype} at {system.offset} of the disk"
         with means.report.progress(f"packing {where}") as show:
             return pack(mounted, folder / "rootfs.tar.gz", show), facts
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from stemcell_convert.programs import run
-from stemcell_convert.recognise import HEAD, disk_format
+from stemcell_convert.recognise import HEAD, disk_format_of
 from stemcell_convert.stemcell_errors import StemcellError
 
 _HINT = "apt-get install qemu-utils"
@@ -26,12 +26,12 @@ def to_raw(disk: Path, target: Path, limit: int) -> Path:
 
     Raises StemcellError when it is damaged, refers to other files, or is larger than `limit` bytes.
     """
-    kind = disk_format(_read(disk, 0, HEAD))
-    if not kind:
+    fmt = disk_format_of(_read(disk, 0, HEAD))
+    if not fmt:
         raise StemcellError(f"{disk} is no disk image that is known")
-    if kind == "raw":
+    if fmt == "raw":
         return disk
-    size = _require_alone(disk, kind).get("virtual-size", 0)
+    size = _require_alone(disk, fmt).get("virtual-size", 0)
     if not 0 < size <= limit:
         raise StemcellError(
             f"the disk in the stemcell has {size >> 20} MiB; the limit is {limit >> 20} MiB "
@@ -39,35 +39,37 @@ def to_raw(disk: Path, target: Path, limit: int) -> Path:
         )
     # -f: what the file says of itself further on is not believed. -S: holes stay holes.
     run(
-        ["qemu-img", "convert", "-f", kind, "-O", "raw", "-S", "4k", "-W", str(disk), str(target)],
+        ["qemu-img", "convert", "-f", fmt, "-O", "raw", "-S", "4k", "-W", str(disk), str(target)],
         _HINT,
     )
     return target
 
 
-def _require_alone(disk: Path, kind: str) -> dict[str, Any]:
+def _require_alone(disk: Path, fmt: str) -> dict[str, Any]:
     """Refuse an image that would have qemu-img read another file; return what qemu-img says."""
-    if kind == "vmdk" and int.from_bytes(_read(disk, 12, 8), "little") == 0:
+    if fmt == "vmdk" and int.from_bytes(_read(disk, 12, 8), "little") == 0:
         raise StemcellError("the VMDK has no capacity of its own: it describes other files")
-    if kind == "vpc":
-        found = int.from_bytes(_read(disk, 60, 4), "big")  # "Disk Type" of the footer's copy
-        if found not in _VHD_TYPES:
-            raise StemcellError(f"the VHD is of type {found}; a differencing one needs its parent")
-    facts = _facts(disk, kind)
+    if fmt == "vpc":
+        vhd_type = int.from_bytes(_read(disk, 60, 4), "big")  # "Disk Type" of the footer's copy
+        if vhd_type not in _VHD_TYPES:
+            raise StemcellError(
+                f"the VHD is of type {vhd_type}; a differencing one needs its parent"
+            )
+    facts = _facts(disk, fmt)
     for name in ("backing-filename", "full-backing-filename"):
         if name in facts:
-            raise StemcellError(f"the {kind} image refers to another file, {facts[name]!a}")
+            raise StemcellError(f"the {fmt} image refers to another file, {facts[name]!a}")
     special = facts.get("format-specific", {}).get("data", {})
     if special.get("data-file"):
-        raise StemcellError(f"the {kind} image refers to another file, {special['data-file']!a}")
+        raise StemcellError(f"the {fmt} image refers to another file, {special['data-file']!a}")
     for extent in special.get("extents", []):
         if os.path.realpath(str(extent.get("filename"))) != os.path.realpath(disk):
-            raise StemcellError(f"the {kind} image refers to another file, {extent!a}")
+            raise StemcellError(f"the {fmt} image refers to another file, {extent!a}")
     return facts
 
 
-def _facts(disk: Path, kind: str) -> dict[str, Any]:
-    document = json.loads(run(["qemu-img", "info", "-f", kind, "--output=json", str(disk)], _HINT))
+def _facts(disk: Path, fmt: str) -> dict[str, Any]:
+    document = json.loads(run(["qemu-img", "info", "-f", fmt, "--output=json", str(disk)], _HINT))
     return document if isinstance(document, dict) else {}
 
 

@@ -42,7 +42,7 @@ class Root:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
@@ -56,13 +56,13 @@ class Root:
     def open(self, path: str) -> FileIO:
         """Open a regular file to read, links followed inside the root."""
         # Opening alone could do something: a FIFO holds up, a watchdog's device node starts it.
-        found = self._open(path, os.O_PATH)
+        descriptor = self._open(path, os.O_PATH)
         try:
-            if not stat.S_ISREG(os.fstat(found).st_mode):
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise FileNotFoundError(f"{path} is not a regular file")
-            return FileIO(f"/proc/self/fd/{found}", "r")
+            return FileIO(f"/proc/self/fd/{descriptor}", "r")
         finally:
-            os.close(found)
+            os.close(descriptor)
 
     def folder(self, path: str) -> int:
         """Return a descriptor (O_PATH) of a folder, which the caller closes."""

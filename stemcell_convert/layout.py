@@ -56,11 +56,11 @@ def read(folder: Path, name: str, architecture: str) -> Image:
     naming the folder and the reason.
     """
     entries = _entries(folder)
-    chosen = [one for one in entries if not name or _name(one) == name]
+    chosen = [entry for entry in entries if not name or _name(entry) == name]
     if len(chosen) != 1:
-        told = f"no image {name!a}" if name else f"{len(entries)} images"
+        problem = f"no image {name!a}" if name else f"{len(entries)} images"
         names = ", ".join(sorted(map(_name, entries))) or "none"
-        raise StemcellError(f"{folder} has {told}; name one of: {names}")
+        raise StemcellError(f"{folder} has {problem}; name one of: {names}")
     digest = str(chosen[0].get("digest"))
     if chosen[0].get("mediaType") in images.INDEX_TYPES:
         index = images.parse_json(_blob(folder, digest), str(folder))
@@ -98,7 +98,7 @@ def put(image: Image, target: Path, name: str) -> None:
         _write_index(image.folder, [_entry(image, name)])
         os.replace(image.folder, target)
         return
-    entries = [one for one in _entries(target) if _name(one) != name]
+    entries = [entry for entry in _entries(target) if _name(entry) != name]
     (target / "blobs" / "sha256").mkdir(parents=True, exist_ok=True)
     for digest in [*(digest for digest, _ in image.blobs), image.digest]:
         os.replace(image.blob(digest), blob_path(target, digest))
@@ -167,8 +167,7 @@ def _repository_tag(image: Image, name: str) -> str:
 
 def _entries(folder: Path) -> list[dict[str, Any]]:
     index = images.parse_json(_read(folder / _INDEX, str(folder)), str(folder))
-    found = index.get("manifests")
-    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []
+    return images.objects_in(index.get("manifests"))
 
 
 def _name(entry: dict[str, Any]) -> str:

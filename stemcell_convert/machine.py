@@ -47,17 +47,17 @@ def prepare(raw: Path, systems: list[FileSystem], manifest: Manifest, folder: Pa
     folder: for small files. Raises StemcellError when the disk has no agent.
     """
     for system in systems:
-        if system.kind != "ext4":
+        if system.fstype != "ext4":
             continue
         config = _read(raw, system)
         if config is None:
             continue
-        found = expectations(config)
-        if found is None:
-            found = Expectations(CONFIG_DRIVE, VIRTIO, adapted=True)
+        expected = expectations(config)
+        if expected is None:
+            expected = Expectations(CONFIG_DRIVE, VIRTIO, adapted=True)
             _write(raw, system, with_config_drive(config), folder)
-        return found
-    if any(system.kind != "ext4" for system in systems):
+        return expected
+    if any(system.fstype != "ext4" for system in systems):
         return of_infrastructure(manifest)
     raise StemcellError(f"no file system of the disk has {_PATH}: is this a BOSH stemcell?")
 
@@ -65,12 +65,12 @@ def prepare(raw: Path, systems: list[FileSystem], manifest: Manifest, folder: Pa
 def expectations(config: Mapping[str, Any]) -> Expectations | None:
     """What an agent.json says, or None when it names no source that a hypervisor can serve."""
     sources = _section(config, "Infrastructure", "Settings").get("Sources") or []
-    kinds = [source.get("Type") for source in sources if isinstance(source, dict)]
+    source_types = [source.get("Type") for source in sources if isinstance(source, dict)]
     linux = _section(config, "Platform", "Linux")
     resolution = SCSI if linux.get("DevicePathResolutionType") == "scsi" else VIRTIO
-    if "ConfigDrive" in kinds:
+    if "ConfigDrive" in source_types:
         return Expectations(CONFIG_DRIVE, resolution)
-    if "CDROM" in kinds:
+    if "CDROM" in source_types:
         return Expectations(CDROM, resolution)
     return None
 
@@ -94,10 +94,10 @@ def of_infrastructure(manifest: Manifest) -> Expectations:
 
 
 def _section(config: Mapping[str, Any], *path: str) -> Mapping[str, Any]:
-    found: Any = config
+    section: Any = config
     for name in path:
-        found = found.get(name) if isinstance(found, dict) else None
-    return found if isinstance(found, dict) else {}
+        section = section.get(name) if isinstance(section, dict) else None
+    return section if isinstance(section, dict) else {}
 
 
 def _read(raw: Path, system: FileSystem) -> dict[str, Any] | None:

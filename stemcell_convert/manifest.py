@@ -49,23 +49,23 @@ def parse(document: bytes, source: str) -> Manifest:
             pass
 
     try:
-        found = yaml.load(document, Loader)  # noqa: S506 (it is a safe one)
+        content = yaml.load(document, Loader)  # noqa: S506 (it is a safe one)
     # yaml's own words for what is no value of its tag are all of these.
     except (
         *(yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError),
         RecursionError,
     ) as error:
-        told = " ".join(str(error).split())[:200]
-        raise StemcellError(f"{source} is not YAML: {told}") from None
-    if not isinstance(found, dict):
+        reason = " ".join(str(error).split())[:200]
+        raise StemcellError(f"{source} is not YAML: {reason}") from None
+    if not isinstance(content, dict):
         raise StemcellError(f"{source} is not a stemcell's manifest: it is no mapping")
-    properties = found.get("cloud_properties")
-    formats = found.get("stemcell_formats")
+    properties = content.get("cloud_properties")
+    formats = content.get("stemcell_formats")
     return Manifest(
-        name=_text(found.get("name")),
-        version=_text(found.get("version")),
-        operating_system=_text(found.get("operating_system")),
-        api_version=_text(found.get("api_version")),
+        name=_text(content.get("name")),
+        version=_text(content.get("version")),
+        operating_system=_text(content.get("operating_system")),
+        api_version=_text(content.get("api_version")),
         formats=tuple(map(_text, formats)) if isinstance(formats, list) else (),
         cloud_properties=properties if isinstance(properties, dict) else {},
     )

@@ -66,7 +66,7 @@ def chain_id(diff_ids: Sequence[str]) -> str:
 
 def labels(facts: RootfsFacts, source: str, stemcell: Manifest) -> dict[str, str]:
     """Return what an image says of its stemcell; `source` is the digest of its `image` file."""
-    found = {
+    labels = {
         LABEL_INIT: facts.init,
         LABEL_SETTINGS: facts.settings,
         LABEL_SOURCE: source,
@@ -79,7 +79,7 @@ def labels(facts: RootfsFacts, source: str, stemcell: Manifest) -> dict[str, str
         _TITLE: stemcell.name,
         _VERSION: stemcell.version,
     }
-    return {key: value for key, value in found.items() if value}
+    return {key: value for key, value in labels.items() if value}
 
 
 def stemcell_of(labels: Mapping[str, str]) -> Manifest:

@@ -53,9 +53,9 @@ class Image:
     def labels(self) -> Mapping[str, str]:
         """What its config says in labels."""
         config = json.loads(self.config).get("config")
-        found = config.get("Labels") if isinstance(config, dict) else None
-        texts = found.items() if isinstance(found, dict) else ()
-        return {key: value for key, value in texts if isinstance(value, str)}
+        labels = config.get("Labels") if isinstance(config, dict) else None
+        items = labels.items() if isinstance(labels, dict) else ()
+        return {key: value for key, value in items if isinstance(value, str)}
 
     @property
     def architecture(self) -> str:
@@ -79,7 +79,7 @@ class Image:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class ImageManifest:
     """What a manifest lists: the config, then media type, digest and size (bytes) of each layer."""
 
     config: str
@@ -99,16 +99,16 @@ def is_digest(value: object) -> bool:
     return isinstance(value, str) and _DIGEST.fullmatch(value) is not None
 
 
-def parse_manifest(document: bytes, source: str) -> Manifest:
+def parse_manifest(document: bytes, source: str) -> ImageManifest:
     """Read an image's manifest. Raises StemcellError, calling it `source`."""
-    found = parse_json(document, source)
+    content = parse_json(document, source)
     try:
-        manifest = Manifest(
-            _digest(found["config"]["digest"]),
-            _size(found["config"]["size"]),
+        manifest = ImageManifest(
+            _digest(content["config"]["digest"]),
+            _size(content["config"]["size"]),
             tuple(
-                (_layer_type(one), _digest(one["digest"]), _size(one["size"]))
-                for one in found["layers"]
+                (_layer_type(layer), _digest(layer["digest"]), _size(layer["size"]))
+                for layer in content["layers"]
             ),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -120,11 +120,11 @@ def parse_manifest(document: bytes, source: str) -> Manifest:
     return manifest
 
 
-def layers_of(manifest: Manifest, config: bytes, source: str) -> tuple[oci.Layer, ...]:
+def layers_of(manifest: ImageManifest, config: bytes, source: str) -> tuple[oci.Layer, ...]:
     """Join a manifest's layers with the diff IDs of its config. Raises StemcellError."""
     rootfs = parse_json(config, source).get("rootfs")
-    found = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
-    diff_ids = found if isinstance(found, list) else []
+    listed = rootfs.get("diff_ids") if isinstance(rootfs, dict) else None
+    diff_ids = listed if isinstance(listed, list) else []
     if len(diff_ids) != len(manifest.layers) or not all(map(is_digest, diff_ids)):
         raise StemcellError(f"{source} has an image whose config does not fit its layers")
     return tuple(
@@ -138,8 +138,7 @@ def for_platform(index: Mapping[str, Any], architecture: str, source: str) -> st
 
     An index of one image gives that. Raises StemcellError naming the platforms there are.
     """
-    listed = index.get("manifests")
-    entries = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    entries = objects_in(index.get("manifests"))
     platforms: dict[str, object] = {}
     for entry in entries:
         platform = entry.get("platform")
@@ -166,11 +165,16 @@ def parse_json(data: bytes, source: str) -> dict[str, Any]:
     return document
 
 
+def objects_in(value: object) -> list[dict[str, Any]]:
+    """Return the JSON objects of a list; of anything else, none."""
+    return [entry for entry in value if isinstance(entry, dict)] if isinstance(value, list) else []
+
+
 def _layer_type(layer: Mapping[str, Any]) -> str:
-    found = layer["mediaType"]
-    if not isinstance(found, str) or found not in _LAYER_TYPES:
-        raise ValueError(f"a layer is of type {found!a}")
-    return _LAYER_TYPES[found]
+    media_type = layer["mediaType"]
+    if not isinstance(media_type, str) or media_type not in _LAYER_TYPES:
+        raise ValueError(f"a layer is of type {media_type!a}")
+    return _LAYER_TYPES[media_type]
 
 
 def _digest(value: object) -> str:

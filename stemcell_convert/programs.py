@@ -15,8 +15,8 @@ def run(argv: list[str], hint: str) -> bytes:
     except FileNotFoundError:
         raise StemcellError(f"{argv[0]} is not installed; {hint}") from None
     if done.returncode:
-        told = done.stderr.decode(errors="replace").strip()[-500:]
-        raise StemcellError(f"{argv[0]} {argv[1]} failed: {told or done.returncode}")
+        reason = done.stderr.decode(errors="replace").strip()[-500:]
+        raise StemcellError(f"{argv[0]} {argv[1]} failed: {reason or done.returncode}")
     return done.stdout
 
 

@@ -9,7 +9,7 @@ import io
 import zlib
 
 from stemcell_convert import tars
-from stemcell_convert.partitions import kind_at
+from stemcell_convert.partitions import fstype_at
 from stemcell_convert.stemcell_errors import StemcellError, UnsupportedStemcell
 from stemcell_convert.streams import Source
 
@@ -38,12 +38,12 @@ _ROOT_FOLDERS = {
 }  # fmt: skip
 
 
-def disk_format(head: bytes) -> str:
-    """The format of a disk by its first 4 KiB, in qemu-img's words, or "" if it is no disk."""
+def disk_format_of(head: bytes) -> str:
+    """Return a disk's format by its first 4 KiB, in qemu-img's words, or "" if it is no disk."""
     for magic, name in _MAGIC:
         if head.startswith(magic):
             return name
-    if head[510:512] == b"\x55\xaa" or kind_at(lambda at, size: head[at : at + size], 0):
+    if head[510:512] == b"\x55\xaa" or fstype_at(lambda start, size: head[start : start + size], 0):
         return "raw"
     return ""
 
@@ -65,7 +65,7 @@ def recognise(source: Source) -> str:
         return _in_tar(head, source.name)
     if head.startswith(BZIP2):
         return BZIPPED
-    if disk_format(head):
+    if disk_format_of(head):
         return DISK
     for magic, text in _OTHER:
         if head.startswith(magic):
@@ -93,7 +93,7 @@ def _in_tar(head: bytes, name: str) -> str:
         return ROOTFS
     if first in _TARBALL_FILES or first.startswith("sbom"):
         return TARBALL
-    if disk_format(start) or start.lstrip().startswith(b"<?xml") or b"Envelope" in start:
+    if disk_format_of(start) or start.lstrip().startswith(b"<?xml") or b"Envelope" in start:
         return ARCHIVE  # the OVF descriptor comes before its disk
     raise StemcellError(
         f"{name} begins with {member.name!a}, which is no root file system's folder"

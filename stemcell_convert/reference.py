@@ -51,11 +51,11 @@ def parse(text: str) -> Reference:
         host = _HUB
     if host == _HUB and "/" not in rest:
         rest = f"library/{rest}"
-    found = _REST.fullmatch(rest)
-    if found is None or not _HOST.fullmatch(host) or len(f"{host}/{rest}") > _LONGEST:
+    match = _REST.fullmatch(rest)
+    if match is None or not _HOST.fullmatch(host) or len(f"{host}/{rest}") > _LONGEST:
         raise StemcellError(
             f"{text[:_LONGEST]!a} is no image reference; it looks like "
             "ghcr.io/team/stemcell:1.2 or ghcr.io/team/stemcell@sha256:…"
         )
-    repository, tag, digest = found.group("repository", "tag", "digest")
+    repository, tag, digest = match.group("repository", "tag", "digest")
     return Reference(host, repository, tag or "", digest or "")

@@ -13,7 +13,7 @@ from pathlib import Path
 from stemcell_convert import layout, oci, oci_image as images
 from stemcell_convert.oci_image import DOCUMENT_LIMIT, INDEX_TYPES, MANIFEST_TYPES, Image
 from stemcell_convert.reference import Reference
-from stemcell_convert.registry_client import Access, Client
+from stemcell_convert.registry_client import Access, RegistryClient
 from stemcell_convert.report import Progress, Report
 from stemcell_convert.stemcell_errors import RegistryUnreachable, StemcellError
 from stemcell_convert.streams import CHUNK
@@ -27,7 +27,7 @@ class Registry:
     def __init__(self, reference: Reference, access: Access, report: Report) -> None:
         self._name = reference.name
         self._report = report
-        self._client = Client(reference, access)
+        self._client = RegistryClient(reference, access)
 
     def manifest(self, reference: Reference) -> tuple[str, bytes]:
         """Return digest and bytes of what a reference's digest or tag names."""
@@ -93,9 +93,12 @@ class Registry:
         with self._client.answer(
             "PUT", f"manifests/{tag}", headers=headers, data=image.manifest
         ) as response:
-            told = response.headers.get("Docker-Content-Digest", image.digest)
-        if told != image.digest:
-            raise StemcellError(f"{self._name}: the registry took {image.digest} for {told}")
+            stored = response.headers.get("Docker-Content-Digest", image.digest)
+        if stored != image.digest:
+            raise StemcellError(
+                f"{self._name}: the registry stored the manifest as {stored}, "
+                f"expected {image.digest}"
+            )
 
     def _download(self, digest: str, size: int, target: Path, show: Progress) -> None:
         """Fetch a blob, going on after a broken connection; what it is must be its digest."""
@@ -134,7 +137,7 @@ class Registry:
         """Send a blob, from its beginning again after a broken connection."""
         for left in reversed(range(_TRIES)):
             try:
-                return self._client.upload(_Body(path, size, show), digest)
+                return self._client.upload(_BlobBody(path, size, show), digest)
             except RegistryUnreachable as error:
                 if not left:
                     raise
@@ -147,7 +150,7 @@ def _from(before: int, total: int, show: Progress) -> Progress:
     return lambda done, _: show(before + done, total)
 
 
-class _Body:
+class _BlobBody:
     """A file as a request's body, which can be sent again when the registry asks for a log-in."""
 
     def __init__(self, path: Path, size: int, show: Progress) -> None:

@@ -46,7 +46,7 @@ class Access:
     docker_config: str = ""
 
 
-class Client(oras.provider.Registry):  # type: ignore[misc]
+class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
     """oras' client for one repository: its requests, with time-outs, log-ins and errors of ours."""
 
     def __init__(self, reference: Reference, access: Access) -> None:
@@ -80,8 +80,8 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
             status = response.status_code
             if status >= 400:
                 later = status >= 500 or status == requests.codes.too_many_requests
-                kind = RegistryUnreachable if later else StemcellError
-                raise kind(self._refusal(response, method, path))
+                error_class = RegistryUnreachable if later else StemcellError
+                raise error_class(self._refusal(response, method, path))
             yield response
 
     def has_blob(self, digest: str) -> bool:
@@ -154,16 +154,16 @@ class Client(oras.provider.Registry):  # type: ignore[misc]
         except requests.exceptions.SSLError as error:
             raise StemcellError(f"{self._host}: {_tls_trouble(error)}") from None
         except _BROKEN as error:
-            told = _innermost(error)
-            raise RegistryUnreachable(f"{method} to the registry {self._host}: {told}") from None
+            reason = _innermost(error)
+            raise RegistryUnreachable(f"{method} to the registry {self._host}: {reason}") from None
         except ValueError as error:  # oras' word for a log-in that failed
             raise StemcellError(f"{self._host}: {error}") from None
 
     def _refusal(self, response: requests.Response, method: str, path: str) -> str:
-        told = _errors_of(response)
+        reason = _errors_of(response)
         asked = f"{method} {path.split('?')[0]}"
         text = f"{self._name}: the registry answered {response.status_code} to {asked}"
-        text = f"{text}: {told}" if told else text
+        text = f"{text}: {reason}" if reason else text
         if response.status_code in (401, 403):
             hint = "the docker config's credentials do not do" if self._known else "not logged in"
             return f"{text} ({hint}; `docker login {self._host}` mends that)"
@@ -183,20 +183,20 @@ def _errors_of(response: requests.Response) -> str:
     """The registry's own words (distribution-spec, error codes)."""
     try:
         errors = json.loads(response.raw.read(64 << 10, decode_content=True))["errors"]
-        return "; ".join(str(one.get("message") or one.get("code")) for one in errors)[:300]
+        return "; ".join(str(entry.get("message") or entry.get("code")) for entry in errors)[:300]
     except (*_BROKEN, ValueError, KeyError, TypeError, AttributeError):
         return ""
 
 
 def _tls_trouble(error: Exception) -> str:
-    told = str(error)
-    if "WRONG_VERSION_NUMBER" in told or "record layer failure" in told:
+    text = str(error)
+    if "WRONG_VERSION_NUMBER" in text or "record layer failure" in text:
         return (
             "it does not speak TLS; if it is yours, allow plain HTTP (registry.plain_http, "
             "--plain-http)"
         )
-    if "CERTIFICATE_VERIFY_FAILED" in told:
-        reason = told.rsplit("certificate verify failed:", 1)[-1].split("(_ssl")[0].strip()
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        reason = text.rsplit("certificate verify failed:", 1)[-1].split("(_ssl")[0].strip()
         return (
             f"its certificate is not trusted ({reason}); name its CA (registry.ca_file, "
             f"--ca-file), or put it where docker looks, {_CERTIFICATES}/HOST/ca.crt"
@@ -234,9 +234,9 @@ def _credentials(path: str) -> dict[str, Any]:
         document = {}
     except (OSError, ValueError) as error:
         raise StemcellError(f"cannot read the docker config {file}: {error}") from None
-    found = document if isinstance(document, dict) else {}
+    config = document if isinstance(document, dict) else {}
     return {
-        "auths": found.get("auths") or {},
-        "credsStore": found.get("credsStore"),
-        "credHelpers": found.get("credHelpers") or {},
+        "auths": config.get("auths") or {},
+        "credsStore": config.get("credsStore"),
+        "credHelpers": config.get("credHelpers") or {},
     }

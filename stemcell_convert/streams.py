@@ -25,8 +25,7 @@ class Readable(Protocol):
 class Source:
     """A stream that is hashed as it is read, and whose beginning can be seen first.
 
-    name: what errors call it; path: the file, if the stream is a whole one; show: is told the
-    bytes read so far.
+    name: what errors call it; show: is told the bytes read so far.
     """
 
     def __init__(
@@ -34,11 +33,9 @@ class Source:
         stream: Readable,
         name: str,
         *,
-        path: Path | None = None,
         show: Callable[[int], None] | None = None,
     ) -> None:
         self.name = name
-        self.path = path
         self.size = 0  # bytes read so far
         self._stream = stream
         self._head = b""

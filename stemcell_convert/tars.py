@@ -72,11 +72,11 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
-        found = super().frombuf(buf, encoding, errors)
-        if found.size < 0:
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0:
             raise ReadError("a header has a negative size")
-        found.type = _EXTENSIONS.get(found.type, found.type)
-        return found
+        header.type = _EXTENSIONS.get(header.type, header.type)
+        return header
 
 
 class _Bounded:
@@ -130,20 +130,20 @@ def _size_in_pax(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> in
     content = tar.extractfile(member)
     if content is None or member.size > _HEADERS:
         raise ReadError(f"a pax header has {member.size} bytes")
-    records, at, size = content.read(), 0, None
-    while at < len(records):
+    records, start, size = content.read(), 0, None
+    while start < len(records):
         # "LENGTH KEY=VALUE\n", where LENGTH is that of it all
-        space = records.find(b" ", at, at + 20)
-        digits = records[at : max(space, at)]
+        space = records.find(b" ", start, start + 20)
+        digits = records[start : max(space, start)]
         length = int(digits) if digits.isdigit() else 0
-        if not len(digits) + 1 < length <= len(records) - at:
+        if not len(digits) + 1 < length <= len(records) - start:
             raise ReadError("a pax header is damaged")
-        key, _, value = records[space + 1 : at + length - 1].partition(b"=")
+        key, _, value = records[space + 1 : start + length - 1].partition(b"=")
         if key.startswith(b"GNU.sparse."):
             raise UnsupportedStemcell(f"{name} has a file with holes as pax has them; use another")
         if key == b"size":
             if not value.isdigit() or len(value) > 20:
                 raise ReadError("a pax header is damaged")
             size = int(value)
-        at += length
+        start += length
     return size

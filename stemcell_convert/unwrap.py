@@ -7,32 +7,32 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from stemcell_convert import tars
-from stemcell_convert.recognise import BZIPPED, DISK, GZIP, HEAD, disk_format
+from stemcell_convert.recognise import BZIPPED, DISK, GZIP, HEAD, disk_format_of
 from stemcell_convert.stemcell_errors import StemcellError, over_limit
 from stemcell_convert.streams import CHUNK, Source
 
 _HOLE = 4096  # bytes; as much as a file system gives for a block
 
 
-def unwrap(source: Source, kind: str, target: Path, limit: int) -> Path:
-    """Write the disk in a stemcell's `image` of this kind to `target`, sparse, and return that.
+def unwrap(source: Source, image_format: str, target: Path, limit: int) -> Path:
+    """Write the disk in a stemcell's `image` of this format to `target`, sparse, and return that.
 
     Names in an archive are never used. Raises StemcellError when there is no disk in it, it is
     damaged, or it has more than `limit` bytes.
     """
     name = source.name
     try:
-        if kind in (DISK, BZIPPED):
+        if image_format in (DISK, BZIPPED):
             # bz2 only reads, whatever its stub asks for.
             plain = cast(BinaryIO, source)
-            with bz2.open(plain) if kind == BZIPPED else nullcontext(plain) as stream:
+            with bz2.open(plain) if image_format == BZIPPED else nullcontext(plain) as stream:
                 _write(cast(BinaryIO, stream), b"", target, limit, name)
             return target
         zipped = source.peek(HEAD).startswith(GZIP)
         with tars.opened(source, name, zipped=zipped, limit=limit) as members:
             for _, content in tars.files(members):
                 head = content.read(HEAD)
-                if disk_format(head):
+                if disk_format_of(head):
                     _write(content, head, target, limit, name)
                     return target
     except EOFError as error:
@@ -64,12 +64,12 @@ def _write_sparse(fd: int, data: bytes, offset: int) -> None:
     if not data.strip(b"\0"):
         return
     start = None
-    for at in range(0, len(data), _HOLE):
-        piece = view[at : at + _HOLE]
+    for position in range(0, len(data), _HOLE):
+        piece = view[position : position + _HOLE]
         if piece != zeros[: len(piece)]:
-            start = at if start is None else start
+            start = position if start is None else start
         elif start is not None:
-            os.pwrite(fd, view[start:at], offset + start)
+            os.pwrite(fd, view[start:position], offset + start)
             start = None
     if start is not None:
         os.pwrite(fd, view[start:], offset + start)

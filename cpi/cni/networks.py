@@ -28,7 +28,7 @@ from cpi.cni.plugins import (
 )
 from cpi.cni.ports import Ports
 from cpi.errors import CloudError, NotSupported
-from cpi.host import linux
+from cpi.host import iproute, linux
 from cpi.host.process import run
 from cpi.model import Network, PortForward, VMSpec
 
@@ -44,7 +44,6 @@ _PROPERTIES = {
 }
 STATE = "network.json"
 _REBUILDING = "network.rebuilding"
-_IPROUTE = "apt-get install iproute2"
 
 
 class Networks:
@@ -162,9 +161,7 @@ class Networks:
 
         Returns name and MTU (bytes) of each network's bridge, None for a network without one.
         """
-        # Not from /sys, which may show another network namespace than this process is in.
-        argv = ["ip", "-json", "-details", "link", "show"]
-        links = {link["ifname"]: link for link in json.loads(run(argv, install_hint=_IPROUTE))}
+        links = iproute.links()
         bridges: list[tuple[str, int] | None] = []
         for attachment in attachments_in(folder / STATE):
             mine = [links[name] for name in host_links(attachment.result or {}) if name in links]
@@ -173,7 +170,7 @@ class Networks:
             for link in mine:
                 if bridge and link.get("master") == bridge["ifname"]:
                     words = ["ip", "link", "set", link["ifname"], "nomaster", "down"]
-                    run(words, install_hint=_IPROUTE)
+                    run(words, install_hint=iproute.INSTALL)
             bridges.append((str(bridge["ifname"]), int(bridge["mtu"])) if bridge else None)
         return bridges
 

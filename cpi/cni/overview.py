@@ -1,6 +1,5 @@
 """All networks of this host that VMs are on, and could be: for people."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpi.cni.networks import STATE, attachments_in
 from cpi.cni.plugins import Attachment, addresses, networks_in
-from cpi.host.process import run
+from cpi.host import iproute
 
 if TYPE_CHECKING:
     from cpi.config.config import Config
@@ -41,14 +40,6 @@ class HostNetwork:
     vms: dict[str, str] = field(default_factory=dict)
 
 
-def links() -> dict[str, dict[str, Any]]:
-    """The network interfaces of this process' network namespace, with addresses, by name."""
-    # Not from /sys, which may show another network namespace than this process is in.
-    argv = ["ip", "-json", "-details", "address", "show"]
-    found = json.loads(run(argv, install_hint="apt-get install iproute2"))
-    return {link["ifname"]: link for link in found if link}
-
-
 def bridges(config: "Config") -> list[Bridge]:
     """The default bridge, and all that VMs are on; those VMs of others have no addresses here."""
     usual = Bridge(
@@ -67,9 +58,9 @@ def bridges(config: "Config") -> list[Bridge]:
             if subnet not in bridge.subnets:
                 bridge.subnets.append(subnet)
         bridge.vms |= _taken(attachment, vm_cid)
-    there = links()
+    links = iproute.links()
     for bridge in found.values():
-        _look(bridge, there.get(bridge.name))
+        _look(bridge, links.get(bridge.name))
     return sorted(found.values(), key=lambda one: (one is not usual, one.name))
 
 

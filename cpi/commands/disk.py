@@ -15,7 +15,7 @@ from cpi.disks.disk_store import Disk, DiskStore, folders_of
 from cpi.disks.filesystems import FILE_SYSTEMS, mount_device, replay
 from cpi.disks.snapshots import Snapshot, Snapshots
 from cpi.errors import CloudError, CPIError
-from cpi.host import linux, locks
+from cpi.host import kernel, linux, locks
 from cpi.log import Log
 from cpi.views import name_of
 
@@ -125,13 +125,13 @@ def _mount(options: argparse.Namespace, config: Config) -> int:
     context, folder = DiskContext(config), options.folder.resolve()
     if not folder.is_dir():
         raise CloudError(f"{folder} is no folder")
-    flags = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC
+    flags = kernel.MS_RDONLY | kernel.MS_NODEV | kernel.MS_NOSUID | kernel.MS_NOEXEC
     with context.hold(options.disk):
         disk = context.store.get(options.disk)
         image = context.store.image(disk)
         if loop.over(image):
-            linux.mount(str(_mounted_at(disk, image)), folder, flags=linux.MS_BIND)
-            linux.mount("none", folder, flags=flags | linux.MS_BIND | linux.MS_REMOUNT)
+            linux.mount(str(_mounted_at(disk, image)), folder, flags=kernel.MS_BIND)
+            linux.mount("none", folder, flags=flags | kernel.MS_BIND | kernel.MS_REMOUNT)
         else:
             context.store.check(disk)
             part, filesystem = images.part_of(image), FILE_SYSTEMS[disk.filesystem]

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpi.config.config import Config
+from cpi.disks import loop
 from cpi.disks.disk_store import folders_of
 from cpi.errors import CPIError
 from cpi.findings import Checks, Finding, failure, ok, warning
-from cpi.host import linux
+from cpi.host import kernel, linux
 from cpi.host.process import ENVIRONMENT
 from cpi.service.ownership import records_by_client
 from cpi.service.policy import Policies
@@ -21,7 +22,6 @@ from cpi.service.sockets import main_socket
 from cpi.version import VERSION
 
 PYTHONS = ((3, 10), (3, 13))  # which are tested, from and to
-_LOOP_CONTROL, _LOOP_GET_FREE = "/dev/loop-control", 0x4C82  # linux/loop.h
 _LOOP_KERNEL = (5, 8)  # since which LOOP_CONFIGURE is there
 _LEAST_FREE, _SCARCE = 1 << 30, 5 << 30  # bytes
 _HEALTH_SECONDS = 5
@@ -106,14 +106,14 @@ def _loop_devices(_host: Host) -> Finding:
     if numbers < _LOOP_KERNEL:
         return failure(f"Linux {release} is older than 5.8", "apt-get install linux-image-amd64")
     try:
-        control = os.open(_LOOP_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+        control = os.open(loop.CONTROL, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return failure(f"{_LOOP_CONTROL} is not there", "modprobe loop")
+        return failure(f"{loop.CONTROL} is not there", "modprobe loop")
     except OSError as error:
         fix = "run this on the host, or in a container with --privileged"
-        return failure(f"{_LOOP_CONTROL} cannot be opened: {error.strerror}", fix)
+        return failure(f"{loop.CONTROL} cannot be opened: {error.strerror}", fix)
     try:
-        number = fcntl.ioctl(control, _LOOP_GET_FREE)
+        number = fcntl.ioctl(control, kernel.LOOP_CTL_GET_FREE)
     except OSError as error:
         return failure(f"there is no free loop device: {error.strerror}", "losetup --detach-all")
     finally:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -11,8 +10,9 @@ from cpi.cni.plugins import CNI_VERSION, USUAL_PLUGIN_DIRS, Plugins
 from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.findings import Checks, Finding, failure, ok, warning
+from cpi.host import iproute
+from cpi.host.iproute import Route, Subnet
 from cpi.host.process import CommandFailed, run
-from cpi.service.routes import elsewhere
 
 PLUGINS = ("bridge", "host-local", "firewall", "portmap")
 _SYSCTLS = Path("/proc/sys/net")
@@ -138,8 +138,7 @@ def _firewall(_config: Config) -> Finding:
 @CHECKS.add("subnets")
 def _subnets(config: Config) -> Finding:
     ours = {bridge.name for bridge in overview.bridges(config)}
-    routes = [Route(str(subnet), device) for subnet, device in elsewhere("")]
-    routes = [route for route in routes if route.device not in ours]
+    routes = [route for route in iproute.routes() if route.device not in ours]
     wanted = config.strings("network.dynamic_subnets")
     clashes = list(clashing(wanted, routes))
     if not clashes:
@@ -150,14 +149,6 @@ def _subnets(config: Config) -> Finding:
     if narrower:
         return failure(f"{overlap}, which takes VMs' addresses away", fix)
     return warning(f"{overlap}, of which VMs' addresses will hide a part", fix)
-
-
-@dataclass(frozen=True)
-class Route:
-    """A route of the host, by the interface that it leads to."""
-
-    subnet: str
-    device: str
 
 
 def clashing(wanted: Sequence[str], routes: Sequence[Route]) -> Iterator[tuple[str, Route, bool]]:
@@ -171,14 +162,14 @@ def clashing(wanted: Sequence[str], routes: Sequence[Route]) -> Iterator[tuple[s
     yield from sorted(found, key=lambda one: not one[2])
 
 
-def _overlap(one: str, other: str) -> bool:
-    first, second = ip_network(one, strict=False), ip_network(other, strict=False)
-    return first.version == second.version and bool(first.overlaps(second))
+def _overlap(subnet: str, routed: Subnet) -> bool:
+    wanted = ip_network(subnet, strict=False)
+    return wanted.version == routed.version and wanted.overlaps(routed)
 
 
-def _wins(subnet: str, route: str) -> bool:
+def _wins(subnet: str, routed: Subnet) -> bool:
     """The longer prefix does (RFC 1812, 5.2.4.3); of the same length, who came first."""
-    return ip_network(route, strict=False).prefixlen >= ip_network(subnet).prefixlen
+    return routed.prefixlen >= ip_network(subnet).prefixlen
 
 
 def free_subnet(routes: Sequence[Route]) -> str:

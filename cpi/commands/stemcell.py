@@ -18,7 +18,7 @@ from runtimes import catalog
 
 if TYPE_CHECKING:
     from cpi.model import JsonObject
-    from stemcell_convert.convert import Found, Means
+    from stemcell_convert.convert import Contents, Means
     from stemcell_convert.oci_image import Image
     from stemcell_convert.reference import Reference
     from stemcell_convert.registry import Registry
@@ -47,7 +47,7 @@ class _Work:
         self.config = _with_options(config, options)
         self.report = output.Terminal()
 
-    def take(self, text: str, folder: Path) -> "tuple[Image, Found | None]":
+    def take(self, text: str, folder: Path) -> "tuple[Image, Contents | None]":
         """The image of a stemcell, converted below `folder` unless it is one already."""
         from stemcell_convert import layout, oci
 
@@ -273,7 +273,7 @@ def _look(work: _Work, folder: Path) -> "Image":
     return image
 
 
-def _facts(image: "Image", found: "Found | None") -> dict[str, Any]:
+def _facts(image: "Image", found: "Contents | None") -> dict[str, Any]:
     """What a stemcell is, for people and scripts."""
     from stemcell_convert import oci
 
@@ -288,13 +288,13 @@ def _facts(image: "Image", found: "Found | None") -> dict[str, Any]:
         "source": image.labels.get(oci.LABEL_SOURCE, ""),
     }
     if found:
-        facts["image_type"] = found.kind
+        facts["image_type"] = found.image_format
         facts["target"] = "containers" if found.facts.for_containers else "machines"
         facts["os_release"] = found.facts.os_release.get("PRETTY_NAME", "")
     return facts
 
 
-def _added(found: "Found | None") -> list[dict[str, str]]:
+def _added(found: "Contents | None") -> list[dict[str, str]]:
     from stemcell_convert.adapt import adaptations
 
     if found is None:

@@ -8,10 +8,9 @@ from pathlib import Path
 from cpi.disks import loop
 from cpi.disks.loop import Part
 from cpi.errors import CloudError, NoDiskSpace
-from cpi.host import linux
+from cpi.host import kernel, linux
 from cpi.host.process import CommandFailed, run
 
-_CAP_SYS_RESOURCE = 24  # capability(7)
 _HOURS = 24 * 3600.0  # seconds; checking a big disk takes as long as it takes
 
 
@@ -76,10 +75,7 @@ class Ext4(FileSystem):
 
     def can_grow_mounted(self) -> bool:
         # The kernel asks for it (ext4_resize_begin), and some containers' root lacks it.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("CapEff:"):
-                return bool(int(line.split()[1], 16) >> _CAP_SYS_RESOURCE & 1)
-        return False
+        return "CAP_SYS_RESOURCE" in linux.effective_capabilities()
 
     def grow_unmounted(self, device: Path) -> None:
         _run_fsck(["e2fsck", "-f", "-p", str(device)], sound=(0, 1))
@@ -147,7 +143,7 @@ def _while_mounted(part: Part, kind: FileSystem, work: Callable[[Path, Path], No
     def mounted() -> None:
         with loop.attached(part) as device:
             # Tools look for the mount by its path, so that must be one where nothing else is.
-            linux.mount("tmpfs", folder, "tmpfs", linux.MS_NODEV, "mode=700,size=64k")
+            linux.mount("tmpfs", folder, "tmpfs", kernel.MS_NODEV, "mode=700,size=64k")
             target = folder / "mounted"
             target.mkdir()
             mount_device(device, target, kind.name, options=kind.of_a_copy)

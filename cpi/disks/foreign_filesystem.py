@@ -2,51 +2,38 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from cpi.disks import loop
 from cpi.disks.filesystems import FILE_SYSTEMS, mount_device
 from cpi.disks.loop import Part
 from cpi.errors import CloudError
-from cpi.host import linux
+from cpi.host import kernel, linux
+from stemcell_convert.partitions import FileSystem
 
 # Nothing of it may do anything here.
-_FLAGS = linux.MS_RDONLY | linux.MS_NODEV | linux.MS_NOSUID | linux.MS_NOEXEC
+_FLAGS = kernel.MS_RDONLY | kernel.MS_NODEV | kernel.MS_NOSUID | kernel.MS_NOEXEC
 
 Result = TypeVar("Result")
 
 
-class ForeignFileSystem(Protocol):
-    """Where a file system lies on a disk: `size` bytes at `offset`."""
-
-    @property
-    def kind(self) -> str: ...
-
-    @property
-    def offset(self) -> int: ...
-
-    @property
-    def size(self) -> int: ...
-
-
-def mounted(
-    raw: Path, system: ForeignFileSystem, at: Path, use: Callable[[Path], Result]
-) -> Result:
-    """Mount a file system of a raw disk read-only at `at` and return what `use` makes of it.
+def mounted(raw: Path, system: FileSystem, folder: Path, use: Callable[[Path], Result]) -> Result:
+    """Mount a file system of a raw disk read-only in a folder, return what `use` makes of it.
 
     No other process sees the mount, and it goes with this one. Raises CloudError.
     """
-    kind = FILE_SYSTEMS[system.kind]
+    driver = FILE_SYSTEMS[system.fstype]
 
     def look() -> Result:
         with loop.attached(Part(raw, system.offset, system.size), read_only=True) as device:
-            mount_device(device, at, kind.name, _FLAGS, (kind.no_replay, *kind.of_a_copy))
+            options = (driver.no_replay, *driver.of_a_copy)
+            mount_device(device, folder, driver.name, _FLAGS, options)
             try:
-                return use(at)
+                return use(folder)
             finally:
-                linux.umount(at)
+                linux.umount(folder)
 
-    at.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     try:
         return linux.in_private_mounts(look)
     except PermissionError:

@@ -13,9 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from cpi.errors import CloudError
+from cpi.host import kernel
 from cpi.host.process import ENVIRONMENT
-
-_FIFREEZE, _FITHAW = 0xC0045877, 0xC0045878  # linux/fs.h
 
 _HOLDER = f"""
 import errno, fcntl, os, signal, sys
@@ -23,18 +22,18 @@ for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_IGN)
 fd = os.open(sys.argv[1], os.O_RDONLY | os.O_DIRECTORY)
 try:
-    fcntl.ioctl(fd, {_FIFREEZE}, 0)
+    fcntl.ioctl(fd, {kernel.FIFREEZE}, 0)
 except OSError as error:
     if error.errno != errno.EBUSY:
         sys.exit(error.strerror)
     # A process like this one was killed. Nobody else freezes a disk whose lock we hold.
-    fcntl.ioctl(fd, {_FITHAW}, 0)
-    fcntl.ioctl(fd, {_FIFREEZE}, 0)
+    fcntl.ioctl(fd, {kernel.FITHAW}, 0)
+    fcntl.ioctl(fd, {kernel.FIFREEZE}, 0)
 try:
     os.write(1, b"frozen")
     os.read(0, 1)
 finally:
-    fcntl.ioctl(fd, {_FITHAW}, 0)
+    fcntl.ioctl(fd, {kernel.FITHAW}, 0)
 """
 
 
@@ -69,7 +68,7 @@ def thaw(target: Path) -> None:
     """Let go of a file system that was left frozen; one that is not frozen is no error."""
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(fd, _FITHAW, 0)
+        fcntl.ioctl(fd, kernel.FITHAW, 0)
     except OSError:
         return  # EINVAL: it is not frozen
     finally:

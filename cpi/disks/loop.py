@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cpi.errors import CloudError
+from cpi.host import kernel
 
-_CONTROL = "/dev/loop-control"
-_GET_FREE, _CONFIGURE, _CLEAR = 0x4C82, 0x4C0A, 0x4C01
-_READ_ONLY, _AUTOCLEAR, _DIRECT_IO = 1, 4, 16
+CONTROL = "/dev/loop-control"
 _BLOCK = 512  # bytes
 _TRIES = 100  # another process may be faster to take the device that was free
 _FREE_SECONDS = 3.0
@@ -42,7 +41,8 @@ def attached(part: Part, *, read_only: bool = False) -> Iterator[Path]:
     cache need not be there twice. Raises CloudError.
     """
     mode = os.O_RDONLY if read_only else os.O_RDWR
-    flags = _AUTOCLEAR | _DIRECT_IO | (_READ_ONLY if read_only else 0)
+    flags = kernel.LO_FLAGS_AUTOCLEAR | kernel.LO_FLAGS_DIRECT_IO
+    flags |= kernel.LO_FLAGS_READ_ONLY if read_only else 0
     try:
         backing = os.open(part.image, mode | os.O_CLOEXEC | os.O_NOFOLLOW)
         try:
@@ -64,13 +64,13 @@ def _configured(backing: int, part: Part, mode: int, flags: int) -> tuple[int, P
     # that of the host's file system, and a disk made for small blocks is not read in large ones.
     info = struct.pack("=24xQQ12xI176x", part.offset, part.size, flags)
     config = struct.pack("=2I", backing, _BLOCK) + info + bytes(64)
-    control = os.open(_CONTROL, os.O_RDWR | os.O_CLOEXEC)
+    control = os.open(CONTROL, os.O_RDWR | os.O_CLOEXEC)
     try:
         for _ in range(_TRIES):
-            path = Path(f"/dev/loop{fcntl.ioctl(control, _GET_FREE)}")
+            path = Path(f"/dev/loop{fcntl.ioctl(control, kernel.LOOP_CTL_GET_FREE)}")
             device = os.open(path, mode | os.O_CLOEXEC)
             try:
-                fcntl.ioctl(device, _CONFIGURE, config)
+                fcntl.ioctl(device, kernel.LOOP_CONFIGURE, config)
                 return device, path
             except OSError as error:
                 os.close(device)
@@ -98,7 +98,7 @@ def clear(name: str) -> None:
     """Free a loop device ("loop7"), now or when its last user is gone; free is no error."""
     device = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(device, _CLEAR)
+        fcntl.ioctl(device, kernel.LOOP_CLR_FD)
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise

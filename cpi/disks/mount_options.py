@@ -2,23 +2,23 @@
 
 import re
 
-from cpi.host import linux
+from cpi.host import kernel
 
 # Options of every mount (mount(2)), and those that a file system gets as text. What would change
 # which data is mounted, or make it unwritable, is not among them.
 _FLAGS = {
     "defaults": 0,
     "rw": 0,
-    "noatime": linux.MS_NOATIME,
-    "nodiratime": linux.MS_NODIRATIME,
-    "relatime": linux.MS_RELATIME,
-    "strictatime": linux.MS_STRICTATIME,
-    "lazytime": linux.MS_LAZYTIME,
-    "nodev": linux.MS_NODEV,
-    "nosuid": linux.MS_NOSUID,
-    "noexec": linux.MS_NOEXEC,
-    "sync": linux.MS_SYNCHRONOUS,
-    "dirsync": linux.MS_DIRSYNC,
+    "noatime": kernel.MS_NOATIME,
+    "nodiratime": kernel.MS_NODIRATIME,
+    "relatime": kernel.MS_RELATIME,
+    "strictatime": kernel.MS_STRICTATIME,
+    "lazytime": kernel.MS_LAZYTIME,
+    "nodev": kernel.MS_NODEV,
+    "nosuid": kernel.MS_NOSUID,
+    "noexec": kernel.MS_NOEXEC,
+    "sync": kernel.MS_SYNCHRONOUS,
+    "dirsync": kernel.MS_DIRSYNC,
 }
 _TEXT = re.compile(
     r"(?:discard|nodiscard|acl|noacl|user_xattr|nouser_xattr|delalloc|nodelalloc|dioread_nolock"

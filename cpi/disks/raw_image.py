@@ -10,19 +10,18 @@ import fcntl
 import hashlib
 import os
 import stat
-import struct
 from pathlib import Path
 
 from cpi.disks import loop
 from cpi.disks.filesystems import FILE_SYSTEMS, grow, kind_of, replay
 from cpi.disks.loop import Part
 from cpi.errors import CloudError, NoDiskSpace
-from cpi.host import linux
+from cpi.host import kernel, linux
 from cpi.host.process import CommandFailed, run
 from cpi.progress import Progress
+from stemcell_convert.gpt import SECTOR, read_table
 
 MIB = 1 << 20
-SECTOR = 512
 PARTITION_OFFSET = MIB  # bytes
 PARTITION_TAIL = MIB  # bytes after the partition: the second copy of the GPT, and room
 _SECOND_TABLE = 33 * SECTOR  # bytes of the copy itself (UEFI, "GPT Partition Entry Array")
@@ -30,7 +29,6 @@ _SECOND_TABLE = 33 * SECTOR  # bytes of the copy itself (UEFI, "GPT Partition En
 _GUID_DIGITS = 32
 TABLE_HEAD = 3 * SECTOR  # bytes that have the GPT's header and its first entries
 
-_FICLONE = 0x40049409  # linux/fs.h: the same blocks under another name, where they can be shared
 _PIECE = 64 * MIB  # copied at a time
 _TABLE_SECONDS = 60.0
 
@@ -59,11 +57,7 @@ def has_room_left(image: Path) -> bool:
 def _partition_size(image: Path) -> int:
     """The bytes of the first partition in the table; 0 without a table, or for another layout."""
     with image.open("rb") as file:
-        head = file.read(TABLE_HEAD)
-    if head[SECTOR : SECTOR + 8] != b"EFI PART":
-        return 0
-    first, last = struct.unpack_from("<QQ", head, 2 * SECTOR + 32)
-    return (last - first + 1) * SECTOR if first * SECTOR == PARTITION_OFFSET else 0
+        return _table(file.read(TABLE_HEAD))[1]
 
 
 def create(image: Path, cid: str, size_mib: int, filesystem: str, *, preallocate: bool) -> None:
@@ -165,20 +159,24 @@ def _problem(image: Path, cid: str, size_mib: int, filesystem: str) -> str:
 
 def table_problem(head: bytes, cid: str) -> str:
     """What is wrong with the GPT in a disk's first TABLE_HEAD bytes, "" for nothing."""
-    header = head[SECTOR : 2 * SECTOR]  # UEFI, "GPT Header": in the second sector
-    if header[:8] != b"EFI PART":
+    guid, partition_size = _table(head)
+    if not guid:
         return "is no disk of this CPI: it has no GPT"
-    if _guid(header[56:72]) != guid_of(cid):
-        return f"is another disk: the GPT's GUID is {_guid(header[56:72])}, not {guid_of(cid)}"
-    if struct.unpack_from("<Q", head, 2 * SECTOR + 32)[0] * SECTOR != PARTITION_OFFSET:
+    if guid != guid_of(cid):
+        return f"is another disk: the GPT's GUID is {guid}, not {guid_of(cid)}"
+    if not partition_size:
         return "is no disk of this CPI: its partition does not begin at 1 MiB"
     return ""
 
 
-def _guid(raw: bytes) -> str:
-    """A GUID as text; its first three fields are little-endian (UEFI, appendix A)."""
-    first, second, third, rest = struct.unpack("<IHH8s", raw)
-    return f"{first:08X}-{second:04X}-{third:04X}-{rest[:2].hex()}-{rest[2:].hex()}".upper()
+def _table(head: bytes) -> tuple[str, int]:
+    """Read a GPT: its GUID, "" without one, and the bytes of the first partition, 0 elsewhere."""
+    try:
+        table = read_table(lambda offset, size: head[offset : offset + size], len(head))
+    except ValueError:
+        return "", 0
+    start, size = table.partitions[0] if table.partitions else (0, 0)
+    return table.guid, size if start == PARTITION_OFFSET else 0
 
 
 def require_unused(image: Path, cid: str) -> None:
@@ -294,7 +292,7 @@ def copy(source: Path, target: Path, progress: Progress = quiet) -> None:
 
 def _shares_blocks(inside: int, out: int) -> bool:
     try:
-        fcntl.ioctl(out, _FICLONE, inside)
+        fcntl.ioctl(out, kernel.FICLONE, inside)
     except OSError:
         return False
     return True

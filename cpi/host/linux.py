@@ -1,4 +1,4 @@
-"""The few system calls that Python has no function for, in the kernel's own terms.
+"""The few system calls that Python has no function for; their constants are cpi.host.kernel's.
 
 Raises OSError with the path, like the functions of `os`.
 """
@@ -16,26 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-Result = TypeVar("Result")
+from cpi.host import kernel
 
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
-MS_SYNCHRONOUS, MS_DIRSYNC, MS_NOATIME, MS_NODIRATIME = 0x10, 0x80, 0x400, 0x800
-MS_RELATIME, MS_STRICTATIME, MS_LAZYTIME = 1 << 21, 1 << 24, 1 << 25
-MS_REMOUNT = 0x20
-MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE, MS_SHARED = 0x1000, 0x4000, 1 << 18, 1 << 19, 1 << 20
-MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
-SIOCSIFFLAGS, IFF_UP = 0x8914, 1
-CLONE_FS, CLONE_NEWNS, CLONE_NEWNET = 0x200, 0x20000, 0x40000000
+Result = TypeVar("Result")
 
 # Flags that come as words among mount options (overlayfs, binds, devices).
 _FLAG_WORDS = {
-    "ro": MS_RDONLY,
+    "ro": kernel.MS_RDONLY,
     "rw": 0,
-    "bind": MS_BIND,
-    "rbind": MS_BIND | MS_REC,
-    "nosuid": MS_NOSUID,
-    "nodev": MS_NODEV,
-    "noexec": MS_NOEXEC,
+    "bind": kernel.MS_BIND,
+    "rbind": kernel.MS_BIND | kernel.MS_REC,
+    "nosuid": kernel.MS_NOSUID,
+    "nodev": kernel.MS_NODEV,
+    "noexec": kernel.MS_NOEXEC,
 }
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -62,13 +55,13 @@ def mount_words(source: str, target: Path, kind: str, words: list[str]) -> None:
         else:
             data.append(word)
     mount(source, target, kind, flags, ",".join(data))
-    if flags & MS_BIND and flags & MS_RDONLY:
-        mount("none", target, "", flags | MS_REMOUNT)  # a bind is read-only on second ask
+    if flags & kernel.MS_BIND and flags & kernel.MS_RDONLY:
+        mount("none", target, "", flags | kernel.MS_REMOUNT)  # a bind is read-only on second ask
 
 
 def umount(target: Path, flags: int = 0) -> None:
     """umount2(2); a target that is no mount point or is gone is no error."""
-    result = _libc.umount2(os.fsencode(target), flags | UMOUNT_NOFOLLOW)
+    result = _libc.umount2(os.fsencode(target), flags | kernel.UMOUNT_NOFOLLOW)
     if result and ctypes.get_errno() not in (errno.ENOENT, errno.EINVAL):
         _check(result, target)
 
@@ -91,10 +84,10 @@ def bind_folder(source: Path, target: Path) -> None:
                 raise OSError(error.errno, error.strerror, str(seen)) from None
             os.close(descriptor)
             descriptor = below
-        mount(f"/proc/self/fd/{descriptor}", target, flags=MS_BIND)
+        mount(f"/proc/self/fd/{descriptor}", target, flags=kernel.MS_BIND)
     finally:
         os.close(descriptor)
-    mount("none", target, flags=MS_PRIVATE)
+    mount("none", target, flags=kernel.MS_PRIVATE)
 
 
 def is_mount_point(path: Path) -> bool:
@@ -134,12 +127,13 @@ def _unescaped(word: bytes) -> str:
 
 def mount_shared_tmpfs(path: Path) -> None:
     """Mount a small tmpfs that is shared: what is mounted below reaches the copies of it."""
-    mount("tmpfs", path, "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "mode=755,size=64k")
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
+    mount("tmpfs", path, "tmpfs", flags, "mode=755,size=64k")
     try:
-        mount("none", path, flags=MS_PRIVATE)  # out of the host's own sharing first
-        mount("none", path, flags=MS_SHARED)
+        mount("none", path, flags=kernel.MS_PRIVATE)  # out of the host's own sharing first
+        mount("none", path, flags=kernel.MS_SHARED)
     except OSError:
-        umount(path, MNT_DETACH)
+        umount(path, kernel.MNT_DETACH)
         raise
 
 
@@ -151,8 +145,8 @@ def in_private_mounts(work: Callable[[], Result]) -> Result:
     """
 
     def enter() -> Result:
-        _unshare(CLONE_NEWNS)
-        mount("none", Path("/"), flags=MS_REC | MS_SLAVE)
+        _unshare(kernel.CLONE_NEWNS)
+        mount("none", Path("/"), flags=kernel.MS_REC | kernel.MS_SLAVE)
         return work()
 
     return _in_thread(enter)
@@ -164,8 +158,8 @@ def in_mount_namespace(pid: int, work: Callable[[], Result]) -> Result:
     def enter() -> Result:
         fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _unshare(CLONE_FS)  # setns refuses while the thread shares its root with others
-            _check(_libc.setns(fd, CLONE_NEWNS), Path(f"/proc/{pid}/ns/mnt"))
+            _unshare(kernel.CLONE_FS)  # setns refuses while the thread shares its root with others
+            _check(_libc.setns(fd, kernel.CLONE_NEWNS), Path(f"/proc/{pid}/ns/mnt"))
         finally:
             os.close(fd)
         return work()
@@ -178,9 +172,9 @@ def pin_network_namespace(path: Path) -> None:
     path.touch(0o600, exist_ok=False)
 
     def make() -> None:
-        _unshare(CLONE_NEWNET)
+        _unshare(kernel.CLONE_NEWNET)
         _set_loopback_up()
-        mount("/proc/thread-self/ns/net", path, flags=MS_BIND)
+        mount("/proc/thread-self/ns/net", path, flags=kernel.MS_BIND)
 
     try:
         _in_thread(make)
@@ -191,14 +185,24 @@ def pin_network_namespace(path: Path) -> None:
 
 def unpin_network_namespace(path: Path) -> None:
     """Let a pinned network namespace go; one that is gone is no error."""
-    umount(path, MNT_DETACH)
+    umount(path, kernel.MNT_DETACH)
     path.unlink(missing_ok=True)
+
+
+def effective_capabilities(process: str = "self") -> frozenset[str]:
+    """Return the capabilities that a process has (proc(5), CapEff). Raises OSError."""
+    for line in Path(f"/proc/{process}/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            mask = int(line.split()[1], 16)
+            names = enumerate(kernel.CAPABILITIES)
+            return frozenset(name for number, name in names if mask >> number & 1)
+    return frozenset()
 
 
 def _set_loopback_up() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
-        request = struct.pack("16sH14x", b"lo", IFF_UP)  # struct ifreq, netdevice(7)
-        fcntl.ioctl(any_socket, SIOCSIFFLAGS, request)
+        request = struct.pack("16sH14x", b"lo", kernel.IFF_UP)  # struct ifreq, netdevice(7)
+        fcntl.ioctl(any_socket, kernel.SIOCSIFFLAGS, request)
 
 
 def _unshare(flags: int) -> None:

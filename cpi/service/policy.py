@@ -17,7 +17,7 @@ from cpi import validate
 from cpi.config.config import Config
 from cpi.disks.disk_store import DEFAULT_STORE, folders_of
 from cpi.errors import CPIError, InvalidCall
-from cpi.service.routes import Subnet
+from cpi.host.iproute import Subnet
 from cpi.text import shown
 from runtimes import catalog
 

@@ -9,7 +9,7 @@ import ipaddress
 
 from cpi import cid
 from cpi.errors import CloudError, CPIError, NotSupported, VMCreationFailed
-from cpi.service import routes
+from cpi.host import iproute
 from cpi.service.ownership import Allowed, OwnershipRecord, QuotaUsage
 from cpi.service.policy import PRIVATE
 from cpi.text import shown
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from cpi.config.config import Config
+    from cpi.host.iproute import Subnet
     from cpi.model import Network, VMProperties
     from cpi.service.policy import Policy
-    from cpi.service.routes import Subnet
 
 
 def require_runtime(policy: Policy, name: str) -> None:
@@ -84,8 +84,9 @@ def _require_subnet(policy: Policy, network: Network, subnet: Subnet, bridge: st
         raise CloudError(_refused(policy, "subnets", what))
     # A network by name has its plugins for that, which the host's administrator configured.
     if policy.subnets is None and network.cloud_properties.get("name") is None:
-        for other, device in routes.elsewhere(bridge):
-            if other.version == subnet.version and other.overlaps(subnet):
+        for other, device in iproute.routes():
+            same_family = other.version == subnet.version
+            if device != bridge and same_family and other.overlaps(subnet):
                 what += f", as the host reaches {other} by {shown(device, 20)}"
                 raise CloudError(_refused(policy, "subnets", what))
 

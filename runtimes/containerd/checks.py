@@ -31,6 +31,7 @@ class Subject:
     """containerd as it is configured."""
 
     config: Config
+    runtime: str
     store: Store
     containers: Containers
 
@@ -141,9 +142,8 @@ def _room(subject: Subject) -> Finding:
 @CHECKS.add("VMs that do not run")
 def _stopped(subject: Subject) -> Finding:
     from runtimes.containerd.listing import vms
-    from runtimes.containerd.runtime import ContainerdRuntime
 
-    found = vms(subject.containers, ContainerdRuntime.name)
+    found = vms(subject.containers, subject.runtime)
     stopped = [vm for vm in found if vm.state != "running"]
     if not stopped:
         return ok(f"all VMs run ({len(found)})")

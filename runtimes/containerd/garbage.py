@@ -1,8 +1,6 @@
 """What calls that were killed left of VMs and stemcells, recognised by having no owner."""
 
 import json
-import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -16,10 +14,8 @@ from cpi.model import Garbage
 from runtimes.containerd import cgroups, mount_namespaces
 from runtimes.containerd.api import containers_pb2
 from runtimes.containerd.containers import Containers
-from runtimes.containerd.stemcells import import_lock
 from runtimes.containerd.storage import Store
-
-_IMPORT = re.compile(r"[0-9a-f]{32,128}")  # of another runtime's imports the names are others
+from runtimes.stemcell_imports import killed_imports
 
 
 @dataclass(frozen=True)
@@ -59,7 +55,7 @@ class Finder:
             *self._rests("snapshot", self._store.snapshots(), self._store.remove_snapshot, records),
             *self._rests("cgroup", self._cgroups(), self._remove_cgroup, records),
             *self._leases(),
-            *self._imports(),
+            *killed_imports(self._places.state_dir, self._places.runtime),
         ]
         return [one for one in found if not locks.is_held(self._places.run_dir, one.lock)]
 
@@ -130,14 +126,6 @@ class Finder:
             why = "the call that held it was killed; what it had stored goes with it"
             remove = partial(self._store.delete_lease, name, sync=True)
             yield Garbage("lease", name, why, name, remove)
-
-    def _imports(self) -> Iterator[Garbage]:
-        for path in entries(self._places.state_dir / "imports"):
-            if _IMPORT.fullmatch(path.name):
-                why = "the import of a stemcell was killed"
-                remove = partial(shutil.rmtree, path, ignore_errors=True)
-                lock = import_lock(path.name)
-                yield Garbage("import", str(path), why, lock, remove, size=size_of(path))
 
     def _is_vm(self, name: str) -> bool:
         return cid.named_runtime(name, cid.VM) == self._places.runtime

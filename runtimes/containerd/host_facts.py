@@ -7,14 +7,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-# linux/capability.h, in the order of their numbers.
-_NAMES = (  # noqa: SIM905 - one word a line would hide their order
-    "CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID KILL SETGID SETUID SETPCAP LINUX_IMMUTABLE "
-    "NET_BIND_SERVICE NET_BROADCAST NET_ADMIN NET_RAW IPC_LOCK IPC_OWNER SYS_MODULE SYS_RAWIO "
-    "SYS_CHROOT SYS_PTRACE SYS_PACCT SYS_ADMIN SYS_BOOT SYS_NICE SYS_RESOURCE SYS_TIME "
-    "SYS_TTY_CONFIG MKNOD LEASE AUDIT_WRITE AUDIT_CONTROL SETFCAP MAC_OVERRIDE MAC_ADMIN SYSLOG "
-    "WAKE_ALARM BLOCK_SUSPEND AUDIT_READ PERFMON BPF CHECKPOINT_RESTORE"
-).split()
+from cpi.host.linux import effective_capabilities
 
 # What jobs that run containers or VMs themselves open, where the host has it.
 _DEVICES = ("fuse", "kvm", "loop-control", "net/tun", *(f"loop{number}" for number in range(16)))
@@ -32,19 +25,9 @@ def capabilities_of_server(address: str) -> frozenset[str]:
                 socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")
             )
         pid = str(struct.unpack("3i", peer)[0])
-        return _effective(pid)
+        return effective_capabilities(pid)
     except OSError:
-        return _effective("self")  # it listens in another process namespace
-
-
-def _effective(process: str) -> frozenset[str]:
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("CapEff:"):
-            mask = int(line.split()[1], 16)
-            return frozenset(
-                f"CAP_{name}" for number, name in enumerate(_NAMES) if mask >> number & 1
-            )
-    return frozenset()
+        return effective_capabilities()  # it listens in another process namespace
 
 
 def accounts_swap() -> bool:

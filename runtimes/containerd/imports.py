@@ -1,133 +1,186 @@
-"""Putting a stemcell's layers and documents into containerd, all or nothing."""
+"""Imports of stemcells: a root file system, a disk or an image in a registry becomes an image."""
 
-import io
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
+from cpi.config.config import Config
 from cpi.errors import CloudError
-from cpi.host import linux
+from cpi.host.undo import Undo
+from cpi.log import Log
+from cpi.model import JsonObject
 from runtimes.containerd.api import types_pb2
-from runtimes.containerd.mounted_snapshot import mounted
+from runtimes.containerd.image_writer import ImageWriter
+from runtimes.containerd.stemcells import (
+    IMAGE_PREFIX,
+    LABEL_COMMAND,
+    LABEL_SNAPSHOT,
+    cid_of,
+    image_name,
+)
 from runtimes.containerd.storage import Store
+from runtimes.stemcell_imports import StemcellImports, Upload
 from stemcell_convert import adapt, oci
-from stemcell_convert.facts import RootfsFacts, read_facts
-from stemcell_convert.inroot import Root
+from stemcell_convert.convert import rootfs_of_disk
+from stemcell_convert.facts import RootfsFacts
+from stemcell_convert.manifest import Manifest, of_properties
+from stemcell_convert.recognise import LIGHT, ROOTFS
 
 if TYPE_CHECKING:
     from stemcell_convert.oci_image import Image
 
+LABEL_KEY = "bosh.stemcell.upload"  # of containerd's image: the key of the `image` it was made of
 
-class Import:
-    """One import, under a lease that keeps what is stored until an image refers to it."""
 
-    def __init__(self, store: Store, lease: str, mount_point: Path) -> None:
-        self.lease = lease
-        self._store = store
-        self._mount_point = mount_point
-        self._layers: list[oci.Layer] = []
+class Imports:
+    """Imports into one containerd namespace."""
 
-    @property
-    def layers(self) -> list[oci.Layer]:
-        """The layers so far, the lowest first."""
-        return self._layers
-
-    @property
-    def snapshot(self) -> str:
-        """The name of the snapshot that holds the layers so far."""
-        return oci.chain_id([layer.diff_id for layer in self._layers])
-
-    def rootfs(self, path: Path, digest: str, size: int, limit: int) -> None:
-        """Store and unpack the first layer, a tar.gz of `size` bytes, side by side.
-
-        Raises StemcellError, also for one of more than `limit` bytes unpacked, and CloudError.
-        """
-        key, mounts = self._prepare(digest)
-        with ThreadPoolExecutor(1) as pool, path.open("rb") as file:
-            stored = pool.submit(self._write, file, size, digest)
-            diff_id = linux.in_private_mounts(
-                lambda: _unpack(path, mounts, self._mount_point, limit)
-            )
-            stored.result()
-        self._commit(key, oci.Layer(oci.LAYER_GZIP, digest, size, diff_id))
-
-    def layer(self, file: BinaryIO, layer: oci.Layer) -> None:
-        """Store a layer and have containerd unpack it. Raises CloudError."""
-        self._write(file, layer.size, layer.digest)
-        key, mounts = self._prepare(layer.digest)
-        found = self._store.apply(layer.media_type, layer.digest, layer.size, mounts)
-        _require_same(layer, found)
-        self._commit(key, layer)
-
-    def image(self, image: "Image", limit: int) -> None:
-        """Store and unpack all layers of an image. Raises StemcellError, CloudError."""
-        first, *others = image.layers
-        path = image.blob(first.digest)
-        if first.media_type == oci.LAYER_GZIP:
-            self.rootfs(path, first.digest, first.size, limit)
-            _require_same(first, self._layers[0].diff_id)
-        else:
-            others = [first, *others]
-        for layer in others:
-            with image.blob(layer.digest).open("rb") as file:
-                self.layer(file, layer)
-
-    def look(self, source: str) -> RootfsFacts:
-        """Read the facts of what the layers make together; `source` is what errors call it."""
-        key = f"look-{self.lease}"
-        mounts = self._store.prepare(key, self.snapshot, lease=self.lease)
-        try:
-            return linux.in_private_mounts(lambda: _look(source, mounts, self._mount_point))
-        finally:
-            self._store.remove_snapshot(key)
-
-    def adapt(self, facts: RootfsFacts) -> None:
-        """Add the layer that the root file system needs on top."""
-        data = adapt.layer(adapt.adaptations(facts))
-        self.layer(io.BytesIO(data), oci.plain_layer(data))
-
-    def documents(self, config: bytes, manifest: bytes) -> types_pb2.Descriptor:
-        """Store an image's documents; their labels hold everything together."""
-        # containerd's garbage collection follows these labels from the image to the snapshot.
-        snapshot = {f"containerd.io/gc.ref.snapshot.{self._store.snapshotter}": self.snapshot}
-        references = {"containerd.io/gc.ref.content.config": oci.digest(config)}
-        for number, layer in enumerate(self._layers):
-            references[f"containerd.io/gc.ref.content.l.{number}"] = layer.digest
-        for document, labels in ((config, snapshot), (manifest, references)):
-            self._write(io.BytesIO(document), len(document), oci.digest(document), labels)
-        digest = oci.digest(manifest)
-        return types_pb2.Descriptor(media_type=oci.MANIFEST, digest=digest, size=len(manifest))
-
-    def _write(
-        self, file: BinaryIO, size: int, digest: str, labels: dict[str, str] | None = None
+    def __init__(
+        self, store: Store, runtime: str, config: Config, mount_point: Path, log: Log
     ) -> None:
-        self._store.write_content(file, size, digest, lease=self.lease, labels=labels)
+        self._store = store
+        self._runtime = runtime
+        self._config = config
+        self._mount_point = mount_point
+        self._log = log
+        self._imports = StemcellImports(runtime, config, log)
 
-    def _prepare(self, digest: str) -> tuple[str, Sequence[types_pb2.Mount]]:
-        key = f"extract-{self.lease} {digest}"
-        parent = self.snapshot if self._layers else ""
-        return key, self._store.prepare(key, parent, lease=self.lease)
+    def create(self, image: Path, properties: JsonObject) -> str:
+        """Import a stemcell's image file, whatever its format, and return its CID.
 
-    def _commit(self, key: str, layer: oci.Layer) -> None:
-        self._layers.append(layer)
-        self._store.commit(self.snapshot, key, lease=self.lease)
+        An empty one is a light stemcell's, whose image is fetched from its registry. Raises
+        CloudError, naming the file and the reason, or NotSupported for another format.
+        """
+        return self._create(image, properties)[0]
 
+    def share(self, stemcell_cid: str, image: Path, properties: JsonObject) -> None:
+        """Import a stemcell under the CID that another runtime gave it. Raises like `create`."""
+        if self._store.get_image(image_name(stemcell_cid)) is not None:
+            return
+        own, is_new = self._create(image, properties)
+        record = self._store.get_image(image_name(own))
+        if record is None:
+            raise CloudError(f"{own} was deleted while it was imported", ok_to_retry=True)
+        with self._store.lease() as lease:
+            labels = dict(record.labels)
+            self._store.create_image(image_name(stemcell_cid), record.target, labels, lease=lease)
+            if is_new:
+                self._store.delete_image(image_name(own))
 
-def _require_same(layer: oci.Layer, diff_id: str) -> None:
-    if diff_id != layer.diff_id:
-        raise CloudError(
-            f"the layer {layer.digest} unpacks to {diff_id}, and its image says {layer.diff_id}"
-        )
+    def _create(self, image: Path, properties: JsonObject) -> tuple[str, bool]:
+        """Return the stemcell's CID, and whether it is new."""
+        with self._imports.opened(image, properties) as upload:
+            if upload.format == LIGHT:
+                return self._pull(upload)
+            with self._imports.folder(upload.key) as folder:
 
+                def is_same(labels: Mapping[str, str]) -> bool:
+                    # The key first, since the digest takes reading it all.
+                    same_key = labels.get(LABEL_KEY) == upload.key
+                    return same_key and labels.get(oci.LABEL_SOURCE) == upload.digest
 
-def _unpack(path: Path, mounts: Sequence[types_pb2.Mount], at: Path, limit: int) -> str:
-    from stemcell_convert.unpack import unpack
+                known = self._known(is_same, upload.manifest)
+                return (known, False) if known else (self._import(upload, folder), True)
 
-    with mounted(mounts, at) as folder, path.open("rb") as file:
-        return unpack(file, str(path), folder, limit)
+    def _known(
+        self, is_same: Callable[[Mapping[str, str]], bool], manifest: Manifest | None = None
+    ) -> str | None:
+        """Return the CID of a whole stemcell with such labels, made by this version, if any.
 
+        manifest: it has that version as well, if it tells one. BOSH deletes one version of a
+        stemcell without a thought of another with the same content.
+        """
+        for image in self._store.find_images(f'name~="^{IMAGE_PREFIX}"'):
+            if image.labels.get(oci.LABEL_ADAPTATION) != adapt.VERSION:
+                continue
+            version = image.labels.get(oci.LABEL_VERSION, "")
+            if manifest and manifest.version not in ("", version):
+                continue
+            own = cid_of(self._runtime, image.target.digest)
+            if image.name != image_name(own):  # it is here under another runtime's CID
+                continue
+            has_snapshot = self._store.has_snapshot(image.labels.get(LABEL_SNAPSHOT, ""))
+            if is_same(image.labels) and has_snapshot:
+                self._log.info(f"it is imported already, as {image.name}")
+                return own
+        return None
 
-def _look(source: str, mounts: Sequence[types_pb2.Mount], at: Path) -> RootfsFacts:
-    with mounted(mounts, at) as folder, Root(folder) as root:
-        return read_facts(root, source)
+    def _import(self, upload: Upload, folder: Path) -> str:
+        """Import a root file system as it is, or that of a disk; return the CID."""
+        if upload.format == ROOTFS:
+            with self._writing() as writer:
+                writer.rootfs(upload.path, lambda: upload.digest, upload.means.limit)
+                facts = writer.look(str(upload.path))
+                return self._finish(writer, upload, upload.digest, facts)
+        rootfs, facts = rootfs_of_disk(upload.source, upload.format, folder, upload.means)
+        with self._writing() as writer:
+            writer.rootfs(rootfs.path, lambda: rootfs.digest, upload.means.limit)
+            return self._finish(writer, upload, upload.source.drain(), facts)
+
+    def _finish(self, writer: ImageWriter, upload: Upload, digest: str, facts: RootfsFacts) -> str:
+        """Add what a root file system lacks to be an image. digest: the upload's."""
+        writer.adapt(facts)
+        labels = oci.labels(facts, digest, upload.manifest)
+        target = writer.documents(*oci.documents(facts, writer.layers, labels))
+        return self._record(writer, facts, target, {**labels, LABEL_KEY: upload.key})
+
+    def _pull(self, upload: Upload) -> tuple[str, bool]:
+        """Import the image that a light stemcell names. Returns like `_create`."""
+        from runtimes.containerd import light_stemcells as light
+
+        named = light.reference(upload.properties, self._config)
+        label = light.LABEL_REFERENCE if named.digest else light.LABEL_TAG
+        key = hashlib.sha256(str(named).encode()).hexdigest()
+        with self._imports.folder(key) as folder:
+            if known := self._known(lambda labels: labels.get(label) == str(named)):
+                return known, False
+            report = upload.means.report
+            image, labels = light.pull(named, folder / "layout", self._config, report)
+            return self._import_pulled(image, labels[light.LABEL_REFERENCE], labels, upload), True
+
+    def _import_pulled(
+        self, image: "Image", reference: str, labels: Mapping[str, str], upload: Upload
+    ) -> str:
+        here = oci.host_architecture()
+        if image.architecture != here:
+            self._log.warn(f"the image is for {image.architecture}, this host is {here}")
+        with self._writing() as writer:
+            writer.image(image, upload.means.limit)
+            facts = writer.look(reference)
+            # What the image says of itself is not believed, but for what only it can know.
+            ours = image.labels.get(oci.LABEL_ADAPTATION) == adapt.VERSION
+            stemcell = oci.stemcell_of(image.labels) if ours else of_properties(upload.properties)
+            said = oci.labels(facts, image.digest, stemcell)
+            config, manifest = image.config, image.manifest
+            if not ours or image.media_type != oci.MANIFEST:
+                writer.adapt(facts)
+                config, manifest = oci.documents(facts, writer.layers, said)
+            target = writer.documents(config, manifest)
+            return self._record(writer, facts, target, {**said, **labels})
+
+    @contextmanager
+    def _writing(self) -> Iterator[ImageWriter]:
+        """Write an image, of which nothing is left when the context fails."""
+        with self._store.lease() as lease:
+            yield ImageWriter(self._store, lease, self._mount_point)
+
+    def _record(
+        self,
+        writer: ImageWriter,
+        facts: RootfsFacts,
+        target: types_pb2.Descriptor,
+        labels: Mapping[str, str],
+    ) -> str:
+        """Record the image that was written; return the stemcell's CID."""
+        command = " ".join(facts.command)
+        labels = {**labels, LABEL_SNAPSHOT: writer.snapshot, LABEL_COMMAND: command}
+        stemcell_cid = cid_of(self._runtime, target.digest)
+        name = image_name(stemcell_cid)
+        with Undo(self._log) as undo:
+            undo.push(lambda: self._store.delete_image(name))
+            self._store.create_image(name, target, labels, lease=writer.lease)
+            undo.keep()
+        self._log.info(f"imported as {name}, {facts.init} is its init")
+        return stemcell_cid

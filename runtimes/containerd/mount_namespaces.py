@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cpi.errors import CloudError
-from cpi.host import linux
+from cpi.host import kernel, linux
 from cpi.host.linux import Mounted
 
 
@@ -20,7 +20,7 @@ def share_mounts(init: int) -> None:
     starts while a disk is mounted keeps a copy of the mount for ever: below the root that it has
     left, where nobody can unmount it.
     """
-    flags = linux.MS_SHARED | linux.MS_REC
+    flags = kernel.MS_SHARED | kernel.MS_REC
     linux.in_mount_namespace(init, lambda: linux.mount("none", Path("/"), flags=flags))
 
 

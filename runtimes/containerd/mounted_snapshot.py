@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from cpi.host import linux
+from cpi.host import kernel, linux
 from runtimes.containerd.api import types_pb2
 
 
@@ -18,5 +18,5 @@ def mounted(mounts: Sequence[types_pb2.Mount], at: Path) -> Iterator[Path]:
     with ExitStack() as stack:
         for mount in mounts:
             linux.mount_words(mount.source, at, mount.type, list(mount.options))
-            stack.callback(linux.umount, at, linux.MNT_DETACH)
+            stack.callback(linux.umount, at, kernel.MNT_DETACH)
         yield at

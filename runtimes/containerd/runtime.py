@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from cpi.views import LogPart, LogPlaces, StemcellView, Usage, VMView
     from runtimes.containerd.client import Client
     from runtimes.containerd.containers import Containers
+    from runtimes.containerd.imports import Imports
     from runtimes.containerd.oci_spec import Folder
     from runtimes.containerd.stemcells import Stemcells
     from runtimes.containerd.storage import Store
@@ -67,12 +68,12 @@ class ContainerdRuntime(Runtime):
     def create_stemcell(
         self, image: Path, cloud_properties: "JsonObject", tags: "JsonObject"
     ) -> str:
-        return self._stemcells.create(image, cloud_properties)
+        return self._imports.create(image, cloud_properties)
 
     def share_stemcell(
         self, stemcell_cid: str, image: Path, cloud_properties: "JsonObject"
     ) -> None:
-        self._stemcells.share(stemcell_cid, image, cloud_properties)
+        self._imports.share(stemcell_cid, image, cloud_properties)
 
     def delete_stemcell(self, stemcell_cid: str) -> None:
         self._stemcells.delete(stemcell_cid)
@@ -212,7 +213,7 @@ class ContainerdRuntime(Runtime):
     def checks(self) -> "list[Finding]":
         from runtimes.containerd import checks
 
-        return checks.all_of(checks.Subject(self.config, self._store, self._containers))
+        return checks.all_of(checks.Subject(self.config, self.name, self._store, self._containers))
 
     # Persistent disks
 
@@ -326,7 +327,13 @@ class ContainerdRuntime(Runtime):
     def _stemcells(self) -> "Stemcells":
         from runtimes.containerd.stemcells import Stemcells
 
-        return Stemcells(self._store, self.name, self.config, self._mount_point, self.log)
+        return Stemcells(self._store)
+
+    @cached_property
+    def _imports(self) -> "Imports":
+        from runtimes.containerd.imports import Imports
+
+        return Imports(self._store, self.name, self.config, self._mount_point, self.log)
 
     @cached_property
     def _vms(self) -> "VMs":

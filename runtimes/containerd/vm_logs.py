@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from cpi.host import linux
+from cpi.host import kernel, linux
 from cpi.views import LogPart, LogPlaces
 from runtimes.containerd.api import types_pb2
 from runtimes.containerd.mounted_snapshot import mounted
@@ -43,7 +43,7 @@ def stopped(
             with suppress(FileNotFoundError):
                 target = root.folder(_DATA)
                 try:
-                    linux.mount(str(data), Path(f"/proc/self/fd/{target}"), flags=linux.MS_BIND)
+                    linux.mount(str(data), Path(f"/proc/self/fd/{target}"), flags=kernel.MS_BIND)
                 finally:
                     os.close(target)
             return work(root)

@@ -14,8 +14,8 @@ from runtimes.libvirt.client import Connection, is_local, told
 from runtimes.libvirt.profiles import Profile
 from runtimes.libvirt.virtualbox import vboxmanage
 
-_KVM_GET_API_VERSION, _KVM_CREATE_VM = 0xAE00, 0xAE01  # linux/kvm.h
-_KVM_VERSION = 12  # the only one there is
+KVM_GET_API_VERSION, KVM_CREATE_VM = 0xAE00, 0xAE01  # linux/kvm.h
+KVM_API_VERSION = 12  # the only one there is
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ def unusable(path: str) -> str:
     except OSError as error:
         return f"{path} cannot be opened ({error.strerror})"
     try:
-        if fcntl.ioctl(device, _KVM_GET_API_VERSION) != _KVM_VERSION:
-            return f"{path} speaks another version than {_KVM_VERSION}"
-        os.close(fcntl.ioctl(device, _KVM_CREATE_VM))
+        if fcntl.ioctl(device, KVM_GET_API_VERSION) != KVM_API_VERSION:
+            return f"{path} speaks another version than {KVM_API_VERSION}"
+        os.close(fcntl.ioctl(device, KVM_CREATE_VM))
     except OSError as error:
         return f"{path} makes no VM ({error.strerror})"
     finally:

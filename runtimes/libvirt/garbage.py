@@ -3,8 +3,6 @@
 On this machine alone: another's CPI may use a pool that is elsewhere, and its locks are not seen.
 """
 
-import re
-import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -14,12 +12,12 @@ from cpi.host import unfinished
 from cpi.host.folders import entries, size_of
 from cpi.model import Garbage
 from runtimes.libvirt.disk_backend_files import BACKUP
-from runtimes.libvirt.stemcells import DISK as STEMCELL, FACTS, import_lock
+from runtimes.libvirt.stemcells import DISK as STEMCELL, FACTS
 from runtimes.libvirt.vms import PARTS, VMs
 from runtimes.libvirt.volumes import capacity_of
+from runtimes.stemcell_imports import import_lock, killed_imports
 
 _PART = ".part"  # of a volume that is a file, before it is whole
-_IMPORT = re.compile(r"[a-z0-9]{1,48}")
 
 
 class Sweep:
@@ -55,7 +53,8 @@ class Sweep:
     def all(self) -> list[Garbage]:
         """Everything that nobody owns."""
         found = {one.name: one for one in self.orphans()}
-        for one in (*self._folders(), *self._stemcells(), *self._imports()):
+        imports = killed_imports(self._state_dir, self._runtime)
+        for one in (*self._folders(), *self._stemcells(), *imports):
             if one.name not in found and not self._is_held(one.lock):
                 found[one.name] = one
         return list(found.values())
@@ -98,15 +97,6 @@ class Sweep:
         # Else it has been imported meanwhile.
         if name.endswith(_PART) or self._vms.pool.find(stem + FACTS) is None:
             self._vms.pool.delete(name)
-
-    def _imports(self) -> Iterator[Garbage]:
-        for path in entries(self._state_dir / "imports"):
-            runtime, dash, stem = path.name.partition("-")
-            if runtime == self._runtime and dash and _IMPORT.fullmatch(stem):
-                why = "the import of a stemcell was killed"
-                remove = partial(shutil.rmtree, path, ignore_errors=True)
-                lock = import_lock(runtime, stem)
-                yield Garbage("import", str(path), why, lock, remove, size=size_of(path))
 
     def _is_vm(self, name: str) -> bool:
         return cid.named_runtime(name, cid.VM) == self._runtime

@@ -37,7 +37,7 @@ CREATE_STEMCELL = [
     "runtimes.containerd.storage:Store.prepare",
     "runtimes.containerd.storage:Store.write_content",
     "stemcell_convert.unpack:unpack",
-    "runtimes.containerd.imports:read_facts",
+    "runtimes.containerd.image_writer:read_facts",
     "runtimes.containerd.storage:Store.commit",
     "runtimes.containerd.storage:Store.apply",
     "runtimes.containerd.storage:Store.create_image",

@@ -11,6 +11,7 @@ from tests.integration.libvirt.conftest import opened
 from tests.support.containerd.disks import attach_and_mount, unmount_and_detach
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import KvmMachine
+from tests.support.opens import counted_opens
 
 
 @pytest.mark.parametrize("kind", ["vsphere", "aws"])
@@ -47,7 +48,10 @@ def test_a_raw_disk_and_its_qcow2_boot_alike(
     raw = tmp_path / "raw"
     subprocess.run(["qemu-img", "convert", "-O", "raw", qcow2, raw], check=True)
     before = raw.stat().st_mtime_ns
-    stemcell = machine.call("create_stemcell", str(raw), {})
+    with counted_opens(raw) as opens:
+        stemcell = machine.call("create_stemcell", str(raw), {})
+        assert opens() == 1
+    assert machine.call("create_stemcell", str(raw), {}) == stemcell
     assert raw.stat().st_mtime_ns == before
     guest = machine.create_guest(stemcell)
     guest.wait_for_agent()

@@ -12,6 +12,7 @@ import pytest
 from testing.stemcells.stemcell_disks import NO_TABLE, archive, converted, disk
 from tests.support.containerd.disks import attach_and_mount
 from tests.support.containerd.machine import VM, Machine, failing
+from tests.support.opens import counted_opens
 from tests.support.stemcells.disk_stemcells import CAPABILITY, machine_root
 
 OVF = b"<?xml version='1.0'?><Envelope/>"
@@ -109,7 +110,9 @@ def maker(runit_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Maker:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_format_boots(machine: Machine, maker: Maker, clean: None, kind: str) -> None:
     image = maker.image(kind)
-    stemcell = machine.call("create_stemcell", str(image), {"name": kind, "version": "1"})
+    with counted_opens(image) as opens:
+        stemcell = machine.call("create_stemcell", str(image), {"name": kind, "version": "1"})
+        assert opens() == 1, "all that is wanted of it comes of one reading"
     assert machine.call("create_stemcell", str(image), {}) == stemcell
     assert not list((machine.host.state / "imports").iterdir())
     vm = machine.create_vm(stemcell, agent_id="the-agent")
@@ -169,6 +172,22 @@ def test_a_disk_is_attached_in_a_vm_of_a_disk_stemcell(
     assert vm.agent("list_disk") == [cid]
     vm.delete()
     machine.call("delete_stemcell", stemcell)
+
+
+def test_disks_that_begin_alike_are_told_apart(
+    machine: Machine, maker: Maker, clean: None, tmp_path: Path
+) -> None:
+    """Until it is read to its end an upload goes by its size and its beginning."""
+    disks = [tmp_path / "one", tmp_path / "other"]
+    for number, path in enumerate(disks):
+        data = bytearray(maker.raw("gpt").read_bytes())
+        data[-1] = number  # of the GPT's second copy, which nothing here reads
+        path.write_bytes(data)
+    stemcells = [machine.call("create_stemcell", str(path), {}) for path in disks]
+    assert len(set(stemcells)) == 2
+    assert [machine.call("create_stemcell", str(path), {}) for path in disks] == stemcells
+    for stemcell in stemcells:
+        machine.call("delete_stemcell", stemcell)
 
 
 def test_a_disk_that_reads_other_files_is_refused(

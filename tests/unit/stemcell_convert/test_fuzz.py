@@ -12,7 +12,7 @@ from stemcell_convert import layout, manifest, oci, oci_image as images, referen
 from stemcell_convert.convert import file_systems
 from stemcell_convert.facts import read_facts
 from stemcell_convert.inroot import Root
-from stemcell_convert.oci_image import Manifest
+from stemcell_convert.oci_image import ImageManifest
 from stemcell_convert.stemcell_errors import StemcellError
 from tests.support.stemcells.fuzzing import stable, tried
 
@@ -145,7 +145,7 @@ _document = st.one_of(
 def test_the_documents_of_an_image(first: bytes, second: bytes) -> None:
     named = "/some/folder"
     parsed = tried(lambda: images.parse_manifest(first, named), named)
-    parsed = parsed or Manifest(DIGEST, 1, ((oci.LAYER, DIGEST, 1),))
+    parsed = parsed or ImageManifest(DIGEST, 1, ((oci.LAYER, DIGEST, 1),))
     tried(lambda: images.layers_of(parsed, second, named), named)
     index = tried(lambda: images.parse_json(second, named), named) or {}
     digest = tried(lambda: images.for_platform(index, "amd64", named), named)

@@ -54,7 +54,7 @@ def test_the_last_comes_first_and_an_esp_is_none() -> None:
     disk = _disk(
         (0xEF, 64, 64), (0x83, 200, 100), (0x83, 400, 100), kinds={200: "xfs", 400: "ext4"}
     )
-    assert [(one.kind, one.offset) for one in _systems(bytes(disk))] == [
+    assert [(system.fstype, system.offset) for system in _systems(bytes(disk))] == [
         ("ext4", 400 * 512), ("xfs", 200 * 512),
     ]  # fmt: skip
 

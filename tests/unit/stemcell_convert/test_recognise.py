@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from stemcell_convert import oci
+from stemcell_convert.convert import raw_disk
 from stemcell_convert.recognise import (
     ARCHIVE,
     BZIPPED,
@@ -22,6 +23,7 @@ from stemcell_convert.recognise import (
 from stemcell_convert.stemcell_errors import StemcellError, UnsupportedStemcell
 from stemcell_convert.streams import Source
 from stemcell_convert.unwrap import unwrap
+from tests.support.stemcells.small_stemcells import means
 
 RAW = bytes(510) + b"\x55\xaa" + bytes(100_000) + b"data" + bytes(1 << 20) + b"end"
 QCOW2 = b"QFI\xfb" + bytes(5000)
@@ -41,6 +43,17 @@ def _tar(members: dict[str, bytes]) -> bytes:
 
 def _source(image: Path) -> Source:
     return Source(io.BytesIO(image.read_bytes()), str(image))
+
+
+class Counted(io.BytesIO):
+    """Counts the bytes that are read."""
+
+    delivered = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data = super().read(size)
+        self.delivered += len(data)
+        return data
 
 
 IMAGES = {
@@ -137,3 +150,15 @@ def _told(image: Path, disk: Path) -> str:
     except StemcellError as error:
         return str(error)
     return ""
+
+
+@pytest.mark.parametrize("name", ["tar.gz of raw", "raw"])
+def test_a_disk_is_taken_and_hashed_in_one_reading(tmp_path: Path, name: str) -> None:
+    data, image_format = IMAGES[name]
+    stream = Counted(data)
+    source = Source(stream, "image")
+    assert recognise(source) == image_format
+    disk = raw_disk(source, image_format, tmp_path, means())
+    assert disk.read_bytes() == RAW
+    assert source.drain() == oci.digest(data)
+    assert stream.delivered == len(data)

@@ -8,21 +8,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cpi.cni import overview
 from cpi.commands import doctor, host_checks, network_checks
 from cpi.commands.host_checks import Host
 from cpi.commands.main import main
-from cpi.commands.network_checks import Route
 from cpi.config.config import Config
+from cpi.disks import loop
 from cpi.errors import CloudError
 from cpi.findings import FAILURE, OK, WARNING, Checks, Finding, failure, ok, warning
+from cpi.host import iproute
+from cpi.host.iproute import Route
 from cpi.host.process import CommandFailed
-from cpi.service import routes
 from cpi.service.sockets import main_socket
 from tests.support.cpi_calls import fake_config
 
@@ -131,7 +132,7 @@ def test_root(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_loop_devices(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     control = tmp_path / "loop-control"
-    monkeypatch.setattr(host_checks, "_LOOP_CONTROL", str(control))
+    monkeypatch.setattr(loop, "CONTROL", str(control))
     assert of_host("loop devices", host).fix == "modprobe loop"
     control.touch()
     assert of_host("loop devices", host).status == FAILURE  # it gives no device
@@ -248,8 +249,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
         return bytes(answer)
 
     monkeypatch.setattr(network_checks, "run", run)
-    monkeypatch.setattr(overview, "run", run)
-    monkeypatch.setattr(routes, "run", run)
+    monkeypatch.setattr(iproute, "run", run)
     return answers
 
 
@@ -401,5 +401,8 @@ def test_subnets(config: Config, programs: Programs, route: str, status: str) ->
 
 
 def test_a_free_subnet_is_free_of_all() -> None:
-    routes = [Route("10.0.0.0/8", "a"), Route("172.16.0.0/15", "b")]
+    routes = [
+        Route(ip_network("10.0.0.0/8"), "a"),
+        Route(ip_network("172.16.0.0/15"), "b"),
+    ]
     assert network_checks.free_subnet(routes) == "172.18.0.0/16"

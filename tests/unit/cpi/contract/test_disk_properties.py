@@ -7,7 +7,7 @@ import pytest
 from cpi.contract.disk_properties import parse, wishes
 from cpi.disks import mount_options
 from cpi.errors import CloudError
-from cpi.host import linux
+from cpi.host import kernel
 from cpi.model import DiskProperties, DiskWishes
 
 
@@ -75,5 +75,5 @@ def test_mount_options_are_a_list_of_strings(value: object, message: str) -> Non
 
 def test_mount_options_as_the_kernel_takes_them() -> None:
     flags, text = mount_options.arguments(("noatime", "discard", "nosuid", "commit=30", "rw"))
-    assert flags == linux.MS_NOATIME | linux.MS_NOSUID
+    assert flags == kernel.MS_NOATIME | kernel.MS_NOSUID
     assert text == ("discard", "commit=30")

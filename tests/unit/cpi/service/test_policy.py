@@ -10,7 +10,7 @@ import pytest
 
 from cpi.config.load import config_of
 from cpi.errors import CPIError, InvalidCall
-from cpi.service import routes
+from cpi.host import iproute
 from cpi.service.guard import Guard
 from cpi.service.policy import Policies, client_name, client_of_certificate
 from tests.support.cpi_calls import fake_config, fake_registered
@@ -173,10 +173,9 @@ def test_each_rule_is_named_and_can_be_lifted(
 def test_a_client_cannot_take_a_subnet_that_the_host_has_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lan = (ipaddress.ip_network("10.9.0.0/22"), "eth0")
-    own = (ipaddress.ip_network("10.8.0.0/16"), "bosh0")
-    found = {"bosh0": [lan], "br1": [lan, own]}
-    monkeypatch.setattr(routes, "elsewhere", lambda bridge: found[bridge])
+    lan = iproute.Route(ipaddress.ip_network("10.9.0.0/22"), "eth0")
+    own = iproute.Route(ipaddress.ip_network("10.8.0.0/16"), "bosh0")
+    monkeypatch.setattr(iproute, "routes", lambda: [lan, own])
     guest = client(tmp_path, default={"networks": ["bosh0", "br1", "flannel"]})
     stemcell = guest.stemcell()
     for networks in (network(), network(netmask="255.0.0.0"), network(gateway="10.9.0.1")):
@@ -191,32 +190,6 @@ def test_a_client_cannot_take_a_subnet_that_the_host_has_elsewhere(
     assert guest.call("create_vm", "a", stemcell, {}, cni, [], {})
     told = client(tmp_path, guest={"subnets": ["10.9.0.0/24"]})
     assert told.call("create_vm", "a", told.stemcell(), {}, network(ip="10.9.0.7"), [], {})
-
-
-def test_routes_are_read_as_iproute2_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {
-        "-4": [
-            {"dst": "default", "gateway": "192.0.2.1", "dev": "eth0"},
-            {"dst": "192.0.2.0/24", "dev": "eth0", "scope": "link"},
-            {"dst": "10.245.0.0/16", "dev": "bosh0", "flags": ["linkdown"]},
-            {"dst": "10.9.8.7", "gateway": "192.0.2.9", "dev": "eth0"},
-            {"type": "unreachable", "dst": "10.200.0.0/16"},
-        ],
-        "-6": [{"dst": "fe80::/64", "dev": "eth0"}, {"dst": "default", "dev": "eth0"}],
-    }
-
-    def run(argv: list[str], **_: str) -> bytes:
-        assert argv == ["ip", "-json", argv[2], "route"]
-        return json.dumps(told[argv[2]]).encode()
-
-    monkeypatch.setattr(routes, "run", run)
-    found = [(str(subnet), device) for subnet, device in routes.elsewhere("bosh0")]
-    assert found == [
-        ("192.0.2.0/24", "eth0"),
-        ("10.9.8.7/32", "eth0"),
-        ("10.200.0.0/16", ""),
-        ("fe80::/64", "eth0"),
-    ]
 
 
 def test_rules_name_the_client_that_they_are_of(tmp_path: Path) -> None:
