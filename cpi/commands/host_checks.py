@@ -15,6 +15,7 @@ from cpi.errors import CPIError
 from cpi.findings import Checks, Finding, failure, ok, warning
 from cpi.host import linux
 from cpi.host.folders import entries
+from cpi.host.layout import Layout
 from cpi.host.process import ENVIRONMENT
 from cpi.service.policy import Policies
 from cpi.service.sockets import main_socket
@@ -137,7 +138,7 @@ def _tools(_host: Host) -> Finding:
 
 @CHECKS.add("disk space")
 def _disk_space(host: Host) -> Finding:
-    folders = {"state_dir": Path(host.config.text("state_dir"))}
+    folders = {"state_dir": Layout.of(host.config).state_dir}
     folders |= {f"disks ({name})": folder for name, folder in folders_of(host.config).items()}
     told, least = [], None
     for name, folder in folders.items():
@@ -155,8 +156,8 @@ def _disk_space(host: Host) -> Finding:
 @CHECKS.add("after a restart")
 def _after_restart(host: Host) -> Finding:
     """A VM's network namespace is pinned as long as the host runs, and its folder lasts."""
-    folders = sorted((Path(host.config.text("state_dir")) / "vms").glob("*-vm-*"))
-    pins = Path(host.config.text("run_dir")) / "netns"
+    folders = sorted(Layout.of(host.config).vms.glob("*-vm-*"))
+    pins = Layout.of(host.config).namespaces
     vms = [folder.name for folder in folders if (folder / "network.json").exists()]
     lost = [name for name in vms if not linux.is_mount_point(pins / name)]
     if lost:
@@ -193,7 +194,7 @@ def _clients(host: Host) -> Finding:
     except CPIError as error:
         return failure(error.message, f"edit service.clients in {host.path or 'cpi.json'}")
     ruled = ", ".join(host.config.mapping("service.clients")) or "none, so the defaults hold"
-    folder = Path(host.config.text("state_dir")) / "clients"
+    folder = Layout.of(host.config).clients
     having = [f"{one.name}: {_count(one)}" for one in entries(folder)]
     return ok(f"rules for {ruled}; {'; '.join(having) or 'none has anything here'}")
 

@@ -19,6 +19,7 @@ from typing import Any
 from cpi.disks import filesystems, raw_image as images
 from cpi.disks.filesystems import FILE_SYSTEMS
 from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace, NotSupported
+from cpi.host.layout import Layout
 from cpi.text import shown
 
 TYPE_CHECKING = False
@@ -68,8 +69,7 @@ def folders_of(config: Config) -> dict[str, Path]:
 
     Raises CPIError for a store that is none.
     """
-    usual = config.text("disk_dir") or f"{config.text('state_dir')}/disks"
-    folders = {DEFAULT_STORE: Path(usual)}
+    folders = {DEFAULT_STORE: Path(config.text("disk_dir") or Layout.of(config).disks)}
     for name, path in config.mapping("disk_stores").items():
         if not STORE_NAME.fullmatch(name) or name == DEFAULT_STORE:
             raise CPIError(f"disk_stores: {shown(name, 60)} cannot be the name of a store")

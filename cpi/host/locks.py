@@ -12,6 +12,7 @@ import os
 from contextlib import ExitStack, contextmanager, suppress
 
 from cpi.errors import CPIError
+from cpi.host.layout import LOCKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def hold(run_dir: str, *cids: str, log: Log) -> Iterator[None]:
     """
     if any("/" in cid or cid in ("", ".", "..") for cid in cids):
         raise ValueError("a lock is named by a validated CID")
-    folder = os.path.join(run_dir, "locks")
+    folder = os.path.join(run_dir, LOCKS)
     with ExitStack() as held:
         try:
             _make_folders(run_dir, folder)
@@ -48,7 +49,7 @@ def hold(run_dir: str, *cids: str, log: Log) -> Iterator[None]:
 def is_held(run_dir: str, cid: str) -> bool:
     """Tell whether a call is at work on a CID just now."""
     try:
-        descriptor = os.open(os.path.join(run_dir, "locks", cid), os.O_RDWR | os.O_NOFOLLOW)
+        descriptor = os.open(os.path.join(run_dir, LOCKS, cid), os.O_RDWR | os.O_NOFOLLOW)
     except FileNotFoundError:
         return False
     try:

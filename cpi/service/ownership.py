@@ -21,6 +21,7 @@ from typing import BinaryIO
 
 from cpi import cid as cids
 from cpi.errors import CPIError
+from cpi.host.layout import CLIENTS
 
 _PENDING = "pending-"
 _FRESH = "fresh-"
@@ -70,7 +71,7 @@ class Holdings:
 
     def __init__(self, state_dir: Path, client: str) -> None:
         self.client = client
-        self._all = state_dir / "clients"
+        self._all = state_dir / CLIENTS
         self._folder = self._all / client
         try:
             self._all.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from cpi import cid
 from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.host import locks, unfinished
 from cpi.host.folders import size_of
+from cpi.host.layout import Layout
 from cpi.log import Log
 from cpi.model import Garbage
 from cpi.runtime import Runtime
@@ -106,7 +106,7 @@ def _of_runtime(name: str, config: Config, log: Log, opened: ExitStack) -> list[
 def _records(config: Config, log: Log, opened: ExitStack) -> Iterator[Garbage]:
     """What the service counts for a client that is gone: a person deleted it, or a killed call."""
     runtimes: dict[str, Runtime] = {}
-    for path in sorted((Path(config.text("state_dir")) / "clients").glob("*/*")):
+    for path in sorted(Layout.of(config).clients.glob("*/*")):
         kind = next((one for one in (cid.VM, cid.DISK) if f"-{one}-" in path.name), "")
         try:
             name = cid.runtime_of(path.name, kind)
@@ -128,7 +128,7 @@ def _records(config: Config, log: Log, opened: ExitStack) -> Iterator[Garbage]:
 def _unknown(bosh_vms: set[str], config: Config, log: Log) -> Iterator[Garbage]:
     """VMs that are whole and that BOSH has not, since the answer to its create_vm was lost."""
     for vm_cid in vms_of(config):
-        folder = Path(config.text("state_dir")) / "vms" / vm_cid
+        folder = Layout.of(config).vm(vm_cid)
         if vm_cid in bosh_vms or unfinished.is_marked(folder):
             continue
         if not locks.is_held(config.text("run_dir"), vm_cid):

@@ -15,6 +15,7 @@ from cpi.cni.networks import Networks
 from cpi.disks.disk_store import DiskStore, folders_of, wanted
 from cpi.errors import DiskNotAttached, NotSupported, VMNotFound
 from cpi.host import guest_socket, locks, unfinished
+from cpi.host.layout import Layout
 from cpi.host.undo import Undo
 from cpi.runtime import Runtime
 from runtimes.containerd import cgroups
@@ -54,7 +55,7 @@ class ContainerdRuntime(Runtime):
         self._state_dir = Path(config.text("state_dir"))
         self._run_dir = Path(config.text("run_dir"))
         self._mount_point = self._run_dir / "rootfs"
-        self._networks = Networks(config, self._state_dir, self._run_dir)
+        self._networks = Networks(config)
         self._disk_store = DiskStore(folders_of(config))
         self._disks = Disks(self._disk_store, self._state_dir, log)
 
@@ -149,7 +150,7 @@ class ContainerdRuntime(Runtime):
 
     def _mount_again(self, vm_cid: str, folder: HostFolder) -> None:
         folder.restore()
-        guest_socket.make_folder(self.config.text("run_dir"))  # a restart of the host took it
+        guest_socket.make_folder(Layout.of(self.config).guest)  # a restart of the host took it
         for disk_cid in self._disk_store.attached_to(vm_cid):
             with self._lock(disk_cid):
                 self._disks.mount_again(folder, disk_cid)
@@ -365,10 +366,9 @@ class ContainerdRuntime(Runtime):
             for mount, source in zip(mounts, folder.add_mounts(mounts), strict=True)
         ]
         if spec.properties.host_service:
-            run_dir = self.config.text("run_dir")
-            source = guest_socket.make_folder(run_dir)
+            source = guest_socket.make_folder(Layout.of(self.config).guest)
             folders.append(Folder(guest_socket.IN_VM, source, read_only=True))
-            if not guest_socket.is_served(run_dir):
+            if not guest_socket.is_served(source):
                 self.log.warn(
                     f"{spec.cid} has host_service, but nothing listens at {source}/"
                     f"{guest_socket.SOCKET} yet; start the host's service: bosh-cpi serve"

@@ -329,7 +329,7 @@ class LibvirtRuntime(Runtime):
     def _nics(self) -> Nics:
         host = None
         if self._local and self.profile.bridges and not is_unprivileged():
-            host = Networks(self.config, self._state_dir, Path(self.config.text("run_dir")))
+            host = Networks(self.config)
         addresses: Addresses = PoolAddresses(self._pool)
         if self._local:
             addresses = FileAddresses(self._state_dir / "addresses")
