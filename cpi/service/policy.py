@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cpi.config.config import Config, suggestions
-from cpi.disks.disk_store import DEFAULT_STORE, folders_of
+from cpi.disks.disk import DEFAULT_STORE
+from cpi.disks.disk_store import folders_of
 from cpi.errors import CPIError, InvalidCall
 from cpi.service.routes import Subnet
 from cpi.text import kind, shown

@@ -4,8 +4,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from cpi.disks import freeze, raw_image as images
-from cpi.disks.disk_store import Disk, DiskStore
-from cpi.errors import CloudError
+from cpi.disks.disk import Disk
+from cpi.disks.disk_store import DiskStore
 from cpi.host import linux
 from cpi.host.undo import Undo
 from cpi.log import Log
@@ -31,11 +31,9 @@ class Disks:
 
     def get(self, disk_cid: str) -> Disk:
         """Return a disk's facts, taken from a VM that is gone. Raises DiskNotFound."""
-        disk = self._store.get(disk_cid)
-        if not disk.attached_to or HostFolder(self._state_dir, disk.attached_to).exists():
-            return disk
-        self._log.warn(f"{disk.cid} was attached to {disk.attached_to}, which is gone")
-        return self._store.set_owner(disk_cid, "")
+        return self._store.get_reclaimed(
+            disk_cid, lambda vm_cid: HostFolder(self._state_dir, vm_cid).exists(), self._log
+        )
 
     def attach(self, folder: HostFolder, disk: Disk, undo: Undo) -> str:
         """Give a disk to a VM and return the hint; twice is once.
@@ -43,10 +41,7 @@ class Disks:
         Raises CloudError when another VM has it, or its file is not the disk.
         """
         vm_cid, disk_cid, hint = folder.path.name, disk.cid, hint_of(disk.cid)
-        if disk.attached_to not in ("", vm_cid):
-            raise CloudError(
-                f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it first"
-            )
+        disk.require_free_for(vm_cid)
         fresh = not folder.has_disk(disk_cid)
         if not fresh and not mount_namespaces.sees(vm_cid, hint):
             self._log.info(f"{vm_cid} has unmounted {disk_cid}, attaching it anew")
@@ -55,7 +50,7 @@ class Disks:
         if fresh:
             self._require_usable(disk)
             undo.push(lambda: self.release(folder, disk_cid))
-        self._store.set_owner(disk_cid, vm_cid)
+        self._store.change(disk_cid, attached_to=vm_cid)
         if fresh:
             folder.mount_disk(disk_cid, self._store.image(disk), disk.filesystem)
         return hint
@@ -86,7 +81,7 @@ class Disks:
         disk = self._store.find(disk_cid)
         if disk is not None and disk.attached_to == vm_cid:
             images.require_unused(self._store.image(disk), disk_cid)
-            self._store.set_owner(disk_cid, "")
+            self._store.change(disk_cid, attached_to="")
 
     def still(self, disk: Disk) -> AbstractContextManager[None] | None:
         """What keeps a disk's writers away for a while; None where there can be none."""

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cpi import cid
 from cpi.cni.networks import Networks
-from cpi.disks.disk_store import DiskStore, folders_of, wanted
-from cpi.errors import DiskNotAttached, NotSupported, VMNotFound
+from cpi.disks.disk import wanted
+from cpi.disks.disk_store import DiskStore, folders_of
+from cpi.errors import NotSupported, VMNotFound
 from cpi.host import guest_socket, locks, unfinished
 from cpi.host.layout import Layout
 from cpi.host.undo import Undo
@@ -229,12 +230,10 @@ class ContainerdRuntime(Runtime):
         self._disk_store.delete(disk_cid)
 
     def has_disk(self, disk_cid: str) -> bool:
-        disk = self._disk_store.find(disk_cid)
-        return disk is not None and self._disk_store.image(disk).exists()
+        return self._disk_store.has(disk_cid)
 
     def disk_user(self, disk_cid: str) -> str:
-        disk = self._disk_store.find(disk_cid)
-        return "" if disk is None else disk.attached_to
+        return self._disk_store.user_of(disk_cid)
 
     def attach_disk(self, vm_cid: str, disk_cid: str, api_version: int) -> "Json":
         disk = self._disks.get(disk_cid)
@@ -249,9 +248,7 @@ class ContainerdRuntime(Runtime):
     def detach_disk(self, vm_cid: str, disk_cid: str) -> None:
         disk = self._disk_store.get(disk_cid)
         folder = self._folder(vm_cid)
-        if disk.attached_to != vm_cid:
-            where = f"attached to {disk.attached_to}" if disk.attached_to else "not attached"
-            raise DiskNotAttached(f"the disk {disk_cid} is {where}, so not to the VM {vm_cid}")
+        disk.require_attached_to(vm_cid)
         self._disks.release(folder, disk_cid)
 
     def get_disks(self, vm_cid: str) -> list[str]:
@@ -259,7 +256,7 @@ class ContainerdRuntime(Runtime):
         return self._disk_store.attached_to(vm_cid)
 
     def set_disk_metadata(self, disk_cid: str, metadata: "JsonObject") -> None:
-        self._disk_store.set_metadata(disk_cid, metadata)
+        self._disk_store.change(disk_cid, metadata=dict(metadata))
 
     def resize_disk(self, disk_cid: str, size_mib: int) -> None:
         self._disks.get(disk_cid)

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cpi.disks import raw_image as images
-from cpi.disks.disk_store import Disk, DiskStore
+from cpi.disks.disk import Disk
+from cpi.disks.disk_store import DiskStore
 from cpi.disks.snapshots import Snapshots
 from cpi.host.process import run
 from cpi.model import DiskProperties
@@ -35,8 +36,7 @@ class Files(DiskPlace):
         self._store.save(disk)
 
     def has(self, disk_cid: str) -> bool:
-        disk = self._store.find(disk_cid)
-        return disk is not None and self._store.image(disk).exists()
+        return self._store.has(disk_cid)
 
     def has_vm(self, vm_cid: str) -> bool:
         # Every runtime has a folder there for each of its VMs, as long as it lives.

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cpi.disks import raw_image as images
-from cpi.disks.disk_store import DEFAULT_STORE, Disk, DiskStore, require_growth, require_size
+from cpi.disks.disk import DEFAULT_STORE, Disk
+from cpi.disks.disk_store import DiskStore
 from cpi.disks.snapshots import describe
 from cpi.errors import CloudError, DiskNotFound, NotSupported
 from cpi.host.undo import Undo
@@ -147,7 +148,7 @@ class Volumes(DiskPlace):
 
     def create(self, disk: Disk) -> None:
         self._require_plain(disk.store, disk.preallocate)
-        require_size(disk)
+        disk.require_room_for_filesystem()
         document = asdict(disk)
         del document["store"]
         with Undo(self._log) as undo, self._scratch.file(disk.cid) as image:
@@ -175,10 +176,7 @@ class Volumes(DiskPlace):
 
     def _free(self, disk_cid: str) -> Disk:
         disk = self.get(disk_cid)
-        if disk.attached_to:
-            raise CloudError(
-                f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it first"
-            )
+        disk.require_detached()
         return disk
 
     def resize(self, disk_cid: str, size_mib: int) -> None:
@@ -186,7 +184,7 @@ class Volumes(DiskPlace):
 
     def _grow(self, disk: Disk, size_mib: int) -> None:
         """Give a disk more room at its end; the agent grows what is in it when it mounts it."""
-        require_growth(disk, size_mib)
+        disk.require_growth(size_mib)
         if size_mib > disk.size:
             volume = self._volume(disk)
             with told(f"growing the disk {disk.cid} to {size_mib} MiB"):
@@ -199,11 +197,7 @@ class Volumes(DiskPlace):
     def update(self, disk_cid: str, size_mib: int, properties: DiskProperties) -> None:
         disk = self._free(disk_cid)
         self._require_plain(properties.store, properties.preallocate)
-        if properties.filesystem not in (None, disk.filesystem):
-            raise NotSupported(
-                f"the disk {disk_cid} has {disk.filesystem}; {properties.filesystem} takes a new "
-                "disk and copying, which the director does itself"
-            )
+        disk.require_filesystem(properties.filesystem)
         self._grow(disk, size_mib)
         self.change(disk_cid, cloud_properties=dict(properties.given))
 

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from cpi.disks.disk_store import Disk, require_growth
+from cpi.disks.disk import Disk
 from cpi.disks.raw_image import MIB
-from cpi.errors import CloudError, CPIError, DiskNotAttached, NotSupported
+from cpi.errors import CloudError, CPIError, NotSupported
 from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.model import Json
@@ -65,15 +65,11 @@ class Disks:
 
     def get(self, disk_cid: str) -> Disk:
         """Return a disk's facts, taken from a VM that is gone. Raises DiskNotFound."""
-        disk = self._place.get(disk_cid)
-        if not disk.attached_to or self._place.has_vm(disk.attached_to):
-            return disk
-        self._log.warn(f"{disk.cid} was attached to {disk.attached_to}, which is gone")
-        return self._place.change(disk_cid, attached_to="")
+        return self._place.get_reclaimed(disk_cid, self._place.has_vm, self._log)
 
     def attach(self, vm_cid: str, domain: Any, resolution: str, disk: Disk, undo: Undo) -> Json:
         """Give a disk to a VM and return the hint; twice is once. Raises CloudError."""
-        require_free_for(vm_cid, disk)
+        disk.require_free_for(vm_cid)
         serial = serial_of(disk.cid)
         layers = _layers(is_running(domain))
         lacking = [flag for flag in layers if not _has(domain, flag, serial)]
@@ -159,14 +155,12 @@ class Disks:
     def require_attached(self, vm_cid: str, disk_cid: str) -> Disk:
         """Return a disk's facts. Raises DiskNotFound, DiskNotAttached."""
         disk = self._place.get(disk_cid)
-        if disk.attached_to != vm_cid:
-            where = f"attached to {disk.attached_to}" if disk.attached_to else "not attached"
-            raise DiskNotAttached(f"the disk {disk_cid} is {where}, so not to the VM {vm_cid}")
+        disk.require_attached_to(vm_cid)
         return disk
 
     def grow(self, domain: Any, disk: Disk, size_mib: int) -> None:
         """Grow a disk in a running VM, whose agent uses the room when it mounts it next."""
-        require_growth(disk, size_mib)
+        disk.require_growth(size_mib)
         if not self._profile.block_resize:
             raise NotSupported(f"{self._profile.name} cannot grow a disk that a VM has")
         if disk.preallocate:
@@ -221,14 +215,6 @@ class Disks:
             if domain.jobInfo()[0]:
                 self._log.warn(f"{doing}: ending a job that another call left")
                 domain.abortJob()
-
-
-def require_free_for(vm_cid: str, disk: Disk) -> None:
-    """Raise CloudError when another VM has the disk."""
-    if disk.attached_to not in ("", vm_cid):
-        raise CloudError(
-            f"the disk {disk.cid} is attached to the VM {disk.attached_to}; detach it first"
-        )
 
 
 def is_running(domain: Any) -> bool:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 from cpi import cid
 from cpi.cni.networks import Networks
-from cpi.disks.disk_store import Disk, DiskStore, folders_of, wanted
+from cpi.disks.disk import Disk, wanted
+from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.errors import NotSupported
 from cpi.host import locks, unfinished
 from cpi.host.undo import Undo
@@ -201,8 +202,7 @@ class LibvirtRuntime(Runtime):
         return self._place.has(disk_cid)
 
     def disk_user(self, disk_cid: str) -> str:
-        disk = self._place.find(disk_cid)
-        return "" if disk is None else disk.attached_to
+        return self._place.user_of(disk_cid)
 
     def attach_disk(self, vm_cid: str, disk_cid: str, api_version: int) -> "Json":
         domain = self._vms.get(vm_cid)

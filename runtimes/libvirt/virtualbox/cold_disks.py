@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from cpi.disks import raw_image as images
-from cpi.disks.disk_store import Disk
+from cpi.disks.disk import Disk
 from cpi.errors import CloudError, NotSupported
 from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.model import Json
 from runtimes.libvirt.client import Connection, told
 from runtimes.libvirt.disk_backend import DiskPlace
-from runtimes.libvirt.disks import Disks, require_free_for
+from runtimes.libvirt.disks import Disks
 from runtimes.libvirt.virtualbox import media, virtualbox_xml
 from runtimes.libvirt.vms import VMs
 from runtimes.libvirt.volumes import Pool
@@ -49,7 +49,7 @@ class ColdDisks(Disks):
 
     def attach(self, vm_cid: str, domain: Any, resolution: str, disk: Disk, undo: Undo) -> Json:
         """Give a disk to a VM and return the hint; twice is once. Raises CloudError."""
-        require_free_for(vm_cid, disk)
+        disk.require_free_for(vm_cid)
         descriptor = self._descriptor(disk.cid)
         document = self._document(vm_cid)
         hint = media.hint_of(descriptor.name, resolution)
