@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO
 from cpi.errors import CloudError
 from cpi.host import linux
 from runtimes.containerd.api import types_pb2
-from runtimes.containerd.mounted_snapshot import mounted
+from runtimes.containerd.rootfs import mounted
 from runtimes.containerd.storage import Store
 from stemcell_convert import adapt, oci
 from stemcell_convert.facts import RootfsFacts, read_facts

@@ -90,7 +90,7 @@ class _Store:
 
 @pytest.fixture
 def subject(config: Config, tmp_path: Path) -> Any:
-    return container_checks.Subject(config, cast(Any, _Store(tmp_path)), cast(Any, None))
+    return container_checks.Subject("some", config, cast(Any, _Store(tmp_path)), cast(Any, None))
 
 
 @pytest.mark.parametrize(
