@@ -12,7 +12,7 @@ from cpi.model import DiskProperties
 CopyInUse = Callable[[str], Any]
 
 
-class DiskPlace(DiskFacts):
+class DiskBackend(DiskFacts):
     """All disks of one place. The caller holds the lock of the disk it changes.
 
     `get` also raises NotSupported, for a disk of another place.

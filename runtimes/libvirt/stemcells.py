@@ -22,7 +22,7 @@ from cpi.log import Log
 from cpi.model import JsonObject
 from cpi.progress import LogReport
 from runtimes.libvirt.profiles import Profile
-from runtimes.libvirt.volumes import Pool, path_of
+from runtimes.libvirt.volumes import StoragePool, path_of
 from runtimes.libvirt.xml.storage_xml import SHARED, Volume
 from stemcell_convert.stemcell_errors import StemcellError, UnsupportedStemcell
 
@@ -53,7 +53,12 @@ class Stemcells:
     """All stemcells in a pool. The caller holds the lock of the one it deletes."""
 
     def __init__(
-        self, pool: Pool, profile: Profile, config: Config, lock: Callable[[str], Any], log: Log
+        self,
+        pool: StoragePool,
+        profile: Profile,
+        config: Config,
+        lock: Callable[[str], Any],
+        log: Log,
     ) -> None:
         self._pool = pool
         self._profile = profile
