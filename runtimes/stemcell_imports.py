@@ -20,6 +20,7 @@ from cpi.config.config import Config
 from cpi.errors import CloudError, NotSupported
 from cpi.host import locks
 from cpi.host.folders import entries, size_of
+from cpi.host.layout import Layout
 from cpi.log import Log
 from cpi.model import Garbage, JsonObject
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from stemcell_convert.manifest import Manifest
     from stemcell_convert.streams import Source
 
-_FOLDER = "imports"
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 
@@ -96,7 +96,7 @@ class StemcellImports:
     @contextmanager
     def folder(self, key: str) -> Iterator[Path]:
         """Hold the lock of a key (64 hex digits); give an empty folder that is gone at the end."""
-        folder = Path(self._config.text("state_dir"), _FOLDER, f"{self._runtime}-{key}")
+        folder = Layout.of(self._config).imports / f"{self._runtime}-{key}"
         lock = import_lock(self._runtime, key)
         with locks.hold(self._config.text("run_dir"), lock, log=self._log):
             shutil.rmtree(folder, ignore_errors=True)
@@ -130,9 +130,9 @@ def import_lock(runtime: str, key: str) -> str:
     return f"import-{runtime}-{key}"[:60]
 
 
-def killed_imports(state_dir: Path, runtime: str) -> Iterator[Garbage]:
+def killed_imports(layout: Layout, runtime: str) -> Iterator[Garbage]:
     """Yield the folders of a runtime's imports; those whose locks are not held were killed."""
-    for path in entries(state_dir / _FOLDER):
+    for path in entries(layout.imports):
         prefix, _, key = path.name.rpartition("-")
         if prefix == runtime and _KEY.fullmatch(key):
             why = "the import of a stemcell was killed"

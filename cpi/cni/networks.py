@@ -29,6 +29,7 @@ from cpi.cni.plugins import (
 from cpi.cni.ports import Ports
 from cpi.errors import CloudError, NotSupported
 from cpi.host import iproute, linux
+from cpi.host.layout import Layout
 from cpi.host.process import run
 from cpi.model import Network, PortForward, VMSpec
 
@@ -49,12 +50,13 @@ _REBUILDING = "network.rebuilding"
 class Networks:
     """Makes and removes the networks of VMs."""
 
-    def __init__(self, config: "Config", state_dir: Path, run_dir: Path) -> None:
+    def __init__(self, config: "Config") -> None:
+        layout = Layout.of(config)
         self._config = config
-        self._addresses = state_dir / "addresses"
-        self._namespaces = run_dir / "netns"
+        self._addresses = layout.addresses
+        self._namespaces = layout.namespaces
         self._plugins = Plugins(config.strings("network.cni_plugin_dirs"))
-        self._ports = Ports(state_dir / "ports")
+        self._ports = Ports(layout.ports)
 
     def namespace(self, vm_cid: str) -> Path:
         """Where the VM's network namespace is pinned."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from cpi.cni.networks import STATE, attachments_in
 from cpi.cni.plugins import Attachment, addresses, networks_in
 from cpi.host import iproute
+from cpi.host.layout import Layout
 
 if TYPE_CHECKING:
     from cpi.config.config import Config
@@ -79,7 +80,7 @@ def host_networks(config: "Config") -> list[HostNetwork]:
 
 
 def _attachments(config: "Config") -> Iterator[tuple[str, Attachment]]:
-    for folder in sorted((Path(config.text("state_dir")) / "vms").glob("*-vm-*")):
+    for folder in sorted(Layout.of(config).vms.glob("*-vm-*")):
         for attachment in attachments_in(folder / STATE):
             yield folder.name, attachment
 

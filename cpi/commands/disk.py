@@ -11,7 +11,8 @@ from cpi.commands import output
 from cpi.commands.declare import JSON, Argument, Command, Group, argument, switch
 from cpi.config.config import Config
 from cpi.disks import loop, raw_image as images
-from cpi.disks.disk_store import Disk, DiskStore, folders_of
+from cpi.disks.disk import Disk
+from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.disks.filesystems import FILE_SYSTEMS, mount_device, replay
 from cpi.disks.snapshots import Snapshot, Snapshots
 from cpi.errors import CloudError, CPIError

@@ -15,6 +15,7 @@ from cpi.disks.disk_store import folders_of
 from cpi.errors import CPIError
 from cpi.findings import Checks, Finding, failure, ok, warning
 from cpi.host import kernel, linux
+from cpi.host.layout import Layout
 from cpi.host.process import ENVIRONMENT
 from cpi.service.ownership import records_by_client
 from cpi.service.policy import Policies
@@ -137,7 +138,7 @@ def _tools(_host: Host) -> Finding:
 
 @CHECKS.add("disk space")
 def _disk_space(host: Host) -> Finding:
-    folders = {"state_dir": Path(host.config.text("state_dir"))}
+    folders = {"state_dir": Layout.of(host.config).state_dir}
     folders |= {f"disks ({name})": folder for name, folder in folders_of(host.config).items()}
     rooms, least = [], None
     for name, folder in folders.items():
@@ -155,8 +156,8 @@ def _disk_space(host: Host) -> Finding:
 @CHECKS.add("after a restart")
 def _after_restart(host: Host) -> Finding:
     """A VM's network namespace is pinned as long as the host runs, and its folder lasts."""
-    folders = sorted((Path(host.config.text("state_dir")) / "vms").glob("*-vm-*"))
-    pins = Path(host.config.text("run_dir")) / "netns"
+    folders = sorted(Layout.of(host.config).vms.glob("*-vm-*"))
+    pins = Layout.of(host.config).namespaces
     vms = [folder.name for folder in folders if (folder / "network.json").exists()]
     lost = [name for name in vms if not linux.is_mount_point(pins / name)]
     if lost:
@@ -193,7 +194,7 @@ def _clients(host: Host) -> Finding:
     except CPIError as error:
         return failure(error.message, f"edit service.clients in {host.path or 'cpi.json'}")
     ruled = ", ".join(host.config.mapping("service.clients")) or "none, so the defaults hold"
-    records = records_by_client(Path(host.config.text("state_dir")))
+    records = records_by_client(Layout.of(host.config).clients)
     having = [f"{client}: {_count(paths)}" for client, paths in records.items()]
     return ok(f"rules for {ruled}; {'; '.join(having) or 'none has anything here'}")
 

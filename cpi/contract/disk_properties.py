@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cpi import validate
 from cpi.disks import mount_options
-from cpi.disks.disk_store import STORE_NAME
+from cpi.disks.disk import STORE_NAME
 from cpi.disks.filesystems import FILE_SYSTEMS
 from cpi.errors import CloudError
 from cpi.model import DiskProperties, DiskWishes

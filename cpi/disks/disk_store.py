@@ -9,17 +9,17 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from cpi import validate
-from cpi.disks import filesystems, raw_image as images
-from cpi.disks.filesystems import FILE_SYSTEMS
-from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace, NotSupported
+from cpi.disks import raw_image as images
+from cpi.disks.disk import DEFAULT_STORE, STORE_NAME, Disk, DiskFacts
+from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace
+from cpi.host.layout import Layout
 from cpi.text import shown
 
 TYPE_CHECKING = False
@@ -27,42 +27,10 @@ if TYPE_CHECKING:
     from cpi.config.config import Config
     from cpi.model import DiskProperties, JsonObject
 
-DEFAULT_STORE = "default"
-STORE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")
 _STORE_PATH = validate.path("..")
 
 # A sparse file takes its room while it is filled. Refuse at once when even this much is missing.
 _LEAST_FREE = 64 * images.MIB
-
-
-@dataclass(frozen=True)
-class Disk:
-    """A disk's facts. size: MiB, of the whole raw disk; attached_to: a VM CID or "".
-
-    moves: how often it has changed its store; where two stores have it, the greater is right.
-    """
-
-    cid: str
-    size: int
-    filesystem: str = "ext4"
-    preallocate: bool = False
-    attached_to: str = ""
-    moves: int = 0
-    cloud_properties: JsonObject = field(default_factory=dict)
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    store: str = DEFAULT_STORE
-
-
-def wanted(disk_cid: str, size_mib: int, properties: DiskProperties, env: str | None) -> Disk:
-    """The facts of a disk to create. env: the file system that its VM's env asks for, if any."""
-    return Disk(
-        disk_cid,
-        size_mib,
-        filesystem=properties.filesystem or env or filesystems.DEFAULT,
-        preallocate=properties.preallocate,
-        cloud_properties=properties.given,
-        store=properties.store,
-    )
 
 
 def folders_of(config: Config) -> dict[str, Path]:
@@ -70,8 +38,7 @@ def folders_of(config: Config) -> dict[str, Path]:
 
     Raises CPIError for a store that is none.
     """
-    usual = config.text("disk_dir") or f"{config.text('state_dir')}/disks"
-    folders = {DEFAULT_STORE: Path(usual)}
+    folders = {DEFAULT_STORE: Path(config.text("disk_dir") or Layout.of(config).disks)}
     for name, path in config.mapping("disk_stores").items():
         if not STORE_NAME.fullmatch(name) or name == DEFAULT_STORE:
             raise CPIError(f"disk_stores: {shown(name, 60)} cannot be the name of a store")
@@ -79,7 +46,7 @@ def folders_of(config: Config) -> dict[str, Path]:
     return folders
 
 
-class DiskStore:
+class DiskStore(DiskFacts):
     """All disks, in one or several folders. The caller holds the lock of the disk it changes."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
@@ -95,16 +62,19 @@ class DiskStore:
         return self.folders[disk.store] / f"{disk.cid}.snapshot.part"
 
     def find(self, disk_cid: str) -> Disk | None:
-        """Return a disk's facts, or None. Raises CloudError when their file is damaged."""
-        found = [
+        copies = [
             disk
             for store, folder in self.folders.items()
             if (disk := self._read(store, folder / f"{disk_cid}.json")) is not None
         ]
-        return max(found, key=lambda disk: disk.moves, default=None)
+        return max(copies, key=lambda disk: disk.moves, default=None)
+
+    def has(self, disk_cid: str) -> bool:
+        """Tell whether a disk is there, with its data."""
+        disk = self.find(disk_cid)
+        return disk is not None and self.image(disk).exists()
 
     def get(self, disk_cid: str) -> Disk:
-        """Return a disk's facts. Raises DiskNotFound."""
         disk = self.find(disk_cid)
         if disk is None:
             folders = ", ".join(str(folder) for folder in self.folders.values())
@@ -117,11 +87,7 @@ class DiskStore:
         Raises DiskNotFound, and CloudError naming what has it or what is wrong with its file.
         """
         disk = self.get(disk_cid)
-        if disk.attached_to:
-            raise CloudError(
-                f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it to "
-                f"{purpose} it"
-            )
+        disk.require_detached(f"detach it to {purpose} it")
         images.require_unused(self.image(disk), disk_cid)
         self.check(disk)
         return disk
@@ -150,7 +116,7 @@ class DiskStore:
         Raises CloudError for a size out of range or a store that there is not, NoDiskSpace.
         """
         folder = self._require_store(disk.store)
-        require_size(disk)
+        disk.require_room_for_filesystem()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         needed = min(disk.size * images.MIB, _LEAST_FREE)
         images.require_room(folder, needed, f"a disk of {disk.size} MiB")
@@ -164,30 +130,14 @@ class DiskStore:
             raise
 
     def save(self, disk: Disk) -> None:
-        """Write a disk's facts, whole or not at all."""
         document = asdict(disk)
         del document["store"]  # that is the folder they are in
         write_facts(self._facts(disk), document)
 
-    def set_owner(self, disk_cid: str, vm_cid: str) -> Disk:
-        """Record which VM has the disk, "" for none; return its facts. Raises DiskNotFound."""
-        disk = self.get(disk_cid)
-        changed = replace(disk, attached_to=vm_cid)
-        if changed != disk:
-            self.save(changed)
-        return changed
-
-    def set_metadata(self, disk_cid: str, metadata: Mapping[str, str]) -> None:
-        """Replace a disk's metadata. Raises DiskNotFound."""
-        self.save(replace(self.get(disk_cid), metadata=dict(metadata)))
-
     def delete(self, disk_cid: str) -> None:
         """Delete a disk. Raises DiskNotFound, and CloudError while something has it."""
         disk = self.get(disk_cid)
-        if disk.attached_to:
-            raise CloudError(
-                f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it first"
-            )
+        disk.require_detached()
         images.require_unused(self.image(disk), disk_cid)
         self._remove_elsewhere(disk)
         shutil.rmtree(self.partial_snapshot(disk), ignore_errors=True)
@@ -198,7 +148,7 @@ class DiskStore:
     def resize(self, disk_cid: str, size_mib: int) -> None:
         """Grow a free disk to `size_mib` MiB. Raises NoDiskSpace, NotSupported for less."""
         disk = self.get_free(disk_cid, "resize")
-        require_growth(disk, size_mib)
+        disk.require_growth(size_mib)
         if size_mib > disk.size:
             self._grow(disk, size_mib)
 
@@ -215,12 +165,8 @@ class DiskStore:
         step can be repeated, and the facts of each are written when it is done.
         """
         disk = self.get_free(disk_cid, "update")
-        require_growth(disk, size_mib)
-        if properties.filesystem not in (None, disk.filesystem):
-            raise NotSupported(
-                f"the disk {disk_cid} has {disk.filesystem}; {properties.filesystem} takes a new "
-                "disk and copying, which the director does itself"
-            )
+        disk.require_growth(size_mib)
+        disk.require_filesystem(properties.filesystem)
         if properties.store != disk.store:
             disk = self._move(disk, properties.store)
         self._remove_elsewhere(disk)
@@ -276,25 +222,6 @@ class DiskStore:
 
     def _facts(self, disk: Disk) -> Path:
         return self.folders[disk.store] / f"{disk.cid}.json"
-
-
-def require_size(disk: Disk) -> None:
-    """Raise CloudError for a disk that is too small for its file system."""
-    kind = FILE_SYSTEMS[disk.filesystem]
-    if disk.size < kind.least_mib:
-        raise CloudError(
-            f"a disk of {disk.size} MiB is too small for {kind.name}, which takes "
-            f"{kind.least_mib} MiB at least"
-        )
-
-
-def require_growth(disk: Disk, size_mib: int) -> None:
-    """Raise NotSupported for a size (MiB) that is less than a disk has."""
-    if size_mib < disk.size:
-        raise NotSupported(
-            f"the disk {disk.cid} has {disk.size} MiB and cannot shrink to {size_mib} MiB; the "
-            "director copies to a smaller one instead"
-        )
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:

@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cpi.disks import raw_image as images
-from cpi.disks.disk_store import Disk, DiskStore, read_facts, write_facts
+from cpi.disks.disk import Disk
+from cpi.disks.disk_store import DiskStore, read_facts, write_facts
 from cpi.errors import CloudError
 from cpi.progress import Progress
 

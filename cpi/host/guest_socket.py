@@ -10,33 +10,26 @@ import os
 import socket
 from pathlib import Path
 
-FOLDER = "guest"
 SOCKET = "cpi.sock"
 IN_VM = "/var/vcap/bosh-cpi"
 
 _TIMEOUT = 1.0  # seconds
 
 
-def folder(run_dir: str) -> Path:
-    """Where the socket's folder is on the host."""
-    return Path(run_dir) / FOLDER
-
-
-def make_folder(run_dir: str) -> Path:
+def make_folder(folder: Path) -> Path:
     """Make the socket's folder where it is missing, and return it. Never delete it: VMs have it."""
-    os.makedirs(run_dir, mode=0o700, exist_ok=True)
-    path = folder(run_dir)
-    path.mkdir(exist_ok=True)
-    path.chmod(0o755)  # whatever the umask; any user of a VM comes in here
-    return path
+    os.makedirs(folder.parent, mode=0o700, exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    folder.chmod(0o755)  # whatever the umask; any user of a VM comes in here
+    return folder
 
 
-def is_served(run_dir: str) -> bool:
-    """Tell whether something listens there."""
+def is_served(folder: Path) -> bool:
+    """Tell whether something listens on the socket in its folder."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_TIMEOUT)
         try:
-            client.connect(str(folder(run_dir) / SOCKET))
+            client.connect(str(folder / SOCKET))
         except OSError:
             return False
     return True

@@ -12,6 +12,7 @@ import os
 from contextlib import ExitStack, contextmanager, suppress
 
 from cpi.errors import CPIError
+from cpi.host.layout import LOCKS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def hold(run_dir: str, *cids: str, log: Log) -> Iterator[None]:
     """
     if any("/" in cid or cid in ("", ".", "..") for cid in cids):
         raise ValueError("a lock is named by a validated CID")
-    folder = os.path.join(run_dir, "locks")
+    folder = os.path.join(run_dir, LOCKS)
     with ExitStack() as held:
         try:
             _make_folders(run_dir, folder)
@@ -47,7 +48,7 @@ def hold(run_dir: str, *cids: str, log: Log) -> Iterator[None]:
 
 def is_held(run_dir: str, cid: str) -> bool:
     """Tell whether a call is at work on a CID just now."""
-    return is_locked(os.path.join(run_dir, "locks", cid))
+    return is_locked(os.path.join(run_dir, LOCKS, cid))
 
 
 def is_locked(path: str | os.PathLike[str]) -> bool:

@@ -8,6 +8,13 @@ from pathlib import Path
 _MARK = "unfinished"
 
 
+def make(folder: Path) -> None:
+    """Make a VM's folder, for root only, with the mark."""
+    folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    folder.mkdir(mode=0o700)
+    begin(folder)
+
+
 def begin(folder: Path) -> None:
     """Mark a VM's folder, if there is one."""
     if folder.is_dir():

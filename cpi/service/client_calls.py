@@ -18,6 +18,7 @@ from cpi.client.forward import DOCUMENT, IMAGE, MANIFEST
 from cpi.config.config import Config
 from cpi.documents import REQUEST_LIMIT, decode, failure, require_object
 from cpi.errors import CPIError, InvalidCall, NoDiskSpace
+from cpi.host.layout import Layout
 from cpi.log import Log
 from cpi.service.metrics import Metrics
 from cpi.service.worker_pool import WorkerPool, is_gone
@@ -86,7 +87,7 @@ class ClientCalls:
     def __init__(self, config: Config, pool: WorkerPool, metrics: Metrics) -> None:
         self._pool = pool
         self._metrics = metrics
-        self._folder = Path(config.text("state_dir")) / "uploads"
+        self._folder = Layout.of(config).uploads
         self._limit = config.integer("service.upload_limit") << 20
 
     def answer(

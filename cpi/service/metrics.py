@@ -12,6 +12,7 @@ from cpi.config.config import Config
 from cpi.contract.methods import METHODS
 from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.disks.raw_image import MIB
+from cpi.host.layout import Layout
 from cpi.service.worker_pool import WorkerPool
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -73,7 +74,7 @@ class _State:
     """What is looked up when somebody asks."""
 
     def __init__(self, config: Config, pool: WorkerPool) -> None:
-        self._vms = Path(config.text("state_dir")) / "vms"
+        self._vms = Layout.of(config).vms
         self._disks = DiskStore(folders_of(config))
         self._pool = pool
 

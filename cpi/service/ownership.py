@@ -22,6 +22,7 @@ from typing import BinaryIO
 from cpi import cid as cids
 from cpi.errors import CPIError
 from cpi.host.folders import entries
+from cpi.host.layout import CLIENTS
 
 _PENDING = "pending-"
 _FRESH = "fresh-"
@@ -63,13 +64,9 @@ class QuotaUsage:
 Allowed = Callable[[QuotaUsage, OwnershipRecord], None]
 
 
-def records_by_client(state_dir: Path) -> dict[str, list[Path]]:
+def records_by_client(clients: Path) -> dict[str, list[Path]]:
     """Return the files of all records, those of things that are being made among them."""
-    return {folder.name: entries(folder) for folder in entries(_folder(state_dir))}
-
-
-def _folder(state_dir: Path) -> Path:
-    return state_dir / "clients"
+    return {folder.name: entries(folder) for folder in entries(clients)}
 
 
 class Ownership:
@@ -80,7 +77,7 @@ class Ownership:
 
     def __init__(self, state_dir: Path, client: str) -> None:
         self.client = client
-        self._all = _folder(state_dir)
+        self._all = state_dir / CLIENTS
         self._folder = self._all / client
         try:
             self._all.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -15,7 +15,8 @@ from typing import Any
 
 from cpi import validate
 from cpi.config.config import Config
-from cpi.disks.disk_store import DEFAULT_STORE, folders_of
+from cpi.disks.disk import DEFAULT_STORE
+from cpi.disks.disk_store import folders_of
 from cpi.errors import CPIError, InvalidCall
 from cpi.host.iproute import Subnet
 from cpi.text import shown

@@ -14,6 +14,7 @@ from pathlib import Path
 from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.host import guest_socket
+from cpi.host.layout import Layout
 from cpi.log import Log
 from cpi.service import sockets
 from cpi.service.client_calls import ClientCalls
@@ -57,7 +58,7 @@ class Service:
             path.parent.mkdir(parents=True, exist_ok=True)
             unix = sockets.unix(path, mode, group)
             self._own.append(path)
-        guest = guest_socket.make_folder(config.text("run_dir")) / guest_socket.SOCKET
+        guest = guest_socket.make_folder(Layout.of(config).guest) / guest_socket.SOCKET
         self._own.append(guest)
         found = [
             Listener(unix, LOCAL, self._app),

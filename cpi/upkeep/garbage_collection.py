@@ -8,13 +8,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
 from cpi import cid
 from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.host import locks, unfinished
 from cpi.host.folders import size_of
+from cpi.host.layout import Layout
 from cpi.log import Log
 from cpi.model import Garbage
 from cpi.service.ownership import records_by_client
@@ -102,7 +102,7 @@ def _of_runtime(name: str, runtimes: catalog.Runtimes) -> list[Garbage]:
 
 def _records(runtimes: catalog.Runtimes) -> Iterator[Garbage]:
     """What the service counts for a client that is gone: a person deleted it, or a killed call."""
-    for client, paths in records_by_client(Path(runtimes.config.text("state_dir"))).items():
+    for client, paths in records_by_client(Layout.of(runtimes.config).clients).items():
         for path in paths:
             if kind := _kind_of_missing(path.name, runtimes):
                 why, remove = f"there is no such {kind}", partial(path.unlink, missing_ok=True)
@@ -125,7 +125,7 @@ def _unknown(bosh_vms: set[str], runtimes: catalog.Runtimes) -> Iterator[Garbage
     """VMs that are whole and that BOSH has not, since the answer to its create_vm was lost."""
     config = runtimes.config
     for vm_cid in vms_of(config):
-        folder = Path(config.text("state_dir")) / "vms" / vm_cid
+        folder = Layout.of(config).vm(vm_cid)
         if vm_cid in bosh_vms or unfinished.is_marked(folder):
             continue
         if not locks.is_held(config.text("run_dir"), vm_cid):

@@ -15,6 +15,7 @@ from cpi.disks.snapshots import Snapshots
 from cpi.errors import CPIError
 from cpi.host import linux, locks
 from cpi.host.folders import entries, size_of
+from cpi.host.layout import Layout
 from cpi.model import Garbage
 from runtimes import catalog
 
@@ -26,19 +27,19 @@ _UPLOAD_SECONDS = 600  # between making a folder and locking the file in it, wit
 
 def find(config: Config) -> list[Garbage]:
     """Return what nobody owns and no running call is at work on. Raises CPIError."""
-    state_dir, run_dir = Path(config.text("state_dir")), Path(config.text("run_dir"))
-    vms = state_dir / "vms"
+    layout = Layout.of(config)
+    vms, run_dir = layout.vms, str(layout.run_dir)
     found = [
         *_disk_files(DiskStore(folders_of(config))),
         *_snapshots(DiskStore(folders_of(config))),
-        *_namespaces(run_dir / "netns", vms),
-        *_reservations(state_dir, vms),
+        *_namespaces(layout.namespaces, vms),
+        *_reservations(layout),
         *_loops(vms),
-        *_uploads(state_dir / "uploads"),
-        *_scratch(state_dir / "scratch"),
+        *_uploads(layout.uploads),
+        *_scratch(layout.scratch),
     ]
-    found = [one for one in found if not locks.is_held(str(run_dir), one.lock)]
-    return [*found, *_locks(run_dir)]
+    found = [one for one in found if not locks.is_held(run_dir, one.lock)]
+    return [*found, *_locks(layout)]
 
 
 def _disk_files(store: DiskStore) -> Iterator[Garbage]:
@@ -91,10 +92,11 @@ def _namespaces(folder: Path, vms: Path) -> Iterator[Garbage]:
             yield Garbage("network namespace", str(path), _NO_VM, path.name, remove)
 
 
-def _reservations(state_dir: Path, vms: Path) -> Iterator[Garbage]:
+def _reservations(layout: Layout) -> Iterator[Garbage]:
     """Addresses and ports in the names of files that say which VM has them."""
-    for kind, pattern in (("address", "addresses/*/*"), ("port", "ports/*")):
-        for path in sorted(state_dir.glob(pattern)):
+    vms, addresses, ports = layout.vms, layout.addresses.glob("*/*"), layout.ports.glob("*")
+    for kind, paths in (("address", addresses), ("port", ports)):
+        for path in sorted(paths):
             if _is_gone(owner := _owner(path), vms):
 
                 def unlink(path: Path = path, owner: str = owner) -> None:
@@ -160,10 +162,10 @@ def _files(path: Path) -> list[Path]:
     return entries(path) if not path.is_symlink() else []
 
 
-def _locks(run_dir: Path) -> Iterator[Garbage]:
+def _locks(layout: Layout) -> Iterator[Garbage]:
     """The files of locks that killed calls held; whoever takes one removes it."""
-    for path in entries(run_dir / "locks"):
-        if _LOCK_NAME.fullmatch(path.name) and not locks.is_held(str(run_dir), path.name):
+    for path in entries(layout.locks):
+        if _LOCK_NAME.fullmatch(path.name) and not locks.is_held(str(layout.run_dir), path.name):
             why = "the call that held it was killed"
             yield Garbage("lock", path.name, why, path.name, lambda: None)
 

@@ -7,13 +7,13 @@ Those are what there is to bring back; the CID names the runtime, which knows wh
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from cpi import cid
 from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.host import locks
 from cpi.host.folders import entries
+from cpi.host.layout import Layout
 from cpi.log import Log
 from runtimes import catalog
 
@@ -63,14 +63,14 @@ def restore_all(config: Config, log: Log) -> Restored:
 
 def vms_of(config: Config) -> Iterator[str]:
     """Yield the CIDs of this host's VMs, whole or not, of the runtimes that this CPI has."""
-    for path in entries(Path(config.text("state_dir")) / "vms"):
+    for path in entries(Layout.of(config).vms):
         if catalog.is_ours(path.name, cid.VM):
             yield path.name
 
 
 def _restore(vm_cid: str, config: Config, log: Log) -> bool:
     """Bring one VM back if that is needed; tell whether it was."""
-    folder = Path(config.text("state_dir")) / "vms" / vm_cid
+    folder = Layout.of(config).vm(vm_cid)
     with locks.hold(config.text("run_dir"), vm_cid, log=log):
         if not folder.is_dir():  # deleted meanwhile
             return False

@@ -1,21 +1,24 @@
-"""The cgroup above a VM's own, which holds its limits where the VM cannot reach them.
+"""The cgroup above a VM's own, which holds its limits where the VM cannot reach them, and use.
 
 A VM's systemd must be able to write its cgroup, and on cgroup v1 that includes the files of its
 limits and device rules. So these are set one level up: `<parent>/<vm cid>`, with the container in
 `<parent>/<vm cid>/vm`, which is all that its cgroup namespace shows. Works on v1, on v1 with v2
-beside it, and on v2. Source: Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst.
+beside it, and on v2. Source: Documentation/admin-guide/cgroup-v1 (also cpuacct, memory, pids and
+blkio-controller) and cgroup-v2.rst.
 """
 
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cpi.errors import CloudError
 from runtimes.containerd.oci_spec import CPU_PERIOD, Spec, is_privileged
 
 CHILD = "vm"
 _ROOT = Path("/sys/fs/cgroup")
+_NO_LIMIT = 1 << 60  # v1 writes "no limit" as the largest multiple of a page
 
 # What runc allows to every container (libcontainer/specconv, AllowedDevices): making any node, and
 # null, zero, full, random, urandom, tty, console, ptmx, tun and pseudo terminals.
@@ -45,6 +48,11 @@ def limits_of(spec: Spec) -> Limits:
     )
 
 
+def path_of(parent: str, vm_cid: str) -> str:
+    """The cgroup of a VM, below the configured parent."""
+    return f"{parent.rstrip('/')}/{vm_cid}"
+
+
 def create(path: str, limits: Limits) -> None:
     """Make the cgroup `path` ("/bosh/<vm cid>") in every hierarchy and set its limits.
 
@@ -66,7 +74,7 @@ def is_v2() -> bool:
     return (_ROOT / "cgroup.controllers").exists()
 
 
-def folder(controller: str, path: str = "/") -> Path:
+def folder_of(controller: str, path: str = "/") -> Path:
     """Where a cgroup is on v1 for a controller, "" for v2's own hierarchy."""
     return _ROOT / controller / path.lstrip("/")
 
@@ -86,13 +94,13 @@ def remove(path: str) -> None:
 
 def empty_ones(parent: str) -> list[str]:
     """Return the names of cgroups directly below `parent` that no process is in."""
-    found: dict[str, bool] = {}
+    empty: dict[str, bool] = {}
     for root in _hierarchies():
         folder = root / parent.strip("/")
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.is_dir():
-                found[path.name] = found.get(path.name, True) and not _has_processes(path)
-    return sorted(name for name, is_empty in found.items() if is_empty)
+                empty[path.name] = empty.get(path.name, True) and not _has_processes(path)
+    return sorted(name for name, is_empty in empty.items() if is_empty)
 
 
 def _has_processes(path: Path) -> bool:
@@ -111,7 +119,7 @@ def _hierarchies() -> Iterator[Path]:
 
 def _create_v1(path: str, limits: Limits) -> None:
     for controller, files in _files_v1(limits).items():
-        folder = _ROOT / controller / path.lstrip("/")
+        folder = folder_of(controller, path)
         if not (_ROOT / controller).is_dir():
             raise CloudError(f"the host has no cgroup controller {controller}")
         folder.mkdir(parents=True, exist_ok=True)
@@ -161,3 +169,81 @@ def _create_v2(path: str, limits: Limits) -> None:
 def _write(path: Path, value: str) -> None:
     with open(path, "w") as file:
         file.write(value)
+
+
+# What a cgroup and those below it have used
+
+
+def usage(path: str) -> dict[str, Any] | None:
+    """Return the counted fields of cpi.views.Usage for a cgroup, None for one that is gone."""
+    try:
+        return _usage_v2(path) if is_v2() else _usage_v1(path)
+    except OSError:  # ENOENT, or ENODEV: removed while it was read
+        return None
+
+
+def _usage_v2(path: str) -> dict[str, Any]:
+    folder = folder_of("", path)
+    memory = _number(folder / "memory.current")
+    read, written = 0, 0
+    for line in _lines(folder / "io.stat"):
+        pairs = dict(word.split("=", 1) for word in line.split()[1:] if "=" in word)
+        read += int(pairs.get("rbytes", 0))
+        written += int(pairs.get("wbytes", 0))
+    return {
+        "cpu": _usec((folder / "cpu.stat").read_text()) / 1e6,
+        "memory": _without_cache(memory, _fields(folder / "memory.stat"), "inactive_file"),
+        "memory_limit": _number(folder / "memory.max"),
+        "pids": _number(folder / "pids.current"),
+        "read": read,
+        "written": written,
+    }
+
+
+def _usage_v1(path: str) -> dict[str, Any]:
+    memory = folder_of("memory", path)
+    limit = _number(memory / "memory.limit_in_bytes")
+    read, written = 0, 0
+    for line in _lines(folder_of("blkio", path) / "blkio.throttle.io_service_bytes_recursive"):
+        words = line.split()
+        if len(words) == 3:  # "8:0 Read 4096"; the last line is "Total 4096"
+            read += int(words[2]) if words[1] == "Read" else 0
+            written += int(words[2]) if words[1] == "Write" else 0
+    return {
+        "cpu": int((folder_of("cpuacct", path) / "cpuacct.usage").read_text()) / 1e9,
+        "memory": _without_cache(
+            _number(memory / "memory.usage_in_bytes"),
+            _fields(memory / "memory.stat"),
+            "total_inactive_file",
+        ),
+        "memory_limit": None if limit is None or limit >= _NO_LIMIT else limit,
+        "pids": _number(folder_of("pids", path) / "pids.current"),
+        "read": read,
+        "written": written,
+    }
+
+
+def _without_cache(memory: int | None, fields: dict[str, int], inactive: str) -> int | None:
+    """As kubelet and docker count: file cache that nobody used lately is free at any time."""
+    return None if memory is None else max(0, memory - fields.get(inactive, 0))
+
+
+def _number(path: Path) -> int | None:
+    """A number, None for "max" or a controller that is not there."""
+    lines = _lines(path)
+    return int(lines[0]) if lines and lines[0].isdigit() else None
+
+
+def _usec(text: str) -> int:
+    return next(int(line.split()[1]) for line in text.splitlines() if "usage_usec" in line)
+
+
+def _fields(path: Path) -> dict[str, int]:
+    return {words[0]: int(words[1]) for line in _lines(path) if len(words := line.split()) == 2}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text().splitlines()
+    except FileNotFoundError:
+        return []

@@ -30,8 +30,8 @@ CHECKS = Checks["Subject"]()
 class Subject:
     """containerd as it is configured."""
 
-    config: Config
     runtime: str
+    config: Config
     store: Store
     containers: Containers
 
@@ -143,12 +143,12 @@ def _room(subject: Subject) -> Finding:
 def _stopped(subject: Subject) -> Finding:
     from runtimes.containerd.listing import vms
 
-    found = vms(subject.containers, subject.runtime)
-    stopped = [vm for vm in found if vm.state != "running"]
+    views = vms(subject.containers, subject.runtime)
+    stopped = [vm for vm in views if vm.state != "running"]
     if not stopped:
-        return ok(f"all VMs run ({len(found)})")
+        return ok(f"all VMs run ({len(views)})")
     message = (
-        f"{len(stopped)} of {len(found)} VMs do not run: "
+        f"{len(stopped)} of {len(views)} VMs do not run: "
         f"{', '.join(vm.name.instance or vm.cid for vm in stopped[:5])}"
     )
     ended = subject.containers.tasks()
@@ -183,7 +183,7 @@ def _runc(_subject: Subject) -> Finding:
 
 @HOST_CHECKS.add("cgroups")
 def _cgroups(subject: Subject) -> Finding:
-    root = cgroups.folder("")
+    root = cgroups.folder_of("")
     systemd = ", systemd manages them" if Path("/run/systemd/system").is_dir() else ""
     if cgroups.is_v2():
         have = (root / "cgroup.controllers").read_text().split()
@@ -195,7 +195,7 @@ def _cgroups(subject: Subject) -> Finding:
                 "  # in the parent, when this is a container",
             )
         return ok(f"v2{systemd}")
-    missing = [name for name in (*_CONTROLLERS, "devices") if not cgroups.folder(name).is_dir()]
+    missing = [name for name in (*_CONTROLLERS, "devices") if not cgroups.folder_of(name).is_dir()]
     if missing:
         return failure(
             f"no cgroup is mounted for {', '.join(missing)}",

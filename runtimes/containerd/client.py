@@ -57,8 +57,8 @@ def error_from(error: grpc.RpcError, doing: str, address: str) -> CPIError:
             "containerd.address to the socket it listens on",
             ok_to_retry=True,
         )
-    kind, retry = _ERRORS.get(code, (CloudError, False))
-    return kind(f"{doing}: containerd answered {code.name}: {details}", ok_to_retry=retry)
+    error_type, retry = _ERRORS.get(code, (CloudError, False))
+    return error_type(f"{doing}: containerd answered {code.name}: {details}", ok_to_retry=retry)
 
 
 class Client:

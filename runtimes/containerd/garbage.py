@@ -2,30 +2,18 @@
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from cpi import cid
 from cpi.host import locks, unfinished
 from cpi.host.folders import entries, size_of
+from cpi.host.layout import Layout
 from cpi.log import Log
 from cpi.model import Garbage
 from runtimes.containerd import cgroups, mount_namespaces
 from runtimes.containerd.api import containers_pb2
-from runtimes.containerd.containers import Containers
-from runtimes.containerd.storage import Store
+from runtimes.containerd.daemon import Containerd
 from runtimes.stemcell_imports import killed_imports
-
-
-@dataclass(frozen=True)
-class Places:
-    """Whose garbage is looked for, and where on the host."""
-
-    runtime: str
-    state_dir: Path
-    run_dir: str
-    cgroup_parent: str
 
 
 class Finder:
@@ -33,16 +21,19 @@ class Finder:
 
     def __init__(
         self,
-        places: Places,
-        containers: Containers,
-        store: Store,
+        runtime: str,
+        layout: Layout,
+        cgroup_parent: str,
+        containerd: Containerd,
         delete_vm: Callable[[str], None],
         log: Log,
     ) -> None:
         """delete_vm: deletes whatever there is of a VM."""
-        self._places = places
-        self._containers = containers
-        self._store = store
+        self._runtime = runtime
+        self._layout = layout
+        self._cgroup_parent = cgroup_parent
+        self._containers = containerd.containers
+        self._store = containerd.store
         self._delete_vm = delete_vm
         self._log = log
 
@@ -50,18 +41,18 @@ class Finder:
         """Return what nobody owns. Raises CloudError when containerd does not answer."""
         # Locks are looked at last of all: what is not held then was not being made before either.
         records = {record.id: record for record in self._containers.all() if self._is_vm(record.id)}
-        found = [
+        garbage = [
             *self._vms(records),
             *self._rests("snapshot", self._store.snapshots(), self._store.remove_snapshot, records),
             *self._rests("cgroup", self._cgroups(), self._remove_cgroup, records),
             *self._leases(),
-            *killed_imports(self._places.state_dir, self._places.runtime),
+            *killed_imports(self._layout, self._runtime),
         ]
-        return [one for one in found if not locks.is_held(self._places.run_dir, one.lock)]
+        run_dir = str(self._layout.run_dir)
+        return [item for item in garbage if not locks.is_held(run_dir, item.lock)]
 
     def _vms(self, records: dict[str, containers_pb2.Container]) -> Iterator[Garbage]:
-        folders = self._places.state_dir / "vms"
-        for path in entries(folders):
+        for path in entries(self._layout.vms):
             if not self._is_vm(path.name):
                 continue
             if unfinished.is_marked(path):
@@ -74,7 +65,7 @@ class Finder:
                 why = "containerd has no container for it"
                 yield self._vm(path.name, why, partial(self._has_no_container, path.name))
         for name, record in records.items():
-            folder = folders / name
+            folder = self._layout.vm(name)
             # Another CPI may use this containerd; its VMs have their folders elsewhere.
             if not folder.exists() and str(folder / "data") in _sources(record):
                 why = f"its folder {folder} is gone"
@@ -89,17 +80,17 @@ class Finder:
             if is_still():
                 self._delete_vm(name)
 
-        return Garbage("VM", name, why, name, remove, certain, size_of(self._folder_of(name)))
+        return Garbage("VM", name, why, name, remove, certain, size_of(self._layout.vm(name)))
 
     def _has_no_container(self, name: str) -> bool:
         return self._containers.find(name) is None
 
     def _has_no_folder(self, name: str) -> bool:
-        return not self._folder_of(name).exists()
+        return not self._layout.vm(name).exists()
 
     def _rests(
         self,
-        kind: str,
+        noun: str,
         names: list[str],
         remove: Callable[[str], None],
         records: dict[str, containers_pb2.Container],
@@ -113,13 +104,13 @@ class Finder:
         for name in names:
             if self._is_vm(name) and name not in records and self._has_no_folder(name):
                 why = "there is no VM of this name"
-                yield Garbage(kind, name, why, name, partial(remove_still, name), certain=False)
+                yield Garbage(noun, name, why, name, partial(remove_still, name), certain=False)
 
     def _cgroups(self) -> list[str]:
-        return cgroups.empty_ones(self._places.cgroup_parent)
+        return cgroups.empty_ones(self._cgroup_parent)
 
     def _remove_cgroup(self, name: str) -> None:
-        cgroups.remove(f"{self._places.cgroup_parent.rstrip('/')}/{name}")
+        cgroups.remove(cgroups.path_of(self._cgroup_parent, name))
 
     def _leases(self) -> Iterator[Garbage]:
         for name in self._store.leases():
@@ -128,10 +119,7 @@ class Finder:
             yield Garbage("lease", name, why, name, remove)
 
     def _is_vm(self, name: str) -> bool:
-        return cid.named_runtime(name, cid.VM) == self._places.runtime
-
-    def _folder_of(self, name: str) -> Path:
-        return self._places.state_dir / "vms" / name
+        return cid.named_runtime(name, cid.VM) == self._runtime
 
 
 def _sources(record: containers_pb2.Container) -> set[str]:

@@ -40,7 +40,7 @@ def accounts_swap() -> bool:
 
 def devices() -> list[dict[str, Any]]:
     """Return the OCI devices for a privileged VM."""
-    found = []
+    nodes = []
     for name in _DEVICES:
         try:
             status = os.stat(f"/dev/{name}")
@@ -48,7 +48,7 @@ def devices() -> list[dict[str, Any]]:
             continue
         if not stat.S_ISCHR(status.st_mode) and not stat.S_ISBLK(status.st_mode):
             continue
-        found.append(
+        nodes.append(
             {
                 "path": f"/dev/{name}",
                 "type": "c" if stat.S_ISCHR(status.st_mode) else "b",
@@ -59,4 +59,4 @@ def devices() -> list[dict[str, Any]]:
                 "gid": 0,
             }
         )
-    return found
+    return nodes

@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, BinaryIO
 from cpi.errors import CloudError
 from cpi.host import linux
 from runtimes.containerd.api import types_pb2
-from runtimes.containerd.mounted_snapshot import mounted
+from runtimes.containerd.rootfs import enter, mounted
 from runtimes.containerd.storage import Store
 from stemcell_convert import adapt, oci
 from stemcell_convert.facts import RootfsFacts, read_facts
-from stemcell_convert.inroot import Root
 
 if TYPE_CHECKING:
     from stemcell_convert.oci_image import Image
@@ -81,7 +80,7 @@ class ImageWriter:
         key = f"look-{self.lease}"
         mounts = self._store.prepare(key, self.snapshot, lease=self.lease)
         try:
-            return linux.in_private_mounts(lambda: _look(source, mounts, self._mount_point))
+            return enter(mounts, self._mount_point, lambda root: read_facts(root, source))
         finally:
             self._store.remove_snapshot(key)
 
@@ -129,8 +128,3 @@ def _unpack(path: Path, mounts: Sequence[types_pb2.Mount], mount_point: Path, li
 
     with mounted(mounts, mount_point) as folder, path.open("rb") as file:
         return unpack(file, str(path), folder, limit)
-
-
-def _look(source: str, mounts: Sequence[types_pb2.Mount], mount_point: Path) -> RootfsFacts:
-    with mounted(mounts, mount_point) as folder, Root(folder) as root:
-        return read_facts(root, source)

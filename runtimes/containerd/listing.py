@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from cpi import cid
+from cpi.host.layout import Layout
 from cpi.views import OTHER, RUNNING, STOPPED, StemcellView, Usage, VMView
-from runtimes.containerd import usage
+from runtimes.containerd import cgroups
 from runtimes.containerd.api import containers_pb2, images_pb2, task_pb2
 from runtimes.containerd.client import NotFound
 from runtimes.containerd.containers import Containers
+from runtimes.containerd.daemon import Containerd
 from runtimes.containerd.stemcells import IMAGE_PREFIX
 from runtimes.containerd.storage import Store
-from runtimes.containerd.vm_folder import HostFolder
+from runtimes.containerd.vm_folder import VMFolder
 from runtimes.containerd.vms import (
     LABEL_ADDRESSES,
     LABEL_AGENT,
@@ -41,7 +42,7 @@ def vms(containers: Containers, runtime: str) -> list[VMView]:
             for container in containers.all()
             if cid.named_runtime(container.id, cid.VM) == runtime
         ),
-        key=lambda one: one.cid,
+        key=lambda view: view.cid,
     )
 
 
@@ -81,7 +82,8 @@ def _limits(resources: dict[str, Any]) -> dict[str, Any]:
 def stemcells(store: Store, runtime: str, usual: str) -> list[StemcellView]:
     """All imported stemcells. usual: the runtime that names those which are shared."""
     images = store.find_images(f'name~="^{IMAGE_PREFIX}"')
-    return sorted((_stemcell(image, runtime, usual) for image in images), key=lambda one: one.cid)
+    views = (_stemcell(image, runtime, usual) for image in images)
+    return sorted(views, key=lambda view: view.cid)
 
 
 def _stemcell(image: images_pb2.Image, runtime: str, usual: str) -> StemcellView:
@@ -99,14 +101,14 @@ def _stemcell(image: images_pb2.Image, runtime: str, usual: str) -> StemcellView
     )
 
 
-def used(containers: Containers, store: Store, parent: str, state_dir: Path) -> Iterator[Usage]:
+def used(containerd: Containerd, parent: str, layout: Layout) -> Iterator[Usage]:
     """What each VM uses that has a task, by CID. parent: the cgroup above theirs."""
-    for vm_cid in sorted(containers.tasks()):
-        counted = usage.read(f"{parent}/{vm_cid}")
+    for vm_cid in sorted(containerd.containers.tasks()):
+        counted = cgroups.usage(cgroups.path_of(parent, vm_cid))
         if counted is None:  # it has gone meanwhile, or is somebody else's
             continue
         try:
-            disk = store.usage(vm_cid) + HostFolder(state_dir, vm_cid).data_size()
+            disk = containerd.store.usage(vm_cid) + VMFolder(layout, vm_cid).data_size()
         except NotFound:
             continue
         yield Usage(cid=vm_cid, disk=disk, **counted)

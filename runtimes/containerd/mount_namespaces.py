@@ -27,7 +27,7 @@ def share_mounts(init: int) -> None:
 def pids_of(vm_cid: str) -> list[int]:
     """Return the processes in a VM's cgroup and those below it, whatever the cgroup version."""
     marker = f"/{vm_cid}".encode()
-    found = []
+    pids = []
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
@@ -36,8 +36,8 @@ def pids_of(vm_cid: str) -> list[int]:
         except OSError:
             continue  # it has ended
         if any(line.endswith(marker) or marker + b"/" in line for line in lines):
-            found.append(int(entry))
-    return found
+            pids.append(int(entry))
+    return pids
 
 
 def sees(vm_cid: str, target: str) -> bool:

@@ -90,7 +90,7 @@ CPU_PERIOD = 100_000  # microseconds, the kernel's default
 
 
 @dataclass(frozen=True)
-class Folder:
+class FolderMount:
     """A folder of the host that a VM gets besides its own."""
 
     destination: str
@@ -117,7 +117,7 @@ class Container:
     pids: int | None = None
     privileged: bool = False
     devices: Sequence[Spec] = ()
-    folders: Sequence[Folder] = ()
+    folders: Sequence[FolderMount] = ()
 
 
 def render(container: Container) -> Spec:
@@ -207,7 +207,7 @@ def _mounts(container: Container) -> list[Spec]:
     return [*mounts, *(_folder(folder) for folder in container.folders)]
 
 
-def _folder(folder: Folder) -> Spec:
+def _folder(folder: FolderMount) -> Spec:
     """Without what is mounted below it, and no program of the host's gives rights in the VM."""
     options = ("bind", "ro" if folder.read_only else "rw", "nosuid", "nodev", "rprivate")
     return _mount(folder.destination, "bind", str(folder.source), *options)
@@ -223,8 +223,8 @@ def _size(container: Container, share: float) -> tuple[str, ...]:
     return () if container.memory is None else (f"size={int(container.memory * share)}",)
 
 
-def _mount(destination: str, kind: str, source: str, *options: str) -> Spec:
-    return {"destination": destination, "type": kind, "source": source, "options": list(options)}
+def _mount(destination: str, type_: str, source: str, *options: str) -> Spec:
+    return {"destination": destination, "type": type_, "source": source, "options": list(options)}
 
 
 def _resources(container: Container) -> Spec:

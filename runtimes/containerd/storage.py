@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import BinaryIO
 
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253 - loaded with the client only
@@ -36,16 +35,16 @@ _LABEL_LOCKS = "bosh.run_dir"
 class Store:
     """containerd's content, snapshots and images, for one snapshotter."""
 
-    def __init__(self, client: Client, snapshotter: str, run_dir: Path, log: Log) -> None:
+    def __init__(self, client: Client, snapshotter: str, run_dir: str, log: Log) -> None:
         """run_dir: where locks are."""
         self.client = client
         self.snapshotter = snapshotter
-        self._run_dir = str(run_dir)
+        self._run_dir = run_dir
         self._log = log
 
     def with_snapshotter(self, snapshotter: str) -> "Store":
         """The same containerd with another snapshotter."""
-        return Store(self.client, snapshotter, Path(self._run_dir), self._log)
+        return Store(self.client, snapshotter, self._run_dir, self._log)
 
     # Leases
 
@@ -88,13 +87,13 @@ class Store:
 
     def leases(self) -> list[str]:
         """Return the names of leases whose locks are where ours are."""
-        found = self.client.call(
+        leases = self.client.call(
             "leases.v1.Leases/List",
             leases_pb2.ListRequest(),
             leases_pb2.ListResponse,
             doing="listing leases",
         ).leases
-        return [lease.id for lease in found if lease.labels.get(_LABEL_LOCKS) == self._run_dir]
+        return [lease.id for lease in leases if lease.labels.get(_LABEL_LOCKS) == self._run_dir]
 
     # Content
 

@@ -22,16 +22,18 @@ from cpi.disks.disk_store import read_facts, write_facts
 from cpi.disks.filesystems import make_ext4, mount_device
 from cpi.disks.loop import Part
 from cpi.disks.raw_image import MIB, make_sparse, part_of
-from cpi.errors import CloudError
+from cpi.errors import CloudError, VMNotFound
 from cpi.host import linux, unfinished
+from cpi.host.layout import Layout
 from cpi.model import DiskWishes, HostMount
 
 
-class HostFolder:
-    """The folder of one VM. The caller holds the VM's lock."""
+class VMFolder:
+    """The folder of one VM, which is there as long as the VM is. The caller holds its lock."""
 
-    def __init__(self, state_dir: Path, vm_cid: str) -> None:
-        self.path = state_dir / "vms" / vm_cid
+    def __init__(self, layout: Layout, vm_cid: str) -> None:
+        self.vm_cid = vm_cid
+        self.path = layout.vm(vm_cid)
         self.data = self.path / "data"
         self.disks = self.path / "disks"
         self._ephemeral = self.path / "ephemeral.img"
@@ -39,14 +41,20 @@ class HostFolder:
         self._mounts = self.path / "mounts"
         self._mount_facts = self.path / "mounts.json"
 
+    @classmethod
+    def of_existing(cls, layout: Layout, vm_cid: str) -> "VMFolder":
+        """Return the folder of a VM that is there. Raises VMNotFound."""
+        folder = cls(layout, vm_cid)
+        if not folder.exists():
+            raise VMNotFound(f"there is no VM {vm_cid} in {layout.vms}")
+        return folder
+
     def exists(self) -> bool:
         return self.path.is_dir()
 
     def create(self, wishes: DiskWishes) -> None:
         """Make the folder and what disks appear in. `remove` takes away whatever there is."""
-        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.path.mkdir(mode=0o700)
-        unfinished.begin(self.path)
+        unfinished.make(self.path)
         self.data.mkdir(mode=0o755)
         self.disks.mkdir(mode=0o755)
         linux.mount_shared_tmpfs(self.disks)
@@ -74,11 +82,11 @@ class HostFolder:
         return self._bind_all(mounts)
 
     def _bind_all(self, mounts: Sequence[HostMount]) -> list[Path]:
-        return [self._bind(at, mount) for at, mount in enumerate(mounts)]
+        return [self._bind(index, mount) for index, mount in enumerate(mounts)]
 
-    def _bind(self, at: int, mount: HostMount) -> Path:
-        """Here and not by the container's spec, which knows paths alone: see linux.bind_folder."""
-        target = self._mounts / str(at)
+    def _bind(self, index: int, mount: HostMount) -> Path:
+        """Here, not by the container's spec, which knows only paths: see linux.bind_folder."""
+        target = self._mounts / str(index)
         target.mkdir(parents=True, exist_ok=True)
         if linux.is_mount_point(target):
             return target

@@ -7,13 +7,15 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from cpi.host import kernel, linux
 from cpi.views import LogPart, LogPlaces
-from runtimes.containerd.api import types_pb2
-from runtimes.containerd.mounted_snapshot import mounted
+from runtimes.containerd import rootfs
 from stemcell_convert.inroot import Root
+
+if TYPE_CHECKING:
+    from runtimes.containerd.api import types_pb2
 
 Result = TypeVar("Result")
 
@@ -33,22 +35,24 @@ def running(pid: int, work: Callable[[Root], Result]) -> Result:
 
 
 def stopped(
-    mounts: Sequence[types_pb2.Mount], at: Path, data: Path, work: Callable[[Root], Result]
+    mounts: "Sequence[types_pb2.Mount]",
+    mount_point: Path,
+    data: Path,
+    work: Callable[[Root], Result],
 ) -> Result:
     """Look into a VM that does not run, its /var/vcap/data in place."""
 
-    def look() -> Result:
-        with mounted(mounts, at) as folder, Root(folder) as root:
-            # By a descriptor: what is called so in there may be a link to anywhere.
-            with suppress(FileNotFoundError):
-                target = root.folder(_DATA)
-                try:
-                    linux.mount(str(data), Path(f"/proc/self/fd/{target}"), flags=kernel.MS_BIND)
-                finally:
-                    os.close(target)
-            return work(root)
+    def look(root: Root) -> Result:
+        # By a descriptor: what is called so in there may be a link to anywhere.
+        with suppress(FileNotFoundError):
+            target = root.folder(_DATA)
+            try:
+                linux.mount(str(data), Path(f"/proc/self/fd/{target}"), flags=kernel.MS_BIND)
+            finally:
+                os.close(target)
+        return work(root)
 
-    return linux.in_private_mounts(look)
+    return rootfs.enter(mounts, mount_point, look)
 
 
 def places(root: Root, *, runs: bool, systemd: bool) -> LogPlaces:

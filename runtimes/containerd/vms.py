@@ -1,36 +1,41 @@
-"""VMs as containerd has them: snapshot, container, task; and what is written into a VM."""
+"""The life of a VM: its folder, networks, snapshot, container, cgroup and task.
+
+containerd's client is loaded on first use: while a VM is created, its networks are made meanwhile.
+"""
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from cpi.agent_settings import render as render_settings
-from cpi.cni.networks import nameservers, published
-from cpi.errors import CloudError, VMNotFound
-from cpi.host import linux
-from cpi.host.undo import Undo
+from cpi.cni.networks import Networks, published
+from cpi.config.config import Config
+from cpi.errors import CloudError, NotSupported, VMNotFound
+from cpi.host import guest_socket, unfinished
+from cpi.host.layout import Layout
+from cpi.host.vm_creation import vm_creation
 from cpi.log import Log
 from cpi.model import Json, Network, VMProperties, VMSpec
-from runtimes.containerd import cgroups, host_facts, mount_namespaces, oci_spec
-from runtimes.containerd.api import containers_pb2, types_pb2
-from runtimes.containerd.containers import Containers
-from runtimes.containerd.mounted_snapshot import mounted
-from runtimes.containerd.stemcells import Stemcell, Stemcells
-from runtimes.containerd.storage import Store
-from runtimes.containerd.vm_folder import HostFolder
+from runtimes.containerd import cgroups, host_facts, mount_namespaces, oci_spec, rootfs, vm_logs
+from runtimes.containerd.daemon import Containerd
+from runtimes.containerd.disks import Disks
+from runtimes.containerd.oci_spec import FolderMount, Spec
+from runtimes.containerd.vm_folder import VMFolder
 from stemcell_convert import adapt
 from stemcell_convert.facts import SYSTEMD
 from stemcell_convert.inroot import Root
 
 if TYPE_CHECKING:
     from cpi.terminal import Streams
-    from runtimes.containerd.execs import Execs
+    from runtimes.containerd.api import containers_pb2
+    from runtimes.containerd.containers import Containers
+    from runtimes.containerd.stemcells import Stemcell
+    from runtimes.containerd.storage import Store
 
 STORE = "/var/vcap/store"
-_MOUNTED_LAST = "/var/vcap/bosh/managed_disk_settings.json"
 METADATA_PREFIX = "bosh.metadata/"
 LABEL_AGENT = "bosh.agent_id"
 LABEL_STEMCELL = "bosh.stemcell"
@@ -41,109 +46,200 @@ LABEL_PORTS = "bosh.ports"
 # containerd takes 4096 bytes for key and value of a label together.
 _LABEL_LIMIT = 4000
 _SETTINGS_LIMIT = 16 << 20  # bytes
-_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
-
-@dataclass(frozen=True)
-class Place:
-    """What the host has for one VM: its network, folder and limiting cgroup, and containerd.
-
-    folders: of the host, that the VM gets.
-    """
-
-    namespace: Path
-    folder: HostFolder
-    cgroup: str
-    address: str
-    folders: Sequence[oci_spec.Folder] = ()
+Result = TypeVar("Result")
 
 
 class VMs:
     """VMs of one containerd namespace. The caller holds the lock of the VM it changes."""
 
     def __init__(
-        self,
-        store: Store,
-        containers: Containers,
-        stemcells: Stemcells,
-        mount_point: Path,
-        log: Log,
+        self, config: Config, layout: Layout, disks: Disks, containerd: Containerd, log: Log
     ) -> None:
-        self._store = store
-        self._containers = containers
-        self._stemcells = stemcells
-        self._mount_point = mount_point
+        self._config = config
+        self._layout = layout
+        self._disks = disks
+        self._containerd = containerd
+        self._networks = Networks(config)
         self._log = log
 
-    def create(
-        self, spec: VMSpec, place: Place, connected: Callable[[], Sequence[Network]], undo: Undo
-    ) -> Sequence[Network]:
-        """Create and start a VM in its place on the host; return its networks.
+    @property
+    def _containers(self) -> "Containers":
+        return self._containerd.containers
 
-        `connected` waits for the networks; they are made while containerd's client loads.
-        """
-        stemcell = self._stemcells.find(spec.stemcell_cid)
-        undo.push(lambda: self._store.remove_snapshot(spec.cid))
-        with self._store.lease() as lease:
-            mounts = self._store.prepare(spec.cid, stemcell.snapshot, lease=lease)
-            networks = connected()
-            files = rootfs_files(spec, networks, stemcell)
-            linux.in_private_mounts(lambda: _write(mounts, self._mount_point, files))
-            limits = _limits(spec.properties)
-            document = oci_spec.render(_container(spec, stemcell, place, limits))
-            labels = _labels(spec, stemcell, networks)
-            undo.push(lambda: self._containers.delete(spec.cid))
-            self._containers.create(spec.cid, stemcell.image, document, labels)
-        undo.push(lambda: cgroups.remove(place.cgroup))
-        cgroups.create(place.cgroup, limits)
-        undo.push(lambda: self._containers.stop(spec.cid))
-        pid = self._containers.start(spec.cid, mounts, mount_namespaces.share_mounts)
+    @property
+    def _store(self) -> "Store":
+        return self._containerd.store
+
+    # From its creation to its end
+
+    def create(self, spec: VMSpec) -> Sequence[Network]:
+        """Create and start a VM; return its networks with their real addresses."""
+        self._require_allowed(spec.properties)
+        self._networks.require_free(spec)
+        folder, cgroup = VMFolder(self._layout, spec.cid), self._cgroup(spec.cid)
+        make = partial(folder.create, spec.disk_wishes)
+        with vm_creation(
+            spec, folder.path, self._networks, self._log, make=make, remove=folder.remove
+        ) as (undo, connecting):
+            # CNI's plugins take as long as the file system and loading containerd's client.
+            if spec.properties.ephemeral_disk is not None:
+                folder.limit_data(spec.properties.ephemeral_disk)
+            host_folders = self._host_folders(spec, folder)
+            stemcell = self._containerd.stemcells.find(spec.stemcell_cid)
+            undo.push(lambda: self._store.remove_snapshot(spec.cid))
+            with self._store.lease() as lease:
+                mounts = self._store.prepare(spec.cid, stemcell.snapshot, lease=lease)
+                networks = connecting.result()
+                files = rootfs.files(spec, networks, stemcell)
+                rootfs.enter(mounts, self._layout.rootfs, lambda root: rootfs.write(root, files))
+                limits = _limits(spec.properties)
+                document = oci_spec.render(
+                    self._container(spec, stemcell, folder, limits, host_folders)
+                )
+                undo.push(lambda: self._containers.delete(spec.cid))
+                labels = _labels(spec, stemcell, networks)
+                self._containers.create(spec.cid, stemcell.image, document, labels)
+            undo.push(lambda: cgroups.remove(cgroup))
+            cgroups.create(cgroup, limits)
+            undo.push(lambda: self._containers.stop(spec.cid))
+            pid = self._containers.start(spec.cid, mounts, mount_namespaces.share_mounts)
         self._log.info(f"{spec.cid} runs, its init is process {pid}")
         return networks
 
     def delete(self, vm_cid: str) -> None:
-        """Delete what containerd has of a stopped VM."""
+        """Delete whatever there is of a VM, also after a create that was killed half-way."""
+        folder = VMFolder(self._layout, vm_cid)
+        unfinished.begin(folder.path)
+        with ThreadPoolExecutor(1) as threads:
+            disconnecting = threads.submit(self._networks.disconnect, vm_cid, folder.path)
+            self._containers.stop(vm_cid)
+            disconnecting.result()
+        self._disks.release_all(folder)
         self._containers.delete(vm_cid)
         self._store.remove_snapshot(vm_cid)
+        cgroups.remove(self._cgroup(vm_cid))
+        folder.remove()
 
-    def stop(self, vm_cid: str) -> None:
-        """End a VM's processes."""
-        self._containers.stop(vm_cid)
+    def reboot(self, vm_cid: str) -> None:
+        """Start a VM's init again on the same root file system and network. Raises VMNotFound."""
+        folder = VMFolder.of_existing(self._layout, vm_cid)
+        if self._containers.has_task(vm_cid):
+            self._mount_again(folder)
+            self._start_again(folder, self._spec(vm_cid))
+        else:
+            self._bring_back(folder)
 
-    def exists(self, vm_cid: str) -> bool:
-        return self._containers.find(vm_cid) is not None
+    def restore(self, vm_cid: str) -> bool:
+        """Start a VM if a restart of the host ended it; tell whether it did. Raises VMNotFound."""
+        folder = VMFolder.of_existing(self._layout, vm_cid)
+        if unfinished.is_marked(folder.path) or not self.exists(vm_cid):
+            return False
+        if self._containers.has_task(vm_cid):
+            return False
+        self._bring_back(folder)
+        return True
 
-    def has_task(self, vm_cid: str) -> bool:
-        """Tell whether the VM has run since the host was started."""
-        return self._containers.has_task(vm_cid)
+    def _bring_back(self, folder: VMFolder) -> None:
+        """Start a VM of which a restart of the host has left only what is on disks."""
+        vm_cid, cgroup = folder.vm_cid, self._cgroup(folder.vm_cid)
+        self._mount_again(folder)
+        if not self._networks.is_whole(vm_cid, folder.path):
+            self._networks.rebuild(vm_cid, folder.path)
+        spec = self._spec(vm_cid)
+        oci_spec.renew(spec, self._capabilities(), host_facts.devices())
+        cgroups.remove(cgroup)  # what a killed call made may lack limits
+        cgroups.create(cgroup, cgroups.limits_of(spec))
+        self._start_again(folder, spec)
 
-    def start(self, vm_cid: str, place: Place) -> None:
-        """Start a VM that has not run since the host was started. Raises VMNotFound, CloudError."""
-        spec = json.loads(self._get(vm_cid).spec.value)
-        capabilities = host_facts.capabilities_of_server(place.address)
-        oci_spec.renew(spec, capabilities, host_facts.devices())
-        self._containers.set_spec(vm_cid, spec)
-        cgroups.remove(place.cgroup)  # what a killed call made may lack limits
-        cgroups.create(place.cgroup, cgroups.limits_of(spec))
-        self.reboot(vm_cid, place.folder)
+    def _mount_again(self, folder: VMFolder) -> None:
+        folder.restore()
+        guest_socket.make_folder(self._layout.guest)  # a restart of the host took it
+        self._disks.mount_all_again(folder)
 
-    def reboot(self, vm_cid: str, folder: HostFolder) -> None:
-        """Start a VM's init anew on the same root file system and network. Raises VMNotFound.
+    def _start_again(self, folder: VMFolder, spec: Spec) -> None:
+        """Start a VM by this spec, after its task, if it has one, was stopped.
 
         In bind mode the agent does not mount its disk again after a reboot, as it would on a VM; so
         the disk that it had mounted last is bound to its place before anything runs.
         """
-        spec = json.loads(self._get(vm_cid).spec.value)
+        vm_cid = folder.vm_cid
         self._containers.stop(vm_cid)
         mounts = self._store.mounts(vm_cid)
         attached = [target.name for target in folder.attached()]
-        disk = linux.in_private_mounts(lambda: _mounted_last(mounts, self._mount_point, attached))
+        disk_cid = rootfs.enter(
+            mounts, self._layout.rootfs, lambda root: rootfs.mounted_last(root, attached)
+        )
         spec["mounts"] = [mount for mount in spec["mounts"] if mount["destination"] != STORE]
-        if disk:
-            self._log.info(f"{disk} will be at {STORE}")
-            spec["mounts"].append(oci_spec.bind(STORE, folder.disks / disk))
+        if disk_cid:
+            self._log.info(f"{disk_cid} will be at {STORE}")
+            spec["mounts"].append(oci_spec.bind(STORE, folder.disks / disk_cid))
         self._containers.set_spec(vm_cid, spec)
         self._containers.start(vm_cid, mounts, mount_namespaces.share_mounts)
+
+    # What it is made of
+
+    def _require_allowed(self, properties: VMProperties) -> None:
+        if properties.privileged and not self._config.flag("containerd.allow_privileged"):
+            raise NotSupported(
+                "this host does not allow privileged VMs (containerd.allow_privileged is false)"
+            )
+
+    def _host_folders(self, spec: VMSpec, folder: VMFolder) -> list[FolderMount]:
+        """Return what the VM gets of the host besides its own. Raises CloudError."""
+        mounts = spec.properties.mounts
+        host_folders = [
+            FolderMount(mount.vm, source, mount.read_only)
+            for mount, source in zip(mounts, folder.add_mounts(mounts), strict=True)
+        ]
+        if spec.properties.host_service:
+            source = guest_socket.make_folder(self._layout.guest)
+            host_folders.append(FolderMount(guest_socket.IN_VM, source, read_only=True))
+            if not guest_socket.is_served(source):
+                self._log.warn(
+                    f"{spec.cid} has host_service, but nothing listens at {source}/"
+                    f"{guest_socket.SOCKET} yet; start the host's service: bosh-cpi serve"
+                )
+        return host_folders
+
+    def _container(
+        self,
+        spec: VMSpec,
+        stemcell: "Stemcell",
+        folder: VMFolder,
+        limits: cgroups.Limits,
+        host_folders: Sequence[FolderMount],
+    ) -> oci_spec.Container:
+        privileged = spec.properties.privileged
+        return oci_spec.Container(
+            hostname=rootfs.hostname(spec),
+            command=stemcell.command,
+            namespace=self._networks.namespace(spec.cid),
+            cgroup=f"{self._cgroup(spec.cid)}/{cgroups.CHILD}",
+            data=folder.data,
+            disks=folder.disks,
+            disk_folder=adapt.DISK_FOLDER,
+            capabilities=self._capabilities(),
+            systemd=stemcell.init == SYSTEMD,
+            cpu=limits.cpu,
+            memory=limits.memory,
+            swap_accounting=host_facts.accounts_swap(),
+            pids=limits.pids,
+            privileged=privileged,
+            devices=host_facts.devices() if privileged else (),
+            folders=host_folders,
+        )
+
+    def _capabilities(self) -> frozenset[str]:
+        return host_facts.capabilities_of_server(self._containerd.address)
+
+    def _cgroup(self, vm_cid: str) -> str:
+        return cgroups.path_of(self._config.text("containerd.cgroup_parent"), vm_cid)
+
+    # While it is there
+
+    def exists(self, vm_cid: str) -> bool:
+        return self._containers.find(vm_cid) is not None
 
     def set_metadata(self, vm_cid: str, metadata: Mapping[str, Json]) -> None:
         """Show BOSH's metadata as labels, instead of what was shown before."""
@@ -163,39 +259,55 @@ class VMs:
     def add_disk_to_settings(self, vm_cid: str, disk_cid: str, hint: Json) -> None:
         """Put a disk's hint into a running VM's settings, where agents of API 1 look for it."""
         path = self._get(vm_cid).labels[LABEL_SETTINGS]
-        pid = self._containers.init_of(vm_cid)
-        if pid is None:
-            raise CloudError(f"the VM {vm_cid} does not run; reboot it first")
-        with Root(Path(f"/proc/{pid}/root")) as root:
+        with Root(Path(f"/proc/{self._require_init(vm_cid)}/root")) as root:
             settings = json.loads(root.read(path, _SETTINGS_LIMIT))
             settings["disks"]["persistent"][disk_cid] = hint
             root.write(path, json.dumps(settings).encode(), 0o600)
 
-    def init_of(self, vm_cid: str) -> int | None:
-        """The process id of a VM's init, None when it does not run. Raises VMNotFound."""
-        self._get(vm_cid)
-        return self._containers.init_of(vm_cid)
-
     def has_systemd(self, vm_cid: str) -> bool:
         """Tell whether a VM's init is systemd. Raises VMNotFound."""
-        spec = json.loads(self._get(vm_cid).spec.value)
-        program: str = spec["process"]["args"][0]
+        program: str = self._spec(vm_cid)["process"]["args"][0]
         return program.rpartition("/")[2] in ("init", "systemd")
 
-    def run_inside(
-        self, vm_cid: str, command: Sequence[str], streams: "Streams", execs: "Execs"
-    ) -> int:
+    def run_inside(self, vm_cid: str, command: Sequence[str], streams: "Streams") -> int:
         """Run a command in a running VM; return its exit status. Raises VMNotFound, CloudError."""
-        spec = json.loads(self._get(vm_cid).spec.value)
-        if self._containers.init_of(vm_cid) is None:
-            raise CloudError(f"the VM {vm_cid} does not run; reboot it first")
+        from runtimes.containerd.execs import Execs
+
+        spec = self._spec(vm_cid)
+        self._require_init(vm_cid)
+        execs = Execs(self._containerd.client, self._layout.execs)
         return execs.run(vm_cid, spec, command, streams)
 
-    def _get(self, vm_cid: str) -> containers_pb2.Container:
+    def look(self, vm_cid: str, work: Callable[[Root, bool], Result]) -> Result:
+        """Look into a VM's root file system; `work` also gets whether the VM runs.
+
+        Raises VMNotFound.
+        """
+        self._get(vm_cid)
+        pid = self._containers.init_of(vm_cid)
+        if pid is not None:
+            with suppress(ProcessLookupError, FileNotFoundError):  # it may end just now
+                return vm_logs.running(pid, lambda root: work(root, True))
+        data = VMFolder.of_existing(self._layout, vm_cid).data
+        mounts = self._store.mounts(vm_cid)
+        return vm_logs.stopped(mounts, self._layout.rootfs, data, lambda root: work(root, False))
+
+    def _get(self, vm_cid: str) -> "containers_pb2.Container":
         container = self._containers.find(vm_cid)
         if container is None:
             raise VMNotFound(f"there is no VM {vm_cid} in containerd")
         return container
+
+    def _spec(self, vm_cid: str) -> Spec:
+        spec: Spec = json.loads(self._get(vm_cid).spec.value)
+        return spec
+
+    def _require_init(self, vm_cid: str) -> int:
+        """Return the process id of a VM's init. Raises CloudError when it does not run."""
+        pid = self._containers.init_of(vm_cid)
+        if pid is None:
+            raise CloudError(f"the VM {vm_cid} does not run; reboot it first")
+        return pid
 
 
 def _limits(properties: VMProperties) -> cgroups.Limits:
@@ -207,89 +319,7 @@ def _limits(properties: VMProperties) -> cgroups.Limits:
     )
 
 
-def _container(
-    spec: VMSpec, stemcell: Stemcell, place: Place, limits: cgroups.Limits
-) -> oci_spec.Container:
-    privileged = spec.properties.privileged
-    return oci_spec.Container(
-        hostname=hostname(spec),
-        command=stemcell.command,
-        namespace=place.namespace,
-        cgroup=f"{place.cgroup}/{cgroups.CHILD}",
-        data=place.folder.data,
-        disks=place.folder.disks,
-        disk_folder=adapt.DISK_FOLDER,
-        capabilities=host_facts.capabilities_of_server(place.address),
-        systemd=stemcell.init == SYSTEMD,
-        cpu=limits.cpu,
-        memory=limits.memory,
-        swap_accounting=host_facts.accounts_swap(),
-        pids=limits.pids,
-        privileged=privileged,
-        devices=host_facts.devices() if privileged else (),
-        folders=place.folders,
-    )
-
-
-def hostname(spec: VMSpec) -> str:
-    """The agent's id, as on other CPIs, if it can be a host name, else the CID's own part."""
-    if _HOSTNAME.fullmatch(spec.agent_id):
-        return spec.agent_id
-    return f"vm-{spec.cid.rsplit('-', 1)[1]}"
-
-
-def rootfs_files(
-    spec: VMSpec, networks: Sequence[Network], stemcell: Stemcell
-) -> list[tuple[str, bytes, int]]:
-    """Return what is written into the VM's root file system: path, content, mode.
-
-    Plain files and no binds: the agent renames /etc/hosts and replaces /etc/resolv.conf.
-    """
-    name = hostname(spec)
-    hosts = f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n"
-    servers = "".join(f"nameserver {server}\n" for server in nameservers(networks))
-    settings = json.dumps(render_settings(spec, networks))
-    files = [
-        (stemcell.settings, settings.encode(), 0o600),
-        ("/etc/hostname", f"{name}\n".encode(), 0o644),
-        ("/etc/hosts", hosts.encode(), 0o644),
-        ("/etc/resolv.conf", servers.encode(), 0o644),
-    ]
-    if stemcell.init == SYSTEMD:
-        # Every VM its own; a stemcell may come with one, and then all VMs would share it.
-        files.append(("/etc/machine-id", f"{spec.cid.rsplit('-', 1)[1]}\n".encode(), 0o444))
-    return files
-
-
-def _write(
-    mounts: Sequence[types_pb2.Mount], at: Path, files: Sequence[tuple[str, bytes, int]]
-) -> None:
-    with mounted(mounts, at) as folder, Root(folder) as root:
-        for path, data, mode in files:
-            # A stemcell with systemd-resolved points there, and the agent configures it.
-            if path == "/etc/resolv.conf" and "systemd" in (root.link_target(path) or ""):
-                continue
-            root.write(path, data, mode)
-
-
-def _mounted_last(mounts: Sequence[types_pb2.Mount], at: Path, attached: Sequence[str]) -> str:
-    """The disk that the agent mounted last, if the VM still has it, or "".
-
-    An agent that remembers a disk which is no longer there never gets through its start
-    (bosh-agent, bootstrap.mountLastMountedDisk), so then it is made to forget it.
-    """
-    with mounted(mounts, at) as folder, Root(folder) as root:
-        try:
-            disk = root.read(_MOUNTED_LAST, 256).decode().strip()
-        except (OSError, UnicodeDecodeError):
-            return ""
-        if disk and disk not in attached:
-            root.write(_MOUNTED_LAST, b"", 0o600)
-            return ""
-        return disk
-
-
-def _labels(spec: VMSpec, stemcell: Stemcell, networks: Sequence[Network]) -> dict[str, str]:
+def _labels(spec: VMSpec, stemcell: "Stemcell", networks: Sequence[Network]) -> dict[str, str]:
     labels = {
         LABEL_AGENT: spec.agent_id[:256],
         LABEL_STEMCELL: spec.stemcell_cid,

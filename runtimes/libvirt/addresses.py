@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from cpi.cni.reservations import Reservations
-from runtimes.libvirt.volumes import Pool
+from runtimes.libvirt.volumes import StoragePool
 from runtimes.libvirt.xml.storage_xml import Volume
 
 _OURS = "libvirt-"  # begins the names of folders of addresses, beside CNI's
@@ -54,7 +54,7 @@ class PoolAddresses(Addresses):
     Another machine's CPI may use it too: one that runs in a VM there, made by the one here.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: StoragePool) -> None:
         self._pool = pool
         self._seen: list[str] | None = None
 

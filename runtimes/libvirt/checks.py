@@ -10,7 +10,7 @@ from cpi.errors import CPIError
 from cpi.findings import FAILURE, Checks, Finding, failure, ok, run, warning
 from cpi.host.process import CommandFailed, run as run_program
 from runtimes.libvirt import client
-from runtimes.libvirt.client import Connection, is_local, told
+from runtimes.libvirt.client import Connection, translated_errors
 from runtimes.libvirt.profiles import Profile
 from runtimes.libvirt.virtualbox import vboxmanage
 
@@ -48,17 +48,17 @@ def _libvirt(subject: Subject) -> Finding:
     uri = subject.connection.shown
     try:
         connection = subject.connection.raw
-        with told("asking libvirt for its version"):
+        with translated_errors("asking libvirt for its version"):
             mine, theirs = _dotted(connection.getLibVersion()), _dotted(connection.getVersion())
-            kind = connection.getType()
+            hypervisor = connection.getType()
     except CPIError as error:
         reason = error.message.partition("; is libvirt's daemon")[0]  # the fix says it
         return failure(reason, _fix(subject, error.message))
-    return ok(f"{mine} with {kind} {theirs} answers at {uri}")
+    return ok(f"{mine} with {hypervisor} {theirs} answers at {uri}")
 
 
 def _fix(subject: Subject, message: str) -> str:
-    if not is_local(subject.connection.uri):
+    if not subject.connection.is_local:
         return f"virsh --connect {shlex.quote(subject.connection.shown)} version"
     if "connect socket" in message:  # libvirt's daemon does not run
         drivers = " ".join(subject.profile.packages)
@@ -74,7 +74,7 @@ def _hypervisor(subject: Subject) -> Finding:
     types = subject.profile.domain_types
     if len(types) == 1:
         return ok(f"libvirt's driver for {subject.profile.name} is there")
-    usable = [one for one in types if subject.connection.can_run(one)]
+    usable = [type_ for type_ in types if subject.connection.can_run(type_)]
     if not usable:
         return failure(
             f"libvirt can run none of {', '.join(types)}",
@@ -87,7 +87,7 @@ def _hypervisor(subject: Subject) -> Finding:
 def _dev_kvm(subject: Subject) -> Finding:
     if "kvm" not in subject.profile.domain_types:
         return ok("not needed")
-    if not is_local(subject.connection.uri):
+    if not subject.connection.is_local:
         return ok("is libvirt's machine's")
     reason = unusable("/dev/kvm")
     if not reason:

@@ -1,10 +1,9 @@
 """libvirt's client: the only file that imports it, with the one table from its errors to BOSH's.
 
-Other modules get its objects (virDomain and the like) from here, and call them within `told`.
+Other modules get its objects (virDomain and the like) from here, and call them within
+`translated_errors`.
 """
 
-import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import libvirt
 
 from cpi.errors import CloudError, CPIError, NetworkNotFound, NoDiskSpace, NotSupported, VMNotFound
 from cpi.log import Log
-from runtimes.libvirt.hints import hint
+from runtimes.libvirt import uris
 from runtimes.libvirt.virtualbox import vboxmanage
 from runtimes.libvirt.virtualbox.one_at_a_time import OneAtATime, Turn
 
@@ -25,9 +24,16 @@ CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
 LIVE = libvirt.VIR_DOMAIN_AFFECT_LIVE
 INACTIVE_XML = libvirt.VIR_DOMAIN_XML_INACTIVE
 
+
+class AlreadyThere(CloudError):
+    """Something else has the name that was to be given."""
+
+
 _TYPES: dict[int, type[CPIError]] = {
     libvirt.VIR_ERR_NO_DOMAIN: VMNotFound,
     libvirt.VIR_ERR_NO_NETWORK: NetworkNotFound,
+    libvirt.VIR_ERR_DOM_EXIST: AlreadyThere,
+    libvirt.VIR_ERR_STORAGE_VOL_EXIST: AlreadyThere,
     libvirt.VIR_ERR_NO_SUPPORT: NotSupported,
     libvirt.VIR_ERR_CONFIG_UNSUPPORTED: NotSupported,
     libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED: NotSupported,
@@ -49,13 +55,14 @@ _MISSING = (
     libvirt.VIR_ERR_NO_NETWORK,
     libvirt.VIR_ERR_NO_DOMAIN_METADATA,
 )
-_EXISTS = (libvirt.VIR_ERR_STORAGE_VOL_EXIST, libvirt.VIR_ERR_DOM_EXIST)
-_PASSWORD = re.compile(r"(//[^/@\s:]*):[^/@\s]*@")
 
 
 @contextmanager
-def told(doing: str) -> Iterator[None]:
-    """Turn libvirt's errors into BOSH's; `doing` says what failed, as in "starting VM x"."""
+def translated_errors(doing: str) -> Iterator[None]:
+    """Turn libvirt's errors into BOSH's; `doing` says what failed, as in "starting VM x".
+
+    Raises AlreadyThere when a name is taken.
+    """
     try:
         yield
     except libvirt.libvirtError as error:
@@ -65,21 +72,19 @@ def told(doing: str) -> Iterator[None]:
 def translated(doing: str, error: libvirt.libvirtError) -> CPIError:
     """BOSH's error for one of libvirt's."""
     code, domain = error.get_error_code(), error.get_error_domain()
-    said = _without_password(error.get_error_message() or str(error))
-    if any(words in said for words in _FULL):
-        return NoDiskSpace(f"{doing}: {said}")
-    if "Cannot access storage file" in said and "Permission denied" in said:
-        said += (
+    message = uris.without_password(error.get_error_message() or str(error))
+    if any(words in message for words in _FULL):
+        return NoDiskSpace(f"{doing}: {message}")
+    if "Cannot access storage file" in message and "Permission denied" in message:
+        message += (
             "; that user has to pass through every folder above it (chmod o+x), or choose another "
             "state_dir"
         )
     retry = code in _RETRYABLE or (domain in _LOST and code != libvirt.VIR_ERR_NO_SUPPORT)
-    kind = _TYPES.get(code, CloudError)
-    return kind(f"{doing}: libvirt says: {said}", ok_to_retry=retry and kind is CloudError)
-
-
-def _without_password(text: str) -> str:
-    return _PASSWORD.sub(r"\1:<redacted>@", text)
+    type_ = _TYPES.get(code, CloudError)
+    if type_ is CloudError and "already exists" in str(error):  # which comes with several codes
+        type_ = AlreadyThere
+    return type_(f"{doing}: libvirt says: {message}", ok_to_retry=retry and type_ is CloudError)
 
 
 def is_missing(error: libvirt.libvirtError) -> bool:
@@ -87,7 +92,7 @@ def is_missing(error: libvirt.libvirtError) -> bool:
     return error.get_error_code() in _MISSING
 
 
-def found(lookup: Callable[..., Any], *arguments: Any) -> Any:
+def lookup_or_none(lookup: Callable[..., Any], *arguments: Any) -> Any:
     """What a lookup returns, or None when there is no such thing. Raises CPIError."""
     try:
         return lookup(*arguments)
@@ -95,21 +100,6 @@ def found(lookup: Callable[..., Any], *arguments: Any) -> Any:
         if is_missing(error):
             return None
         raise translated(f"looking for {arguments[0]}", error) from None
-
-
-class AlreadyThere(CloudError):
-    """Something else has the name that was to be given."""
-
-
-@contextmanager
-def told_existing(doing: str) -> Iterator[None]:
-    """Like `told`, and raises AlreadyThere when the name is taken."""
-    try:
-        yield
-    except libvirt.libvirtError as error:
-        taken = error.get_error_code() in _EXISTS or "already exists" in str(error)
-        failure = translated(doing, error)
-        raise (AlreadyThere(failure.message) if taken else failure) from None
 
 
 class Connection:
@@ -137,7 +127,12 @@ class Connection:
     @property
     def shown(self) -> str:
         """The URI, for people."""
-        return _without_password(self.uri)
+        return uris.without_password(self.uri)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether libvirt is on this machine."""
+        return uris.is_local(self.uri)
 
     @property
     def raw(self) -> Any:
@@ -151,7 +146,7 @@ class Connection:
         """Give the connection back, if there is one."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
-            with told("closing the connection"):
+            with translated_errors("closing the connection"):
                 connection.close()
 
     def _open(self) -> Any:
@@ -159,16 +154,16 @@ class Connection:
             _start_events()
         try:
             opened = libvirt.open(self.uri)
-            if not is_local(self.uri):  # whose end is not noticed when the network just goes
+            if not self.is_local:  # whose end is not noticed when the network just goes
                 opened.setKeepAlive(_PING_SECONDS, _PINGS)
             return OneAtATime(opened, self._turn) if self._turn else opened
         except libvirt.libvirtError as error:
             if vboxmanage.NOT_READY in str(error):
                 raise vboxmanage.refusal(libvirt.getVersion()) from None
-            failure = translated(f"connecting to {_without_password(self.uri)}", error)
-            told_so, passes = hint(self.uri, failure.message, local=is_local(self.uri))
+            failure = translated(f"connecting to {self.shown}", error)
+            advice, passes = uris.advice(self.uri, failure.message)
             raise CloudError(
-                failure.message + told_so, ok_to_retry=failure.ok_to_retry and passes
+                failure.message + advice, ok_to_retry=failure.ok_to_retry and passes
             ) from None
 
     def can_run(self, domain_type: str) -> bool:
@@ -189,23 +184,24 @@ class Connection:
     def domain(self, name: str) -> Any:
         """The domain of this name, or None."""
         if self._lookups:
-            return found(self.raw.lookupByName, name)
-        with told("listing domains"):
-            return next((one for one in self.raw.listAllDomains() if one.name() == name), None)
+            return lookup_or_none(self.raw.lookupByName, name)
+        with translated_errors("listing domains"):
+            domains = self.raw.listAllDomains()
+            return next((domain for domain in domains if domain.name() == name), None)
 
     def domains(self) -> list[Any]:
         """All domains, running or not."""
-        with told("listing domains"):
+        with translated_errors("listing domains"):
             domains: list[Any] = self.raw.listAllDomains()
         return domains
 
     def pool(self, name: str) -> Any:
         """The storage pool of this name, or None."""
-        return found(self.raw.storagePoolLookupByName, name)
+        return lookup_or_none(self.raw.storagePoolLookupByName, name)
 
     def network(self, name: str) -> Any:
         """The network of this name, or None."""
-        return found(self.raw.networkLookupByName, name)
+        return lookup_or_none(self.raw.networkLookupByName, name)
 
     # Waiting
 
@@ -235,16 +231,16 @@ class Connection:
             yield seen
             return
 
-        def remember(_connection: Any, _domain: Any, *said: Any) -> None:
-            seen.append(said[:-1])
+        def remember(_connection: Any, _domain: Any, *details: Any) -> None:
+            seen.append(details[:-1])
             self._happened.set()
 
-        with told("watching for events"):
+        with translated_errors("watching for events"):
             watch = self.raw.domainEventRegisterAny(domain, event, remember, None)
         try:
             yield seen
         finally:
-            with told("watching for events"):
+            with translated_errors("watching for events"):
                 self.raw.domainEventDeregisterAny(watch)
 
 
@@ -304,8 +300,8 @@ def statistics(connection: Any) -> list[Any]:
         | libvirt.VIR_DOMAIN_STATS_BLOCK
     )
     active = libvirt.VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
-    found: list[Any] = connection.getAllDomainStats(what, active)
-    return found
+    counted: list[Any] = connection.getAllDomainStats(what, active)
+    return counted
 
 
 def version_of_library() -> int:
@@ -362,7 +358,7 @@ _TRIES, _PAUSE = 20, 0.5  # seconds
 
 def metadata(domain: Any, namespace: str) -> str:
     """An element of a domain's metadata as XML, "" if there is none. Raises CPIError."""
-    return found(domain.metadata, METADATA, namespace, CONFIG) or ""
+    return lookup_or_none(domain.metadata, METADATA, namespace, CONFIG) or ""
 
 
 def set_metadata(domain: Any, element: str, prefix: str, namespace: str) -> None:
@@ -375,15 +371,3 @@ def abort(stream: Any) -> None:
     """End a stream that failed; the failure is what counts."""
     with suppress(libvirt.libvirtError):
         stream.abort()
-
-
-def is_local(uri: str) -> bool:
-    """Tell whether a URI is of this machine: no host in it, and no transport to another."""
-    scheme, _, rest = uri.partition("://")
-    transport = scheme.partition("+")[2]
-    return rest.startswith("/") and transport in ("", "unix")
-
-
-def is_unprivileged() -> bool:
-    """Tell whether this process can make networks and mounts."""
-    return os.geteuid() != 0

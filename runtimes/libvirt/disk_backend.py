@@ -1,11 +1,10 @@
 """Where persistent disks are: what the runtime asks, wherever that is."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
-from cpi.disks.disk_store import Disk
+from cpi.disks.disk import Disk, DiskFacts
 from cpi.model import DiskProperties
 
 # Copies a disk, as the VM that runs with it sees it at this moment, into a new volume of this name
@@ -13,28 +12,11 @@ from cpi.model import DiskProperties
 CopyInUse = Callable[[str], Any]
 
 
-class DiskPlace(ABC):
-    """All disks of one place. The caller holds the lock of the disk it changes."""
+class DiskBackend(DiskFacts):
+    """All disks of one place. The caller holds the lock of the disk it changes.
 
-    @abstractmethod
-    def find(self, disk_cid: str) -> Disk | None:
-        """Return a disk's facts, or None. Raises CloudError when they are damaged."""
-
-    @abstractmethod
-    def get(self, disk_cid: str) -> Disk:
-        """Return a disk's facts. Raises DiskNotFound, NotSupported for a disk of another place."""
-
-    @abstractmethod
-    def save(self, disk: Disk) -> None:
-        """Write a disk's facts, whole or not at all."""
-
-    def change(self, disk_cid: str, **facts: Any) -> Disk:
-        """Change some of a disk's facts and return them all. Raises DiskNotFound."""
-        disk = self.get(disk_cid)
-        changed = replace(disk, **facts)
-        if changed != disk:
-            self.save(changed)
-        return changed
+    `get` also raises NotSupported, for a disk of another place.
+    """
 
     @abstractmethod
     def has(self, disk_cid: str) -> bool:

@@ -14,15 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from cpi.disks import raw_image as images
-from cpi.disks.disk_store import DEFAULT_STORE, Disk, DiskStore, require_growth, require_size
+from cpi.disks.disk import DEFAULT_STORE, Disk
+from cpi.disks.disk_store import DiskStore
 from cpi.disks.snapshots import describe
 from cpi.errors import CloudError, DiskNotFound, NotSupported
 from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.model import DiskProperties
-from runtimes.libvirt.client import INACTIVE_XML, Connection, told
-from runtimes.libvirt.disk_backend import CopyInUse, DiskPlace
-from runtimes.libvirt.volumes import Pool, capacity_of, path_of
+from runtimes.libvirt.client import INACTIVE_XML, Connection, translated_errors
+from runtimes.libvirt.disk_backend import CopyInUse, DiskBackend
+from runtimes.libvirt.volumes import StoragePool, capacity_of, path_of
 from runtimes.libvirt.xml import domain_xml
 from runtimes.libvirt.xml.storage_xml import Volume
 
@@ -32,13 +33,13 @@ _DISK, _FACTS, _SNAPSHOT = ".raw", ".facts", ".snapshot"
 _FACTS_SIZE = 4096
 
 
-class Volumes(DiskPlace):
+class VolumeDiskBackend(DiskBackend):
     """The disks in one pool. Nothing of them stays on this machine."""
 
     def __init__(
         self,
         connection: Connection,
-        pool: Pool,
+        pool: StoragePool,
         here: DiskStore,
         scratch: "Scratch",
         log: Log,
@@ -73,14 +74,14 @@ class Volumes(DiskPlace):
                 f"the disk {disk_cid} is a file of this machine, and libvirt at "
                 f"{self._connection.uri} is on another, which has disks in its own storage pool"
             )
-        raise DiskNotFound(f"there is no disk {disk_cid} in {self._place()}")
+        raise DiskNotFound(f"there is no disk {disk_cid} in {self._where}")
 
     def save(self, disk: Disk) -> None:
         document = asdict(disk)
         del document["store"]  # there is one
         volume = self._pool.find(disk.cid + _FACTS)
         if volume is None:
-            raise DiskNotFound(f"there is no disk {disk.cid} in {self._place()} any more")
+            raise DiskNotFound(f"there is no disk {disk.cid} in {self._where} any more")
         self._write(volume, disk.cid, document)
 
     def _write(self, volume: Any, cid: str, document: Mapping[str, Any]) -> None:
@@ -109,9 +110,9 @@ class Volumes(DiskPlace):
         domain = self._connection.domain(vm_cid)
         if domain is None:
             return []
-        with told(f"looking at the disks of {vm_cid}"):
+        with translated_errors(f"looking at the disks of {vm_cid}"):
             document = domain.XMLDesc(INACTIVE_XML)
-        names = [os.path.basename(one.path) for one in domain_xml.attached(document)]
+        names = [os.path.basename(disk.path) for disk in domain_xml.attached(document)]
         cids = [name.removesuffix(_DISK) for name in names if name.endswith(_DISK)]
         disks = [disk for cid in cids if (disk := self.find(cid)) is not None]
         return [disk.cid for disk in disks if disk.attached_to == vm_cid]
@@ -140,14 +141,15 @@ class Volumes(DiskPlace):
             )
         return volume
 
-    def _place(self) -> str:
+    @property
+    def _where(self) -> str:
         return f"the storage pool {self._pool.name} of libvirt at {self._connection.uri}"
 
     # Changing
 
     def create(self, disk: Disk) -> None:
         self._require_plain(disk.store, disk.preallocate)
-        require_size(disk)
+        disk.require_room_for_filesystem()
         document = asdict(disk)
         del document["store"]
         with Undo(self._log) as undo, self._scratch.file(disk.cid) as image:
@@ -162,34 +164,31 @@ class Volumes(DiskPlace):
         """Refuse what this machine's disks can have alone."""
         if store != DEFAULT_STORE:
             raise NotSupported(
-                f"disk stores are folders of this machine; {self._place()} has no store {store}"
+                f"disk stores are folders of this machine; {self._where} has no store {store}"
             )
         if preallocate:
-            raise NotSupported(f"disks in {self._place()} take their room as it is used")
+            raise NotSupported(f"disks in {self._where} take their room as it is used")
 
     def delete(self, disk_cid: str) -> None:
-        disk = self._free(disk_cid)
+        disk = self._get_free(disk_cid)
         # The facts go last, so that a delete which was killed can be called again.
         self._pool.delete(disk.cid + _DISK)
         self._pool.delete(disk.cid + _FACTS)
 
-    def _free(self, disk_cid: str) -> Disk:
+    def _get_free(self, disk_cid: str) -> Disk:
         disk = self.get(disk_cid)
-        if disk.attached_to:
-            raise CloudError(
-                f"the disk {disk_cid} is attached to the VM {disk.attached_to}; detach it first"
-            )
+        disk.require_detached()
         return disk
 
     def resize(self, disk_cid: str, size_mib: int) -> None:
-        self._grow(self._free(disk_cid), size_mib)
+        self._grow(self._get_free(disk_cid), size_mib)
 
     def _grow(self, disk: Disk, size_mib: int) -> None:
         """Give a disk more room at its end; the agent grows what is in it when it mounts it."""
-        require_growth(disk, size_mib)
+        disk.require_growth(size_mib)
         if size_mib > disk.size:
             volume = self._volume(disk)
-            with told(f"growing the disk {disk.cid} to {size_mib} MiB"):
+            with translated_errors(f"growing the disk {disk.cid} to {size_mib} MiB"):
                 volume.resize(size_mib * images.MIB)
             self.change(disk.cid, size=size_mib)
 
@@ -197,13 +196,9 @@ class Volumes(DiskPlace):
         """Nothing: only agents can do anything about what is on another machine."""
 
     def update(self, disk_cid: str, size_mib: int, properties: DiskProperties) -> None:
-        disk = self._free(disk_cid)
+        disk = self._get_free(disk_cid)
         self._require_plain(properties.store, properties.preallocate)
-        if properties.filesystem not in (None, disk.filesystem):
-            raise NotSupported(
-                f"the disk {disk_cid} has {disk.filesystem}; {properties.filesystem} takes a new "
-                "disk and copying, which the director does itself"
-            )
+        disk.require_filesystem(properties.filesystem)
         self._grow(disk, size_mib)
         self.change(disk_cid, cloud_properties=dict(properties.given))
 

@@ -1,4 +1,4 @@
-"""Persistent disks in domains, wherever the disks are (disk_place); a domain has one as a file.
+"""Persistent disks in domains, wherever the disks are (disk_backend); a domain has one as a file.
 
 Which VM has a disk is in the disk's facts, so that a disk goes from a container to a VM and back.
 """
@@ -9,17 +9,17 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from cpi.disks.disk_store import Disk, require_growth
+from cpi.disks.disk import Disk
 from cpi.disks.raw_image import MIB
-from cpi.errors import CloudError, CPIError, DiskNotAttached, NotSupported
+from cpi.errors import CloudError, CPIError, NotSupported
 from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.model import Json
 from runtimes.libvirt import client
-from runtimes.libvirt.client import Connection, told
-from runtimes.libvirt.disk_backend import DiskPlace
-from runtimes.libvirt.profiles import Profile
-from runtimes.libvirt.volumes import Pool, path_of
+from runtimes.libvirt.client import translated_errors
+from runtimes.libvirt.disk_backend import DiskBackend
+from runtimes.libvirt.domains import Domains, is_running
+from runtimes.libvirt.volumes import StoragePool, path_of
 from runtimes.libvirt.xml import domain_xml, storage_xml
 from runtimes.libvirt.xml.storage_xml import Volume
 from stemcell_convert.machine import SCSI
@@ -47,40 +47,28 @@ def hint_of(serial: str, resolution: str) -> Json:
 class Disks:
     """The disks of all VMs. The caller holds the locks of the disk and of its VM."""
 
-    def __init__(
-        self,
-        connection: Connection,
-        place: DiskPlace,
-        pool: Pool,
-        profile: Profile,
-        detach_seconds: float,
-        log: Log,
-    ) -> None:
-        self._connection = connection
-        self._place = place
+    def __init__(self, domains: Domains, backend: DiskBackend, pool: StoragePool, log: Log) -> None:
+        self._domains = domains
+        self._connection = domains.connection
+        self._profile = domains.profile
+        self._backend = backend
         self._pool = pool
-        self._profile = profile
-        self._detach_seconds = detach_seconds
         self._log = log
 
     def get(self, disk_cid: str) -> Disk:
         """Return a disk's facts, taken from a VM that is gone. Raises DiskNotFound."""
-        disk = self._place.get(disk_cid)
-        if not disk.attached_to or self._place.has_vm(disk.attached_to):
-            return disk
-        self._log.warn(f"{disk.cid} was attached to {disk.attached_to}, which is gone")
-        return self._place.change(disk_cid, attached_to="")
+        return self._backend.get_reclaimed(disk_cid, self._backend.has_vm, self._log)
 
     def attach(self, vm_cid: str, domain: Any, resolution: str, disk: Disk, undo: Undo) -> Json:
         """Give a disk to a VM and return the hint; twice is once. Raises CloudError."""
-        require_free_for(vm_cid, disk)
+        disk.require_free_for(vm_cid)
         serial = serial_of(disk.cid)
         layers = _layers(is_running(domain))
         lacking = [flag for flag in layers if not _has(domain, flag, serial)]
         if lacking:
-            path = self._place.path(disk, unused=lacking == layers)
+            path = self._backend.path(disk, unused=lacking == layers)
             undo.push(lambda: self.release(vm_cid, domain, disk.cid))
-        self._place.change(disk.cid, attached_to=vm_cid)
+        self._backend.change(disk.cid, attached_to=vm_cid)
         if lacking:
             self._attach(vm_cid, domain, resolution, disk, path, lacking)
         return hint_of(serial, resolution)
@@ -95,7 +83,7 @@ class Disks:
             for name in domain_xml.targets(_document_of(domain, layer))
         ]
         document = domain_xml.disk(
-            domain_xml.Disk(
+            domain_xml.DomainDisk(
                 path=path,
                 format=self._profile.disk_format,
                 target=domain_xml.free_target(bus, taken),
@@ -104,7 +92,7 @@ class Disks:
                 discard=not disk.preallocate,
             )
         )
-        with told(f"attaching the disk {disk.cid} to the VM {vm_cid}"):
+        with translated_errors(f"attaching the disk {disk.cid} to the VM {vm_cid}"):
             domain.attachDeviceFlags(document, sum(lacking))
 
     def release(self, vm_cid: str, domain: Any, disk_cid: str) -> None:
@@ -117,18 +105,18 @@ class Disks:
         if running and (attached := _has(domain, client.LIVE, serial)):
             self._unplug(vm_cid, domain, disk_cid, attached)
         if kept := _has(domain, client.CONFIG, serial):
-            with told(f"detaching the disk {disk_cid} from the VM {vm_cid}"):
+            with translated_errors(f"detaching the disk {disk_cid} from the VM {vm_cid}"):
                 domain.detachDeviceFlags(_document(kept), client.CONFIG)
         self.forget(vm_cid, disk_cid)
 
     def forget(self, vm_cid: str, disk_cid: str) -> None:
         """Record that a VM has a disk no more."""
-        disk = self._place.find(disk_cid)
+        disk = self._backend.find(disk_cid)
         if disk is None or disk.attached_to != vm_cid:
             return
-        self._place.change(disk_cid, attached_to="")
+        self._backend.change(disk_cid, attached_to="")
         try:
-            self._place.settle(disk_cid)
+            self._backend.settle(disk_cid)
         except CPIError as error:  # it is detached all the same, and has what it had
             self._log.warn(f"{disk_cid} keeps the file system's size: {error.message}")
 
@@ -137,12 +125,13 @@ class Disks:
     ) -> None:
         """Have the VM's own kernel let go of a disk, and wait until it has."""
         doing = f"detaching the disk {disk_cid} from the VM {vm_cid}"
-        end = time.monotonic() + self._detach_seconds
+        seconds = self._domains.config.integer(f"{self._profile.name}.detach_timeout")
+        end = time.monotonic() + seconds
 
         def gone() -> bool:
             return not _has(domain, client.LIVE, attached.serial)
 
-        with self._connection.watching(domain, client.REMOVED), told(doing):
+        with self._connection.watching(domain, client.REMOVED), translated_errors(doing):
             domain.detachDeviceFlags(_document(attached), client.LIVE)
             while not self._connection.wait(gone, min(_ASK_AGAIN, end - time.monotonic())):
                 if time.monotonic() >= end:
@@ -151,22 +140,14 @@ class Disks:
                 client.ask_again(domain, _document(attached))
         if not gone():
             raise CloudError(
-                f"{doing}: the VM did not let go of {attached.target} within "
-                f"{self._detach_seconds:g} s; it has no system that answers yet, or none that can",
+                f"{doing}: the VM did not let go of {attached.target} within {seconds} s; it has "
+                "no system that answers yet, or none that can",
                 ok_to_retry=True,
             )
 
-    def require_attached(self, vm_cid: str, disk_cid: str) -> Disk:
-        """Return a disk's facts. Raises DiskNotFound, DiskNotAttached."""
-        disk = self._place.get(disk_cid)
-        if disk.attached_to != vm_cid:
-            where = f"attached to {disk.attached_to}" if disk.attached_to else "not attached"
-            raise DiskNotAttached(f"the disk {disk_cid} is {where}, so not to the VM {vm_cid}")
-        return disk
-
     def grow(self, domain: Any, disk: Disk, size_mib: int) -> None:
         """Grow a disk in a running VM, whose agent uses the room when it mounts it next."""
-        require_growth(disk, size_mib)
+        disk.require_growth(size_mib)
         if not self._profile.block_resize:
             raise NotSupported(f"{self._profile.name} cannot grow a disk that a VM has")
         if disk.preallocate:
@@ -175,9 +156,9 @@ class Disks:
                 f"detach it from {disk.attached_to}"
             )
         attached = self._in_use(domain, disk)
-        with told(f"growing the disk {disk.cid} to {size_mib} MiB"):
+        with translated_errors(f"growing the disk {disk.cid} to {size_mib} MiB"):
             domain.blockResize(attached.target, size_mib * MIB, client.RESIZE_BYTES)
-        self._place.change(disk.cid, size=size_mib)
+        self._backend.change(disk.cid, size=size_mib)
 
     def _in_use(self, domain: Any, disk: Disk) -> domain_xml.Attached:
         attached = _has(domain, client.LIVE, serial_of(disk.cid))
@@ -195,7 +176,7 @@ class Disks:
         if domain is not None and not self._profile.backup:
             raise NotSupported(f"{self._profile.name} cannot copy a disk while a VM runs with it")
         copy_in_use = partial(self._back_up, domain, disk) if domain is not None else None
-        self._place.snapshot(disk, snapshot_cid, metadata, copy_in_use)
+        self._backend.snapshot(disk, snapshot_cid, metadata, copy_in_use)
 
     def _back_up(self, domain: Any, disk: Disk, name: str) -> Any:
         """Copy a disk in use, as it is at this moment, into a new volume; it may be left there."""
@@ -206,35 +187,22 @@ class Disks:
         volume = self._pool.create(Volume(name, disk.size * MIB, "qcow2"))
         everything = domain_xml.targets(_document_of(domain, client.LIVE))
         document = storage_xml.backup(everything, attached.target, path_of(volume), "qcow2")
-        with self._connection.watching(domain, client.JOB_COMPLETED) as ended, told(doing):
+        watching = self._connection.watching(domain, client.JOB_COMPLETED)
+        with watching as ended, translated_errors(doing):
             domain.backupBegin(document, None, client.REUSE_TARGET)
             if not self._connection.wait(lambda: bool(ended) and not domain.jobInfo()[0], math.inf):
                 raise CloudError(f"{doing}: libvirt went away", ok_to_retry=True)
-        said = ended[0][0]
-        if not said.get("success", True):
-            raise CloudError(f"{doing}: {said.get('errmsg', 'it failed')}")
+        outcome = ended[0][0]
+        if not outcome.get("success", True):
+            raise CloudError(f"{doing}: {outcome.get('errmsg', 'it failed')}")
         return volume
 
     def _end_job(self, domain: Any, doing: str) -> None:
         """End what a killed call left at work in the domain."""
-        with told(doing):
+        with translated_errors(doing):
             if domain.jobInfo()[0]:
                 self._log.warn(f"{doing}: ending a job that another call left")
                 domain.abortJob()
-
-
-def require_free_for(vm_cid: str, disk: Disk) -> None:
-    """Raise CloudError when another VM has the disk."""
-    if disk.attached_to not in ("", vm_cid):
-        raise CloudError(
-            f"the disk {disk.cid} is attached to the VM {disk.attached_to}; detach it first"
-        )
-
-
-def is_running(domain: Any) -> bool:
-    """Tell whether a VM runs. Raises CloudError."""
-    with told("looking at a VM"):
-        return bool(domain.isActive())
 
 
 def _layers(running: bool) -> list[int]:
@@ -243,16 +211,16 @@ def _layers(running: bool) -> list[int]:
 
 def _document_of(domain: Any, layer: int) -> str:
     """A domain as it runs, or as it will start."""
-    with told("looking at a VM's disks"):
+    with translated_errors("looking at a VM's disks"):
         return str(domain.XMLDesc(client.INACTIVE_XML if layer == client.CONFIG else 0))
 
 
 def _has(domain: Any, layer: int, serial: str) -> domain_xml.Attached | None:
     disks = domain_xml.attached(_document_of(domain, layer))
-    return next((one for one in disks if one.serial == serial), None)
+    return next((disk for disk in disks if disk.serial == serial), None)
 
 
 def _document(attached: domain_xml.Attached) -> str:
     return domain_xml.disk(
-        domain_xml.Disk(attached.path, "raw", attached.target, attached.bus, attached.serial)
+        domain_xml.DomainDisk(attached.path, "raw", attached.target, attached.bus, attached.serial)
     )

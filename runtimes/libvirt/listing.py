@@ -1,49 +1,49 @@
 """VMs and stemcells as `bosh-cpi vms`, `stemcells` and `top` show them."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from cpi import cid
 from cpi.cni.networks import STATE, attachments_in
 from cpi.cni.plugins import addresses
+from cpi.host.layout import Layout
 from cpi.views import OTHER, RUNNING, STOPPED, StemcellView, Usage, VMView
 from runtimes.libvirt import client
 from runtimes.libvirt.addresses import reserved
-from runtimes.libvirt.client import Connection, told
+from runtimes.libvirt.client import Connection, translated_errors
+from runtimes.libvirt.domains import Domains
 from runtimes.libvirt.stemcells import FACTS
-from runtimes.libvirt.vms import VMs
-from runtimes.libvirt.volumes import Pool
+from runtimes.libvirt.volumes import StoragePool
 
 _STATES = {client.IS_RUNNING: RUNNING, client.IS_OFF: STOPPED, client.IS_PAUSED: "paused"}
 
 
-def vms(machines: VMs, connection: Connection, runtime: str, state_dir: Path) -> list[VMView]:
+def vms(domains: Domains) -> list[VMView]:
     """All VMs of this CPI, by CID; other domains of that libvirt are none."""
-    found = [
-        _view(machines, domain, runtime, state_dir)
-        for domain in connection.domains()
-        if _is_ours(domain, runtime)
+    views = [
+        _view(domains, domain)
+        for domain in domains.connection.domains()
+        if _is_ours(domain, domains.profile.name)
     ]
-    return sorted(found, key=lambda one: one.cid)
+    return sorted(views, key=lambda view: view.cid)
 
 
 def _is_ours(domain: Any, runtime: str) -> bool:
     return cid.named_runtime(domain.name(), cid.VM) == runtime
 
 
-def _view(machines: VMs, domain: Any, runtime: str, state_dir: Path) -> VMView:
+def _view(domains: Domains, domain: Any) -> VMView:
     name = domain.name()
-    facts = machines.facts(domain)
-    with told(f"looking at the VM {name}"):
+    facts = domains.facts(domain)
+    with translated_errors(f"looking at the VM {name}"):
         state, most, _, cpus, _ = domain.info()
-    folder = state_dir / "vms" / name
+    folder = domains.layout.vm(name)
     return VMView(
         cid=name,
-        runtime=runtime,
+        runtime=domains.profile.name,
         state=_STATES.get(state, OTHER),
         stemcell=facts.stemcell,
-        addresses=_addresses(state_dir, name),
+        addresses=_addresses(domains.layout, name),
         cpu=float(cpus),
         memory=most >> 10,
         created_at=folder.stat().st_ctime if folder.is_dir() else None,
@@ -51,31 +51,31 @@ def _view(machines: VMs, domain: Any, runtime: str, state_dir: Path) -> VMView:
     )
 
 
-def _addresses(state_dir: Path, vm_cid: str) -> tuple[str, ...]:
+def _addresses(layout: Layout, vm_cid: str) -> tuple[str, ...]:
     """What CNI gave, and what was reserved on libvirt's own networks of this machine."""
-    attachments = attachments_in(state_dir / "vms" / vm_cid / STATE)
-    given = [ip for one in attachments for ip, _, _ in addresses(one.result or {})]
-    return (*given, *reserved(state_dir / "addresses", vm_cid))
+    attachments = attachments_in(layout.vm(vm_cid) / STATE)
+    given = [ip for attachment in attachments for ip, _, _ in addresses(attachment.result or {})]
+    return (*given, *reserved(layout.addresses, vm_cid))
 
 
-def stemcells(pool: Pool, runtime: str, usual: str) -> list[StemcellView]:
+def stemcells(pool: StoragePool, runtime: str, usual: str) -> list[StemcellView]:
     """All imported stemcells. usual: the runtime that names those that several have."""
-    found = [
+    views = [
         StemcellView(cid=cid.new(usual, cid.STEMCELL, name.removesuffix(FACTS)), runtime=runtime)
         for name in pool.names()
         if name.endswith(FACTS)
     ]
-    return sorted(found, key=lambda one: one.cid)
+    return sorted(views, key=lambda view: view.cid)
 
 
 def used(connection: Connection, runtime: str) -> list[Usage]:
     """What each running VM has used. Raises NotSupported where the driver does not count."""
-    with told("asking libvirt what its domains use"):
+    with translated_errors("asking libvirt what its domains use"):
         counted = client.statistics(connection.raw)
-    found = [
+    usages = [
         usage(domain.name(), numbers) for domain, numbers in counted if _is_ours(domain, runtime)
     ]
-    return sorted(found, key=lambda one: one.cid)
+    return sorted(usages, key=lambda usage: usage.cid)
 
 
 def usage(name: str, numbers: Mapping[str, Any]) -> Usage:
@@ -83,7 +83,7 @@ def usage(name: str, numbers: Mapping[str, Any]) -> Usage:
 
     def disks(what: str) -> int:
         count = numbers.get("block.count", 0)
-        return sum(numbers.get(f"block.{at}.{what}", 0) for at in range(count))
+        return sum(numbers.get(f"block.{index}.{what}", 0) for index in range(count))
 
     memory, limit = numbers.get("balloon.rss"), numbers.get("balloon.maximum")
     return Usage(

@@ -19,11 +19,11 @@ from cpi.log import Log
 from cpi.model import Network, VMSpec
 from cpi.text import shown
 from runtimes.libvirt.addresses import Addresses
-from runtimes.libvirt.client import Connection, told
+from runtimes.libvirt.client import Connection, translated_errors
 from runtimes.libvirt.profiles import Profile
 from runtimes.libvirt.xml import network_xml
 from runtimes.libvirt.xml.domain_xml import Interface
-from runtimes.libvirt.xml.network_xml import LibvirtNetwork
+from runtimes.libvirt.xml.network_xml import IPInterface, LibvirtNetwork
 
 _REMOTE_NETWORK = "bosh"
 _TRIES = 65536  # addresses looked at in one subnet
@@ -78,8 +78,8 @@ class Nics:
                 "a VM's networks are all bridges of the host or all networks of libvirt"
             )
         return [
-            self._on_network(spec, network, at, names[network.name])
-            for at, network in enumerate(spec.networks)
+            self._on_network(spec, network, index, names[network.name])
+            for index, network in enumerate(spec.networks)
         ]
 
     def disconnect(self, vm_cid: str, folder: Path) -> None:
@@ -112,19 +112,23 @@ class Nics:
         networks = host.connect(spec, folder)
         bridges = host.hand_over(networks, folder)
         for name in dict.fromkeys(name for name, _ in bridges):
-            own = [networks[at] for at, (other, _) in enumerate(bridges) if other == name]
+            own = [
+                network
+                for network, (bridge, _) in zip(networks, bridges, strict=True)
+                if bridge == name
+            ]
             self._have_at_boot(name, own)
         return [
             (
                 replace(network, preconfigured=False),
                 Interface(
-                    mac=network.mac or mac_of(spec.cid, at),
+                    mac=network.mac or mac_of(spec.cid, index),
                     model=self._profile.nic,
                     bridge=bridge,
                     mtu=mtu,
                 ),
             )
-            for at, (network, (bridge, mtu)) in enumerate(zip(networks, bridges, strict=True))
+            for index, (network, (bridge, mtu)) in enumerate(zip(networks, bridges, strict=True))
         ]
 
     def _have_at_boot(self, bridge: str, networks: Sequence[Network]) -> None:
@@ -132,9 +136,9 @@ class Nics:
         if not self._profile.autostart:
             return
         name = f"bosh-{bridge}"
-        with self._lock(f"network-{name}"), told(f"defining the network {name}"):
-            found = self._connection.network(name)
-            old = network_xml.read_network(found.XMLDesc()) if found else None
+        with self._lock(f"network-{name}"), translated_errors(f"defining the network {name}"):
+            defined = self._connection.network(name)
+            old = network_xml.read_network(defined.XMLDesc()) if defined else None
             if old and old.bridge != bridge:
                 self._log.warn(
                     f"libvirt's network {name} is somebody else's, so the bridge {bridge} will not "
@@ -152,22 +156,22 @@ class Nics:
 
     def _on_libvirt(self, spec: VMSpec) -> dict[str, str]:
         """Which of a VM's networks are libvirt's, and their names there."""
-        found: dict[str, str] = {}
+        names: dict[str, str] = {}
         if not self._profile.networks:
-            return found
+            return names
         for network in spec.networks:
             properties = properties_of(network)
             name = properties.get("name")
             if name is not None and (not self._host or self._connection.network(name)):
-                found[network.name] = name
+                names[network.name] = name
             elif name is None and "bridge" not in properties:
-                usual = self._config.text(f"{self._profile.name}.network")
-                if usual or not self._host:
-                    found[network.name] = usual or _REMOTE_NETWORK
-        return found
+                default = self._config.text(f"{self._profile.name}.network")
+                if default or not self._host:
+                    names[network.name] = default or _REMOTE_NETWORK
+        return names
 
     def _on_network(
-        self, spec: VMSpec, network: Network, at: int, name: str
+        self, spec: VMSpec, network: Network, index: int, name: str
     ) -> tuple[Network, Interface]:
         unknown = sorted(set(network.cloud_properties) - {"name"})
         if unknown:
@@ -191,17 +195,18 @@ class Nics:
                 f"the gateway {network.gateway} of {network.name!r} is none of the addresses of "
                 f"the libvirt network {name} ({', '.join(sorted(known))})"
             )
-        mac = mac_of(spec.cid, at)
+        mac = mac_of(spec.cid, index)
         interface = Interface(mac=mac, model=self._profile.nic, network=name)
         return replace(network, mac=mac, preconfigured=False), interface
 
     def _active(self, name: str, network: Network) -> LibvirtNetwork:
         """Libvirt's network of this name, running. The usual one is made when it is missing."""
-        found = self._connection.network(name)
-        with told(f"starting the network {name}"):
-            if found is None:
+        active = self._connection.network(name)
+        with translated_errors(f"starting the network {name}"):
+            if active is None:
                 if network.cloud_properties.get("name") == name:
-                    there = [one.name() for one in self._connection.raw.listAllNetworks()]
+                    others = self._connection.raw.listAllNetworks()
+                    there = [other.name() for other in others]
                     raise NetworkNotFound(
                         f"libvirt has no network {name!r} (it has: {', '.join(there) or 'none'}); "
                         "define it there, or leave `name` out"
@@ -209,21 +214,21 @@ class Nics:
                 gateway = _gateways([network]) or [self._first_of(self._subnet())]
                 document = network_xml.network(LibvirtNetwork(name, "", "nat", tuple(gateway)))
                 self._log.info(f"making the libvirt network {name} ({gateway[0]})")
-                found = self._connection.raw.networkDefineXML(document)
-                found.setAutostart(1)
-            if not found.isActive():
-                found.create()
-            return network_xml.read_network(found.XMLDesc())
+                active = self._connection.raw.networkDefineXML(document)
+                active.setAutostart(1)
+            if not active.isActive():
+                active.create()
+            return network_xml.read_network(active.XMLDesc())
 
     def _subnet(self) -> str:
         return self._config.strings("network.dynamic_subnets")[0]
 
-    def _first_of(self, subnet: str) -> network_xml.Interface:
+    def _first_of(self, subnet: str) -> IPInterface:
         parsed: IPv4Network | IPv6Network = ip_network(subnet)
         return ip_interface(f"{parsed[1]}/{parsed.prefixlen}")
 
 
-def _gateways(networks: Sequence[Network]) -> list[network_xml.Interface]:
+def _gateways(networks: Sequence[Network]) -> list[IPInterface]:
     return [
         ip_interface(f"{network.gateway}/{network.prefix}")
         for network in networks
@@ -233,7 +238,7 @@ def _gateways(networks: Sequence[Network]) -> list[network_xml.Interface]:
 
 def _addressed(
     network: Network,
-    gateways: Sequence[network_xml.Interface],
+    gateways: Sequence[IPInterface],
     reserve: Callable[[str], str],
     vm_cid: str,
 ) -> Network:
@@ -243,8 +248,8 @@ def _addressed(
     """
     for gateway in gateways:
         subnet = gateway.network
-        for at in range(2, min(subnet.num_addresses - 1, _TRIES)):
-            address = str(subnet[at])
+        for number in range(2, min(subnet.num_addresses - 1, _TRIES)):
+            address = str(subnet[number])
             if address != str(gateway.ip) and reserve(address) == vm_cid:
                 return replace(
                     network,
@@ -256,7 +261,7 @@ def _addressed(
     raise CloudError(f"the network {network.name!r} has no free address in {subnets}")
 
 
-def mac_of(vm_cid: str, at: int) -> str:
+def mac_of(vm_cid: str, index: int) -> str:
     """A locally administered MAC for a VM's interface, the same at every call."""
-    digest = hashlib.sha256(f"{vm_cid}/{at}".encode()).hexdigest()
+    digest = hashlib.sha256(f"{vm_cid}/{index}".encode()).hexdigest()
     return ":".join(["52", "54", "00", digest[:2], digest[2:4], digest[4:6]])

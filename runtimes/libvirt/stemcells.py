@@ -19,7 +19,7 @@ from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.model import JsonObject
 from runtimes.libvirt.profiles import Profile
-from runtimes.libvirt.volumes import Pool, path_of
+from runtimes.libvirt.volumes import StoragePool, path_of
 from runtimes.libvirt.xml.storage_xml import SHARED, Volume
 from runtimes.stemcell_imports import StemcellImports, Upload, import_lock
 from stemcell_convert.stemcell_errors import UnsupportedStemcell
@@ -49,7 +49,12 @@ class Stemcells:
     """All stemcells in a pool. The caller holds the lock of the one it deletes."""
 
     def __init__(
-        self, pool: Pool, profile: Profile, config: Config, lock: Callable[[str], Any], log: Log
+        self,
+        pool: StoragePool,
+        profile: Profile,
+        config: Config,
+        lock: Callable[[str], Any],
+        log: Log,
     ) -> None:
         self._pool = pool
         self._profile = profile

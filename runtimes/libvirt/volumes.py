@@ -1,19 +1,26 @@
 """Volumes of one storage pool, streamed, so that libvirt may be on another machine."""
 
+import errno
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree as Xml
+from typing import Any, BinaryIO
 
 from cpi.disks.raw_image import quiet
 from cpi.errors import CloudError
 from cpi.log import Log
 from cpi.progress import Progress
-from runtimes.libvirt import client, streams
-from runtimes.libvirt.client import AlreadyThere, Connection, found, told, told_existing
+from runtimes.libvirt import client
+from runtimes.libvirt.client import (
+    AlreadyThere,
+    Connection,
+    lookup_or_none,
+    translated_errors,
+)
 from runtimes.libvirt.xml import storage_xml
+from runtimes.libvirt.xml.elements import parsed
 from runtimes.libvirt.xml.storage_xml import Volume
 
 SMALL = 16 << 20  # bytes: as much as is ever read into memory
@@ -21,7 +28,7 @@ SMALL = 16 << 20  # bytes: as much as is ever read into memory
 _BUSY_SECONDS, _BUSY_PAUSE = 60.0, 0.05
 
 
-class Pool:
+class StoragePool:
     """One storage pool, made as a folder when it is missing."""
 
     def __init__(
@@ -45,7 +52,10 @@ class Pool:
         return self._pool
 
     def _started(self) -> Any:
-        with self._lock(f"pool-{self.name}"), told(f"starting the storage pool {self.name}"):
+        with (
+            self._lock(f"pool-{self.name}"),
+            translated_errors(f"starting the storage pool {self.name}"),
+        ):
             pool = self._connection.pool(self.name)
             if pool is None:
                 self._log.info(f"making the storage pool {self.name} in {self._path}")
@@ -59,34 +69,34 @@ class Pool:
 
     def names(self) -> list[str]:
         """The names of all volumes."""
-        with told(f"listing the storage pool {self.name}"):
+        with translated_errors(f"listing the storage pool {self.name}"):
             names: list[str] = self.raw.listVolumes()
         return names
 
     def find(self, name: str) -> Any:
         """The volume of this name, or None."""
-        return found(self.raw.storageVolLookupByName, name)
+        return lookup_or_none(self.raw.storageVolLookupByName, name)
 
     def create(self, volume: Volume) -> Any:
         """Make a volume. Raises CloudError for a name that is taken, NoDiskSpace."""
         where = f"making the volume {volume.name} in the storage pool {self.name}"
         document = storage_xml.volume(volume)
         try:
-            with told_existing(where):
+            with translated_errors(where):
                 return self.raw.createXML(document)
         except AlreadyThere:
             # A file may have been put there, or have gone, without libvirt's knowledge.
             self.refresh()
             if self.find(volume.name) is not None:
                 raise
-            with told(where):
+            with translated_errors(where):
                 return self.raw.createXML(document)
 
     def copy(self, source: Any, volume: Volume) -> None:
         """Make a volume with the content of another, without sending it. Raises NoDiskSpace."""
         doing = f"copying the volume {source.name()} to {volume.name}"
         document = storage_xml.volume(volume)
-        with told(doing):
+        with translated_errors(doing):
             self.raw.createXMLFrom(document, source, 0)
 
     def refresh(self) -> None:
@@ -94,7 +104,7 @@ class Pool:
         end = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
-                with told(f"looking into the storage pool {self.name}"):
+                with translated_errors(f"looking into the storage pool {self.name}"):
                     self.raw.refresh()
                 return
             except CloudError as error:
@@ -111,13 +121,13 @@ class Pool:
             self._stream(f"uploading {path} to {volume.name()}") as stream,
         ):
             volume.upload(stream, 0, size, client.SPARSE_UPLOAD)
-            streams.send_file(stream, file, size, progress)
+            _send_file(stream, file, size, progress)
 
     def write(self, volume: Any, data: bytes) -> None:
         """Write bytes into a volume, from its beginning."""
         with self._stream(f"writing {volume.name()}") as stream:
             volume.upload(stream, 0, len(data), 0)
-            streams.send_bytes(stream, data)
+            _send_bytes(stream, data)
 
     def read(self, volume: Any, offset: int = 0, length: int = 0, limit: int = SMALL) -> bytes:
         """Read a volume from an offset (bytes) on, `length` bytes, or all of them for 0.
@@ -127,13 +137,13 @@ class Pool:
         with self._stream(f"reading {volume.name()}") as stream:
             volume.download(stream, offset, length, 0)
             try:
-                return streams.receive_bytes(stream, limit)
+                return _receive_bytes(stream, limit)
             except ValueError as error:
                 raise CloudError(f"the volume {volume.name()} has {error}") from None
 
     @contextmanager
     def _stream(self, doing: str) -> Iterator[Any]:
-        with told(doing):
+        with translated_errors(doing):
             stream = self._connection.raw.newStream()
             try:
                 yield stream
@@ -147,7 +157,7 @@ class Pool:
         if volume is None:
             return
         try:
-            with told(f"deleting the volume {name}"):
+            with translated_errors(f"deleting the volume {name}"):
                 volume.delete()
         except CloudError:
             self.refresh()  # its file may have gone without libvirt
@@ -156,18 +166,95 @@ class Pool:
 
     def backing(self, volume: Any) -> str:
         """The path of what a volume is a clone of, or ""."""
-        with told(f"looking at the volume {volume.name()}"):
-            root = Xml.fromstring(volume.XMLDesc())  # noqa: S314 (libvirt's own)
+        with translated_errors(f"looking at the volume {volume.name()}"):
+            root = parsed(volume.XMLDesc())
         return root.findtext("backingStore/path") or ""
 
 
 def path_of(volume: Any) -> str:
     """A volume's path on libvirt's machine."""
-    with told("looking at a volume"):
+    with translated_errors("looking at a volume"):
         return str(volume.path())
 
 
 def capacity_of(volume: Any, *, taken: bool = False) -> int:
     """A volume's size for whoever uses it, or the room that it has taken, in bytes."""
-    with told("looking at a volume"):
+    with translated_errors("looking at a volume"):
         return int(volume.info()[2 if taken else 1])
+
+
+# Files and bytes through libvirt's streams, holes as holes
+
+
+def _send_file(stream: Any, file: BinaryIO, size: int, progress: Progress) -> None:
+    """Send a sparse file's first `size` bytes into a stream that takes holes."""
+    fd = file.fileno()
+
+    def send(_stream: Any, count: int, _opaque: Any) -> bytes:
+        data = os.read(fd, count)
+        progress(os.lseek(fd, 0, os.SEEK_CUR), size)
+        return data
+
+    def at_hole(_stream: Any, _opaque: Any) -> tuple[bool, int]:
+        here = os.lseek(fd, 0, os.SEEK_CUR)
+        data = _next_offset(fd, here, os.SEEK_DATA, size)
+        if data > here:
+            os.lseek(fd, here, os.SEEK_SET)
+            return False, data - here
+        hole = _next_offset(fd, here, os.SEEK_HOLE, size)
+        os.lseek(fd, here, os.SEEK_SET)
+        return here < size, hole - here
+
+    def skip(_stream: Any, count: int, _opaque: Any) -> int:
+        return os.lseek(fd, count, os.SEEK_CUR)
+
+    os.lseek(fd, 0, os.SEEK_SET)
+    stream.sparseSendAll(send, at_hole, skip, None)
+    stream.finish()
+
+
+def _next_offset(fd: int, here: int, what: int, size: int) -> int:
+    """Where data, or a hole, comes next; the end of the file when there is none."""
+    try:
+        return min(os.lseek(fd, here, what), size)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return size
+
+
+def _send_bytes(stream: Any, data: bytes) -> None:
+    """Send all of `data`."""
+    sent = 0
+
+    def send(_stream: Any, count: int, _opaque: Any) -> bytes:
+        nonlocal sent
+        piece = data[sent : sent + count]
+        sent += len(piece)
+        return piece
+
+    stream.sendAll(send, None)
+    stream.finish()
+
+
+def _receive_bytes(stream: Any, limit: int) -> bytes:
+    """Receive what a stream brings, `limit` bytes at most. Raises ValueError for more."""
+    pieces: list[bytes] = []
+    total = 0
+
+    def keep(_stream: Any, data: bytes, _opaque: Any) -> int:
+        nonlocal total
+        total += len(data)
+        if total > limit:
+            return -1
+        pieces.append(data)
+        return 0
+
+    try:
+        stream.recvAll(keep, None)
+    except Exception:
+        if total > limit:
+            raise ValueError(f"more than {limit} bytes") from None
+        raise
+    stream.finish()
+    return b"".join(pieces)

@@ -10,34 +10,27 @@ from pathlib import Path
 from typing import Any
 
 from cpi.disks import raw_image as images
-from cpi.disks.disk_store import Disk
+from cpi.disks.disk import Disk
 from cpi.errors import CloudError, NotSupported
 from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.model import Json
-from runtimes.libvirt.client import Connection, told
-from runtimes.libvirt.disk_backend import DiskPlace
-from runtimes.libvirt.disks import Disks, require_free_for
+from runtimes.libvirt.client import translated_errors
+from runtimes.libvirt.disk_backend import DiskBackend
+from runtimes.libvirt.disks import Disks
+from runtimes.libvirt.domains import Domains
 from runtimes.libvirt.virtualbox import media, virtualbox_xml
-from runtimes.libvirt.vms import VMs
-from runtimes.libvirt.volumes import Pool
+from runtimes.libvirt.volumes import StoragePool
 
 
 class ColdDisks(Disks):
     """The disks of all VMs. The caller holds the locks of the disk and of its VM."""
 
     def __init__(
-        self,
-        connection: Connection,
-        place: DiskPlace,
-        pool: Pool,
-        vms: VMs,
-        folder: Path,
-        log: Log,
+        self, domains: Domains, backend: DiskBackend, pool: StoragePool, folder: Path, log: Log
     ) -> None:
         """folder: where VirtualBox finds the disks."""
-        super().__init__(connection, place, pool, vms.profile, 0.0, log)
-        self._vms = vms
+        super().__init__(domains, backend, pool, log)
         self._folder = folder
 
     def get(self, disk_cid: str) -> Disk:
@@ -49,20 +42,20 @@ class ColdDisks(Disks):
 
     def attach(self, vm_cid: str, domain: Any, resolution: str, disk: Disk, undo: Undo) -> Json:
         """Give a disk to a VM and return the hint; twice is once. Raises CloudError."""
-        require_free_for(vm_cid, disk)
+        disk.require_free_for(vm_cid)
         descriptor = self._descriptor(disk.cid)
         document = self._document(vm_cid)
         hint = media.hint_of(descriptor.name, resolution)
         noted = virtualbox_xml.has_disk(document, str(descriptor))
         if noted and self._has(domain, vm_cid, descriptor):
-            self._place.change(disk.cid, attached_to=vm_cid)
+            self._backend.change(disk.cid, attached_to=vm_cid)
             return hint
-        image = Path(self._place.path(disk, unused=True))
+        image = Path(self._backend.path(disk, unused=True))
         if not noted:
-            bus, kind = self._profile.bus[resolution], self._profile.disk_format
-            document = virtualbox_xml.with_disk(document, str(descriptor), kind, bus)
+            bus, disk_format = self._profile.bus[resolution], self._profile.disk_format
+            document = virtualbox_xml.with_disk(document, str(descriptor), disk_format, bus)
         undo.push(lambda: self.forget(vm_cid, disk.cid))
-        self._place.change(disk.cid, attached_to=vm_cid)
+        self._backend.change(disk.cid, attached_to=vm_cid)
         self._write(descriptor, image)
         self._cycle(vm_cid, f"giving it the disk {disk.cid}", document)
         return hint
@@ -79,14 +72,14 @@ class ColdDisks(Disks):
 
     def forget(self, vm_cid: str, disk_cid: str) -> None:
         """Record that a VM, which has it no more, has a disk no more."""
-        disk = self._place.find(disk_cid)
+        disk = self._backend.find(disk_cid)
         if disk is not None and disk.attached_to == vm_cid:
             self._descriptor(disk_cid).unlink(missing_ok=True)
         super().forget(vm_cid, disk_cid)
 
     def grow(self, domain: Any, disk: Disk, size_mib: int) -> None:
         """Refuse to grow a disk that a VM has. Raises CloudError, naming the VM."""
-        self._place.resize(disk.cid, size_mib)
+        self._backend.resize(disk.cid, size_mib)
 
     def snapshot(
         self, domain: Any, disk: Disk, snapshot_cid: str, metadata: Mapping[str, str]
@@ -97,23 +90,23 @@ class ColdDisks(Disks):
                 f"{self._profile.name} cannot copy the disk {disk.cid} while the VM "
                 f"{disk.attached_to} has it; detach it first"
             )
-        self._place.snapshot(disk, snapshot_cid, metadata, None)
+        self._backend.snapshot(disk, snapshot_cid, metadata, None)
 
     def _cycle(self, vm_cid: str, purpose: str, document: str) -> None:
         self._log.warn(
             f"power cycle of {vm_cid}, {purpose}: libvirt's driver for {self._profile.name} cannot "
             "while the VM runs"
         )
-        self._vms.redefine(vm_cid, document)
+        self._domains.redefine(vm_cid, document)
 
     def _document(self, vm_cid: str) -> str:
-        document = self._vms.notes.document(vm_cid)
+        document = self._domains.notes.document(vm_cid)
         if not document:
             raise CloudError(f"the notes by which {vm_cid} was defined are lost; recreate the VM")
         return document
 
     def _has(self, domain: Any, vm_cid: str, descriptor: Path) -> bool:
-        with told(f"looking at the disks of the VM {vm_cid}"):
+        with translated_errors(f"looking at the disks of the VM {vm_cid}"):
             return virtualbox_xml.has_disk(domain.XMLDesc(0), str(descriptor))
 
     def _write(self, descriptor: Path, image: Path) -> None:

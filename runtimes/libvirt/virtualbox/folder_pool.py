@@ -16,7 +16,7 @@ from cpi.host.process import CommandFailed, run
 from cpi.progress import Progress
 from runtimes.libvirt.client import AlreadyThere
 from runtimes.libvirt.virtualbox import media
-from runtimes.libvirt.volumes import SMALL, Pool
+from runtimes.libvirt.volumes import SMALL, StoragePool
 from runtimes.libvirt.xml.storage_xml import Volume
 
 _HOURS = 24 * 3600.0  # seconds; a disk takes as long as it takes
@@ -24,7 +24,7 @@ _HINT = "apt-get install qemu-utils"
 _PART = ".part"
 
 
-class File:
+class FileVolume:
     """A volume, with the words of libvirt's."""
 
     def __init__(self, file: Path) -> None:
@@ -44,7 +44,7 @@ class File:
         return 0, status.st_size, status.st_blocks * 512
 
 
-class Folder(Pool):
+class FolderPool(StoragePool):
     """The same as a storage pool, without libvirt. What is there has its name, and is whole."""
 
     def __init__(self, folder: Path) -> None:
@@ -56,12 +56,12 @@ class Folder(Pool):
             return []
         return sorted(path.name.removesuffix(_PART) for path in self.folder.iterdir())
 
-    def find(self, name: str) -> File | None:
+    def find(self, name: str) -> FileVolume | None:
         """The volume of this name, or None."""
         file = self.folder / name
-        return File(file) if file.exists() else None
+        return FileVolume(file) if file.exists() else None
 
-    def create(self, volume: Volume) -> File:
+    def create(self, volume: Volume) -> FileVolume:
         """Make a volume. Raises AlreadyThere, CloudError, NoDiskSpace; then there is none."""
         file = self.folder / volume.name
         if file.exists():
@@ -70,7 +70,7 @@ class Folder(Pool):
         part = file.with_name(file.name + _PART)
         part.unlink(missing_ok=True)
         try:
-            with _told(f"making the volume {file}"):
+            with _translated_errors(f"making the volume {file}"):
                 _make(part, volume)
                 os.chmod(part, int(volume.mode, 8))
                 if volume.format == "vdi":
@@ -79,12 +79,12 @@ class Folder(Pool):
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        return File(file)
+        return FileVolume(file)
 
     def refresh(self) -> None:
         """Nothing: a folder is what it is."""
 
-    def upload(self, volume: File, path: Path, progress: Progress = quiet) -> None:
+    def upload(self, volume: FileVolume, path: Path, progress: Progress = quiet) -> None:
         """Write a file into a volume, its holes left out."""
         mode = volume.file.stat().st_mode & 0o7777
         part = volume.file.with_name(volume.name() + _PART)
@@ -92,17 +92,19 @@ class Folder(Pool):
         os.chmod(part, mode)
         part.replace(volume.file)
 
-    def write(self, volume: File, data: bytes) -> None:
+    def write(self, volume: FileVolume, data: bytes) -> None:
         """Write bytes into a volume, from its beginning: a VM may have it open."""
-        with _told(f"writing {volume.name()}"), volume.file.open("r+b") as file:
+        with _translated_errors(f"writing {volume.name()}"), volume.file.open("r+b") as file:
             file.write(data)
 
-    def read(self, volume: File, offset: int = 0, length: int = 0, limit: int = SMALL) -> bytes:
+    def read(
+        self, volume: FileVolume, offset: int = 0, length: int = 0, limit: int = SMALL
+    ) -> bytes:
         """Read a volume from an offset (bytes) on, `length` bytes, or all of them for 0.
 
         Raises CloudError for more than `limit`.
         """
-        with _told(f"reading {volume.name()}"), volume.file.open("rb") as file:
+        with _translated_errors(f"reading {volume.name()}"), volume.file.open("rb") as file:
             file.seek(offset)
             data = file.read(length or limit + 1)
         if len(data) > limit:
@@ -115,7 +117,7 @@ class Folder(Pool):
         file.with_name(name + _PART).unlink(missing_ok=True)
         file.unlink(missing_ok=True)
 
-    def backing(self, volume: File) -> str:
+    def backing(self, volume: FileVolume) -> str:
         """Nothing: each volume is whole, a copy of its stemcell too."""
         return ""
 
@@ -128,9 +130,9 @@ def _make(file: Path, volume: Volume) -> None:
     size = -(-volume.capacity // images.MIB) * images.MIB  # VDIs are made of blocks of a MiB
     _qemu_img("create", "-q", "-f", volume.format, str(file), str(size))
     if volume.backing:
-        source, kind = volume.backing
+        source, format_ = volume.backing
         # Into one that is there and empty, as it may have to be larger than the stemcell.
-        argv = ["convert", "-n", "--target-is-zero", "-f", kind, "-O", volume.format]
+        argv = ["convert", "-n", "--target-is-zero", "-f", format_, "-O", volume.format]
         _qemu_img(*argv, source, str(file))
 
 
@@ -144,10 +146,10 @@ def _qemu_img(*words: str) -> None:
 
 
 @contextmanager
-def _told(doing: str) -> Iterator[None]:
+def _translated_errors(doing: str) -> Iterator[None]:
     """Turn the system's errors into BOSH's."""
     try:
         yield
     except OSError as error:
-        kind = NoDiskSpace if error.errno in (errno.ENOSPC, errno.EDQUOT) else CloudError
-        raise kind(f"{doing}: {error.strerror}") from None
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        raise (NoDiskSpace if is_full else CloudError)(f"{doing}: {error.strerror}") from None

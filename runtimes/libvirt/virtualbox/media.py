@@ -49,7 +49,7 @@ def serial_of(name: str) -> str:
     """What VirtualBox calls the medium of this file name inside a VM, on SATA."""
     # As VirtualBox keeps it in memory, whose last four bytes it prints as one number.
     raw = uuid_of(name).bytes_le
-    first, last = (int.from_bytes(raw[at : at + 4], "little") for at in (0, 12))
+    first, last = (int.from_bytes(raw[start : start + 4], "little") for start in (0, 12))
     return f"VB{first:08x}-{last:08x}"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from cpi.disks.disk_store import read_facts, write_facts
 from cpi.errors import CloudError
+from cpi.host.layout import Layout
 from runtimes.libvirt.xml.domain_xml import Facts
 
 _FILE = "vm.json"
@@ -16,9 +17,8 @@ _FILE = "vm.json"
 class Notes:
     """The notes of all VMs. The caller holds the lock of the VM it writes about."""
 
-    def __init__(self, folder: Path) -> None:
-        """folder: in which every VM has its own."""
-        self._folder = folder
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
 
     def facts(self, vm_cid: str) -> Facts:
         """What is known of a VM, nothing of one that is not there. Raises CloudError."""
@@ -37,13 +37,13 @@ class Notes:
         self._path(vm_cid).unlink(missing_ok=True)
 
     def _read(self, vm_cid: str) -> tuple[Facts, str]:
-        found = read_facts(self._path(vm_cid))
-        if found is None:
+        notes = read_facts(self._path(vm_cid))
+        if notes is None:
             return Facts(), ""
         try:
-            return Facts(**found["facts"]), str(found["domain"])
+            return Facts(**notes["facts"]), str(notes["domain"])
         except (KeyError, TypeError) as error:
             raise CloudError(f"the facts in {self._path(vm_cid)} are damaged: {error}") from None
 
     def _path(self, vm_cid: str) -> Path:
-        return self._folder / vm_cid / _FILE
+        return self._layout.vm(vm_cid) / _FILE

@@ -31,5 +31,5 @@ class OneAtATime:
 
     def _of(self, result: Any) -> Any:
         if isinstance(result, list):
-            return [self._of(one) for one in result]
+            return [self._of(item) for item in result]
         return result if isinstance(result, _PLAIN) else OneAtATime(result, self._turn)

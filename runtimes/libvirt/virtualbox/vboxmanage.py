@@ -44,10 +44,10 @@ def start(vm_cid: str, uuid: str) -> None:
 def version() -> tuple[int, int, int] | None:
     """The installed VirtualBox' version, or None when there is none that tells."""
     try:
-        found = _VERSION.search(run([_PROGRAM, "--version"]))
+        numbers = _VERSION.search(run([_PROGRAM, "--version"]))
     except CommandFailed:
         return None
-    return (int(found[1]), int(found[2]), int(found[3])) if found else None
+    return (int(numbers[1]), int(numbers[2]), int(numbers[3])) if numbers else None
 
 
 def taken(libvirt: int) -> str:
@@ -59,14 +59,14 @@ def refusal(libvirt: int) -> CPIError:
     """Why libvirt's driver did not start, in one sentence. libvirt: its version, as it counts."""
     words, first, last = next(taken[1:] for taken in TAKEN if libvirt >= taken[0])
     mine = f"libvirt {libvirt // 1_000_000}.{libvirt // 1000 % 1000}.{libvirt % 1000}"
-    found = version()
-    if found is None:
+    installed = version()
+    if installed is None:
         return CloudError(
             f"VirtualBox is not installed ({_PROGRAM} does not answer): install {words}, which is "
             f"what {mine} takes, and restart libvirtd"
         )
-    theirs = "VirtualBox " + ".".join(map(str, found))
-    if first <= found[:2] <= last:
+    theirs = "VirtualBox " + ".".join(map(str, installed))
+    if first <= installed[:2] <= last:
         return CloudError(
             f"{mine} takes {theirs} and could not load it: it looks for it when it starts, so "
             "restart libvirtd, whose log says more"

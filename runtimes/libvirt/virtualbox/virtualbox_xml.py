@@ -9,7 +9,8 @@ from xml.etree import ElementTree as Xml
 
 from cpi.errors import NotSupported
 from runtimes.libvirt.virtualbox.media import uuid_of
-from runtimes.libvirt.xml.domain_xml import Disk, Domain, Interface, free_target
+from runtimes.libvirt.xml.domain_xml import Domain, DomainDisk, Interface, free_target
+from runtimes.libvirt.xml.elements import add_text, parsed, rendered
 
 _PORTS = 30  # of the controller
 
@@ -17,12 +18,12 @@ _PORTS = 30  # of the controller
 def domain(wanted: Domain) -> str:
     """A domain. Raises NotSupported for more disks than there are ports."""
     root = Xml.Element("domain", type=wanted.type)
-    _text(root, "name", wanted.name)
-    _text(root, "uuid", str(uuid_of(wanted.name)))
-    _text(root, "memory", str(wanted.memory << 10), unit="KiB")
-    _text(root, "vcpu", str(int(wanted.cpu)))
+    add_text(root, "name", wanted.name)
+    add_text(root, "uuid", str(uuid_of(wanted.name)))
+    add_text(root, "memory", str(wanted.memory << 10), unit="KiB")
+    add_text(root, "vcpu", str(int(wanted.cpu)))
     system = Xml.SubElement(root, "os")
-    _text(system, "type", wanted.os_type)
+    add_text(system, "type", wanted.os_type)
     Xml.SubElement(system, "boot", dev="hd")
     features = Xml.SubElement(root, "features")
     for name in ("acpi", "apic", "pae"):  # what is absent is off
@@ -37,10 +38,10 @@ def domain(wanted: Domain) -> str:
         serial = Xml.SubElement(devices, "serial", type="file")
         Xml.SubElement(serial, "source", path=wanted.console)
         Xml.SubElement(serial, "target", port="0")
-    return _shown(root)
+    return rendered(root)
 
 
-def _disk(wanted: Disk) -> Xml.Element:
+def _disk(wanted: DomainDisk) -> Xml.Element:
     root = Xml.Element("disk", type="file", device=wanted.device)
     Xml.SubElement(root, "source", file=wanted.path)
     Xml.SubElement(root, "target", dev=wanted.target, bus=wanted.bus)
@@ -71,26 +72,26 @@ def _interface(wanted: Interface) -> Xml.Element:
 # A document of ours, changed
 
 
-def with_disk(document: str, path: str, kind: str, bus: str) -> str:
+def with_disk(document: str, path: str, format_: str, bus: str) -> str:
     """A document with one more disk, at the first free port. Raises NotSupported."""
-    root, devices = _parsed(document)
+    root, devices = _domain_and_devices(document)
     taken = [target.get("dev", "") for target in devices.iterfind("disk/target")]
-    devices.append(_disk(Disk(path, kind, free_target(bus, taken), bus)))
-    return _shown(root)
+    devices.append(_disk(DomainDisk(path, format_, free_target(bus, taken), bus)))
+    return rendered(root)
 
 
 def without_disk(document: str, path: str) -> str:
     """A document without the disk in that file; the others keep their ports."""
-    root, devices = _parsed(document)
+    root, devices = _domain_and_devices(document)
     for disk in devices.findall("disk"):
         if _source(disk) == path:
             devices.remove(disk)
-    return _shown(root)
+    return rendered(root)
 
 
 def has_disk(document: str, path: str) -> bool:
     """Tell whether a document has a disk in that file."""
-    _, devices = _parsed(document)
+    _, devices = _domain_and_devices(document)
     return any(_source(disk) == path for disk in devices.iterfind("disk"))
 
 
@@ -109,7 +110,7 @@ _UNITS = {"b": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 
 def _figures(document: str) -> dict[str, object]:
-    root, devices = _parsed(document)
+    root, devices = _domain_and_devices(document)
     memory = root.find("memory")
     unit = 0 if memory is None else _UNITS.get(memory.get("unit", "KiB"), 0)
     return {
@@ -128,16 +129,8 @@ def _source(disk: Xml.Element) -> str:
     return "" if source is None else source.get("file", "")
 
 
-def _parsed(document: str) -> tuple[Xml.Element, Xml.Element]:
-    root = Xml.fromstring(document)  # noqa: S314 (libvirt's or ours, no entities are expanded)
+def _domain_and_devices(document: str) -> tuple[Xml.Element, Xml.Element]:
+    """Return a domain and its devices."""
+    root = parsed(document)
     devices = root.find("devices")
     return root, Xml.SubElement(root, "devices") if devices is None else devices
-
-
-def _text(parent: Xml.Element, tag: str, text: str, **attributes: str) -> None:
-    Xml.SubElement(parent, tag, attributes).text = text
-
-
-def _shown(root: Xml.Element) -> str:
-    Xml.indent(root)
-    return str(Xml.tostring(root, encoding="unicode"))

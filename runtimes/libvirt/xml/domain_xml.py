@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from xml.etree import ElementTree as Xml
 
+from runtimes.libvirt.xml.elements import add_text, parsed, rendered
+
 NAMESPACE = "https://github.com/cloudfoundry/bosh-containerd-cpi/domain/1"
 PREFIX = "bosh"
 _PERIOD = 100_000  # microseconds: the kernel's usual period of CPU quotas
@@ -15,7 +17,7 @@ _HOTPLUG_PORTS = 16  # of machines whose PCI Express slots must be there before 
 
 
 @dataclass(frozen=True)
-class Disk:
+class DomainDisk:
     """A disk of a domain. path: on libvirt's machine; target: vda and the like; serial: or "".
 
     discard: whether the host gets back what the VM deletes.
@@ -70,7 +72,7 @@ class Domain:
     cpu_model: str
     cpu: float
     memory: int
-    disks: tuple[Disk, ...]
+    disks: tuple[DomainDisk, ...]
     interfaces: tuple[Interface, ...]
     console: str
     facts: Facts
@@ -79,18 +81,19 @@ class Domain:
 def domain(wanted: Domain) -> str:
     """A domain."""
     root = Xml.Element("domain", type=wanted.type)
-    _text(root, "name", wanted.name)
+    add_text(root, "name", wanted.name)
     Xml.register_namespace(PREFIX, NAMESPACE)
     Xml.SubElement(root, "metadata").append(_facts(wanted.facts, f"{{{NAMESPACE}}}vm"))
-    _text(root, "memory", str(wanted.memory), unit="MiB")
+    add_text(root, "memory", str(wanted.memory), unit="MiB")
     count = max(1, -int(-wanted.cpu // 1))
-    _text(root, "vcpu", str(count))
+    add_text(root, "vcpu", str(count))
     if wanted.cpu != count:
         tune = Xml.SubElement(root, "cputune")
-        _text(tune, "global_period", str(_PERIOD))
-        _text(tune, "global_quota", str(max(1000, round(wanted.cpu * _PERIOD))))
+        add_text(tune, "global_period", str(_PERIOD))
+        add_text(tune, "global_quota", str(max(1000, round(wanted.cpu * _PERIOD))))
     system = Xml.SubElement(root, "os", {"firmware": "efi"} if wanted.firmware == "uefi" else {})
-    _text(system, "type", wanted.os_type, **({"machine": wanted.machine} if wanted.machine else {}))
+    machine = {"machine": wanted.machine} if wanted.machine else {}
+    add_text(system, "type", wanted.os_type, **machine)
     if wanted.firmware == "uefi":  # stemcells' boot loaders are not signed by anyone it knows
         loader = Xml.SubElement(system, "firmware")
         Xml.SubElement(loader, "feature", enabled="no", name="secure-boot")
@@ -100,11 +103,11 @@ def domain(wanted: Domain) -> str:
     Xml.SubElement(features, "apic")
     _cpu(root, wanted.cpu_model)
     Xml.SubElement(root, "clock", offset="utc")
-    _text(root, "on_poweroff", "destroy")
-    _text(root, "on_reboot", "restart")
-    _text(root, "on_crash", "restart")
+    add_text(root, "on_poweroff", "destroy")
+    add_text(root, "on_reboot", "restart")
+    add_text(root, "on_crash", "restart")
     _devices(Xml.SubElement(root, "devices"), wanted)
-    return _shown(root)
+    return rendered(root)
 
 
 def _cpu(root: Xml.Element, model: str) -> None:
@@ -112,7 +115,7 @@ def _cpu(root: Xml.Element, model: str) -> None:
         Xml.SubElement(root, "cpu", mode="host-passthrough")
     elif model:
         cpu = Xml.SubElement(root, "cpu", mode="custom", match="exact")
-        _text(cpu, "model", model, fallback="forbid")
+        add_text(cpu, "model", model, fallback="forbid")
 
 
 def _devices(devices: Xml.Element, wanted: Domain) -> None:
@@ -134,15 +137,15 @@ def _devices(devices: Xml.Element, wanted: Domain) -> None:
         Xml.SubElement(serial, "target", port="0")
     Xml.SubElement(devices, "memballoon", model="none")
     rng = Xml.SubElement(devices, "rng", model="virtio")  # or first keys wait for entropy
-    _text(rng, "backend", "/dev/urandom", model="random")
+    add_text(rng, "backend", "/dev/urandom", model="random")
 
 
-def disk(wanted: Disk) -> str:
+def disk(wanted: DomainDisk) -> str:
     """One disk, to attach or detach."""
-    return _shown(_disk(wanted))
+    return rendered(_disk(wanted))
 
 
-def _disk(wanted: Disk) -> Xml.Element:
+def _disk(wanted: DomainDisk) -> Xml.Element:
     root = Xml.Element("disk", type="file", device=wanted.device)
     driver = Xml.SubElement(root, "driver", name="qemu", type=wanted.format)
     if wanted.discard and not wanted.read_only:
@@ -152,7 +155,7 @@ def _disk(wanted: Disk) -> Xml.Element:
     if wanted.read_only:
         Xml.SubElement(root, "readonly")
     if wanted.serial:
-        _text(root, "serial", wanted.serial)
+        add_text(root, "serial", wanted.serial)
     return root
 
 
@@ -174,24 +177,24 @@ def _interface(wanted: Interface) -> Xml.Element:
 
 def facts(wanted: Facts) -> str:
     """The element that setMetadata takes, which gives it our namespace itself."""
-    return _shown(_facts(wanted, "vm"))
+    return rendered(_facts(wanted, "vm"))
 
 
 def _facts(wanted: Facts, tag: str) -> Xml.Element:
     root = Xml.Element(tag, complete="yes" if wanted.complete else "no")
-    _text(root, "stemcell", wanted.stemcell)
-    _text(root, "settings", wanted.settings)
-    _text(root, "resolution", wanted.resolution)
-    _text(root, "filesystem", wanted.filesystem)
+    add_text(root, "stemcell", wanted.stemcell)
+    add_text(root, "settings", wanted.settings)
+    add_text(root, "resolution", wanted.resolution)
+    add_text(root, "filesystem", wanted.filesystem)
     for key, value in wanted.metadata.items():
-        _text(root, "metadata", _printable(value), key=_printable(key))
+        add_text(root, "metadata", _printable(value), key=_printable(key))
     return root
 
 
 def read_facts(document: str) -> Facts:
     """Read what `facts` rendered. Raises ValueError for anything else."""
     try:
-        root = Xml.fromstring(document)  # noqa: S314 (libvirt's, which expands no entities)
+        root = parsed(document)
     except Xml.ParseError as error:
         raise ValueError(f"metadata that is no XML: {error}") from None
     return Facts(
@@ -200,7 +203,7 @@ def read_facts(document: str) -> Facts:
         resolution=root.findtext("resolution") or "",
         filesystem=root.findtext("filesystem") or "",
         complete=root.get("complete") == "yes",
-        metadata={found.get("key", ""): found.text or "" for found in root.iter("metadata")},
+        metadata={entry.get("key", ""): entry.text or "" for entry in root.iter("metadata")},
     )
 
 
@@ -216,13 +219,13 @@ class Attached:
 
 def attached(document: str) -> list[Attached]:
     """The disks in a domain's document, CD-ROMs aside."""
-    root = Xml.fromstring(document)  # noqa: S314 (libvirt's, which expands no entities)
-    found = []
+    root = parsed(document)
+    disks = []
     for disk in root.iterfind("devices/disk"):
         target, source = disk.find("target"), disk.find("source")
         if target is None or disk.get("device", "disk") != "disk":
             continue
-        found.append(
+        disks.append(
             Attached(
                 path="" if source is None else source.get("file", ""),
                 target=target.get("dev", ""),
@@ -230,12 +233,12 @@ def attached(document: str) -> list[Attached]:
                 serial=disk.findtext("serial") or "",
             )
         )
-    return found
+    return disks
 
 
 def targets(document: str) -> list[str]:
     """The names that a domain's disks and CD-ROMs have."""
-    root = Xml.fromstring(document)  # noqa: S314 (libvirt's, which expands no entities)
+    root = parsed(document)
     return [target.get("dev", "") for target in root.iterfind("devices/disk/target")]
 
 
@@ -250,16 +253,7 @@ def free_target(bus: str, taken: list[str]) -> str:
 def _printable(text: str) -> str:
     """Text without the characters that XML 1.0 cannot have at all."""
     return "".join(
-        one if one in "\t\n\r" or one >= " " else "\ufffd"
-        for one in text
-        if not "\ud800" <= one <= "\udfff" and one not in "\ufffe\uffff"
+        character if character in "\t\n\r" or character >= " " else "\ufffd"
+        for character in text
+        if not "\ud800" <= character <= "\udfff" and character not in "\ufffe\uffff"
     )
-
-
-def _text(parent: Xml.Element, tag: str, text: str, **attributes: str) -> None:
-    Xml.SubElement(parent, tag, attributes).text = text
-
-
-def _shown(root: Xml.Element) -> str:
-    Xml.indent(root)
-    return str(Xml.tostring(root, encoding="unicode"))

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
 from xml.etree import ElementTree as Xml
 
-Interface = IPv4Interface | IPv6Interface
+from runtimes.libvirt.xml.elements import add_text, parsed, rendered
+
+IPInterface = IPv4Interface | IPv6Interface
 
 
 @dataclass(frozen=True)
@@ -18,16 +20,16 @@ class LibvirtNetwork:
     name: str
     bridge: str
     forward: str
-    gateways: Sequence[Interface]
+    gateways: Sequence[IPInterface]
     uuid: str = ""
 
 
 def network(wanted: LibvirtNetwork) -> str:
     """A network without DHCP: the agent configures the addresses that the CPI gives."""
     root = Xml.Element("network")
-    Xml.SubElement(root, "name").text = wanted.name
+    add_text(root, "name", wanted.name)
     if wanted.uuid:
-        Xml.SubElement(root, "uuid").text = wanted.uuid
+        add_text(root, "uuid", wanted.uuid)
     if wanted.forward:
         Xml.SubElement(root, "forward", mode=wanted.forward)
     bridge = Xml.SubElement(root, "bridge", stp="off")
@@ -42,13 +44,12 @@ def network(wanted: LibvirtNetwork) -> str:
             address=str(gateway.ip),
             prefix=str(gateway.network.prefixlen),
         )
-    Xml.indent(root)
-    return Xml.tostring(root, encoding="unicode")
+    return rendered(root)
 
 
 def read_network(document: str) -> LibvirtNetwork:
     """Read what libvirt says of a network, ours or not."""
-    root = Xml.fromstring(document)  # noqa: S314 (libvirt's, which expands no entities)
+    root = parsed(document)
     bridge, forward = root.find("bridge"), root.find("forward")
     gateways = []
     for address in root.iter("ip"):

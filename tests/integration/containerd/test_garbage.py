@@ -68,7 +68,7 @@ def only_vm(machine: Machine, *known: VM) -> str:
 @pytest.mark.parametrize(
     "target",
     [
-        "runtimes.containerd.vm_folder:HostFolder.create",
+        "runtimes.containerd.vm_folder:VMFolder.create",
         "cpi.cni.plugins:Plugins.add",
         "runtimes.containerd.storage:Store.prepare",
         "runtimes.containerd.containers:Containers.start",
@@ -191,7 +191,7 @@ def test_what_a_call_is_at_work_on_is_none(machine: Machine, stemcell: str, heal
     """A create_vm that waits in its middle: its VM, lease and lock are nobody else's."""
     fifo = machine.host.folder / "wait"
     os.mkfifo(fifo)
-    target = "runtimes.containerd.vms:_write"
+    target = "runtimes.containerd.rootfs:write"
     arguments: tuple[Any, ...] = ("a", stemcell, {}, DYNAMIC, [], {})
     answers: list[str] = []
     call = threading.Thread(

@@ -10,8 +10,8 @@ from tests.support.containerd.breaking import broken, drop_leases, fails
 from tests.support.containerd.machine import VM, Machine
 
 CREATE_VM = [
-    "runtimes.containerd.vm_folder:HostFolder.create",
-    "runtimes.containerd.vm_folder:HostFolder.limit_data",
+    "runtimes.containerd.vm_folder:VMFolder.create",
+    "runtimes.containerd.vm_folder:VMFolder.limit_data",
     "runtimes.containerd.vm_folder:make_sparse",
     "runtimes.containerd.vm_folder:make_ext4",
     "runtimes.containerd.vm_folder:_mount",
@@ -22,7 +22,7 @@ CREATE_VM = [
     "cpi.cni.plugins:Plugins.add",
     "cpi.cni.networks:Networks.connect",
     "runtimes.containerd.storage:Store.prepare",
-    "runtimes.containerd.vms:_write",
+    "runtimes.containerd.rootfs:write",
     "runtimes.containerd.oci_spec:render",
     "runtimes.containerd.containers:Containers.create",
     "runtimes.containerd.containers:Containers.start",
@@ -94,7 +94,7 @@ def test_a_killed_import_is_no_hindrance_to_the_next(
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_attach_disk(machine: Machine, make_vm: Callable[..., VM], when: str) -> None:
     vm, disk = make_vm(), machine.create_disk()
-    target = "runtimes.containerd.vm_folder:HostFolder.mount_disk"
+    target = "runtimes.containerd.vm_folder:VMFolder.mount_disk"
     fails(machine, target, when, "attach_disk", vm.cid, disk)
     machine.call("attach_disk", vm.cid, disk)
     machine.call("detach_disk", vm.cid, disk)

@@ -19,13 +19,13 @@ Make = Callable[..., Guest]
 # The steps of create_vm, each of which fails once before it has done its work, and once after.
 STEPS = (
     "runtimes.libvirt.nics:Nics.connect",
-    "runtimes.libvirt.volumes:Pool.create",
-    "runtimes.libvirt.volumes:Pool.write",
+    "runtimes.libvirt.volumes:StoragePool.create",
+    "runtimes.libvirt.volumes:StoragePool.write",
     "runtimes.libvirt.vms:VMs._root",
     "runtimes.libvirt.vms:VMs._data",
     "runtimes.libvirt.vms:VMs._settings",
     "runtimes.libvirt.vms:VMs._domain",
-    "runtimes.libvirt.vms:VMs._set_facts",
+    "runtimes.libvirt.domains:Domains.set_facts",
 )
 
 
@@ -144,7 +144,7 @@ def test_a_stemcells_killed_import_is_done_anew(
     stemcell = machine.call("create_stemcell", str(image), {})
     machine.call("delete_stemcell", stemcell)
     arguments: tuple[Any, ...] = ("create_stemcell", str(image), {})
-    upload = "runtimes.libvirt.volumes:Pool.upload"
+    upload = "runtimes.libvirt.volumes:StoragePool.upload"
     assert broken(machine, upload, "kill", *arguments, config=machine.configure()) == ""
     assert [name for name in machine.volumes() if name.endswith(".stemcell")]
     assert not [name for name in machine.volumes() if name.endswith(".json")]
@@ -159,14 +159,14 @@ def test_garbage_is_found_and_removed_and_nothing_else(
     machine.call("attach_disk", guest.cid, disk)
     config = machine.configure()
     before = machine.leftovers()
-    upload = "runtimes.libvirt.volumes:Pool.upload"
+    upload = "runtimes.libvirt.volumes:StoragePool.upload"
     os.link(image, tmp_path / "image")  # beside which no stemcell.MF tells its version
     of_another = {"name": "x", "version": "2"}
     arguments: tuple[Any, ...] = ("create_stemcell", str(tmp_path / "image"), of_another)
     assert broken(machine, upload, "kill", *arguments, config=config) == ""
     assert _gc(machine) == {"import", "lock", "volume"}
     assert _gc(machine, "--yes") == {"import", "lock", "volume"}
-    for step in ("runtimes.libvirt.nics:Nics.connect", "runtimes.libvirt.vms:VMs._start"):
+    for step in ("runtimes.libvirt.nics:Nics.connect", "runtimes.libvirt.domains:Domains.start"):
         assert broken(machine, step, "kill", *create(stemcell), config=config) == ""
         assert _gc(machine) == {"VM", "lock"}
         assert _gc(machine, "--yes") == {"VM", "lock"}

@@ -91,7 +91,7 @@ class _Store:
 @pytest.fixture
 def subject(config: Config, tmp_path: Path) -> Any:
     return container_checks.Subject(
-        config, "containerd", cast(Any, _Store(tmp_path)), cast(Any, None)
+        "containerd", config, cast(Any, _Store(tmp_path)), cast(Any, None)
     )
 
 

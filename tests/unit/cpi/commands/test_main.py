@@ -12,7 +12,8 @@ from cpi import cid
 from cpi.commands import console, output
 from cpi.commands.main import main
 from cpi.config.load import load_config
-from cpi.disks.disk_store import Disk, DiskStore, folders_of
+from cpi.disks.disk import Disk
+from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.disks.snapshots import Snapshots
 
 

@@ -10,7 +10,8 @@ import pytest
 from cpi import cid
 from cpi.config.load import config_of
 from cpi.disks import raw_image as images
-from cpi.disks.disk_store import Disk, DiskStore, folders_of, write_facts
+from cpi.disks.disk import Disk
+from cpi.disks.disk_store import DiskStore, folders_of, write_facts
 from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace
 from cpi.model import DiskProperties
 
@@ -56,7 +57,7 @@ def test_of_two_copies_the_one_that_moved_last_is_right(store: DiskStore, disk: 
 
 
 def test_an_attached_disk_is_not_deleted(store: DiskStore, disk: Disk) -> None:
-    store.set_owner(disk.cid, "some-vm-1")
+    store.change(disk.cid, attached_to="some-vm-1")
     assert store.attached_to("some-vm-1") == [disk.cid]
     with pytest.raises(CloudError, match="some-vm-1"):
         store.delete(disk.cid)

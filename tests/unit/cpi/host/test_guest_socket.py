@@ -8,25 +8,26 @@ from cpi.host import guest_socket
 
 
 def test_the_folder_is_open_and_what_is_around_it_is_not(tmp_path: Path) -> None:
-    run_dir = tmp_path / "run"
+    folder = tmp_path / "run" / "guest"
     old = os.umask(0o077)
     try:
-        path = guest_socket.make_folder(str(run_dir))
+        path = guest_socket.make_folder(folder)
     finally:
         os.umask(old)
-    assert path == run_dir / "guest" == guest_socket.folder(str(run_dir))
+    assert path == folder
     assert path.stat().st_mode & 0o777 == 0o755
-    assert run_dir.stat().st_mode & 0o777 == 0o700
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
     inode = path.stat().st_ino
-    assert guest_socket.make_folder(str(run_dir)).stat().st_ino == inode
+    assert guest_socket.make_folder(folder).stat().st_ino == inode
 
 
 def test_whether_somebody_listens(tmp_path: Path) -> None:
-    assert guest_socket.is_served(str(tmp_path)) is False
-    path = guest_socket.make_folder(str(tmp_path)) / guest_socket.SOCKET
+    folder = tmp_path / "guest"
+    assert guest_socket.is_served(folder) is False
+    path = guest_socket.make_folder(folder) / guest_socket.SOCKET
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(path))
-        assert guest_socket.is_served(str(tmp_path)) is False
+        assert guest_socket.is_served(folder) is False
         server.listen()
-        assert guest_socket.is_served(str(tmp_path)) is True
-    assert guest_socket.is_served(str(tmp_path)) is False  # the file is still there
+        assert guest_socket.is_served(folder) is True
+    assert guest_socket.is_served(folder) is False  # the file is still there

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cpi.disks.disk_store import Disk, DiskStore, folders_of
+from cpi.disks.disk import Disk
+from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.service import metrics
 from cpi.service.metrics import Metrics
 from cpi.service.worker_pool import WorkerPool

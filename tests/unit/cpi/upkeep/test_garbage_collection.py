@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cpi.config.config import Config
-from cpi.disks.disk_store import Disk, DiskStore, folders_of
+from cpi.disks.disk import Disk
+from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.errors import CPIError
 from cpi.host import locks
 from cpi.log import Log

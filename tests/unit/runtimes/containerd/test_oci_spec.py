@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtimes.containerd.cgroups import Limits, limits_of
-from runtimes.containerd.oci_spec import CAPABILITIES, Container, Folder, render, renew
+from runtimes.containerd.oci_spec import CAPABILITIES, Container, FolderMount, render, renew
 from tests.support.cpi_calls import matches_golden
 
 ALL = (*CAPABILITIES, "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")
@@ -23,8 +23,10 @@ LIMITED = replace(LEAST, cpu=1.5, memory=512 << 20, swap_accounting=True, pids=1
 DEVICE = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}
 PRIVILEGED = replace(LEAST, privileged=True, devices=[DEVICE])
 FOLDERS = (
-    Folder("/mnt/shared", Path("/var/lib/bosh-containerd-cpi/vms/containerd-vm-1/mounts/0"), False),
-    Folder("/var/vcap/bosh-cpi", Path("/run/bosh-containerd-cpi/guest"), True),
+    FolderMount(
+        "/mnt/shared", Path("/var/lib/bosh-containerd-cpi/vms/containerd-vm-1/mounts/0"), False
+    ),
+    FolderMount("/var/vcap/bosh-cpi", Path("/run/bosh-containerd-cpi/guest"), True),
 )
 WITH_FOLDERS = replace(LEAST, folders=FOLDERS)
 

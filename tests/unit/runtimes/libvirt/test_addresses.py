@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from runtimes.libvirt.addresses import Addresses, FileAddresses, PoolAddresses
-from runtimes.libvirt.volumes import Pool
+from runtimes.libvirt.volumes import StoragePool
 from runtimes.libvirt.xml.storage_xml import Volume
 
 ONE, TWO = "kvm-vm-1", "kvm-vm-11"
@@ -42,7 +42,7 @@ def make(request: pytest.FixtureRequest, volumes: Volumes, tmp_path: Path) -> Ma
     """Addresses as one call finds them."""
     if request.param == "files":
         return lambda: FileAddresses(tmp_path)
-    return lambda: PoolAddresses(cast(Pool, volumes))
+    return lambda: PoolAddresses(cast(StoragePool, volumes))
 
 
 @pytest.mark.parametrize("address", ["10.0.0.2", "fd00::2"])
@@ -64,7 +64,10 @@ def test_an_address_that_begins_like_another_is_another(make: Make) -> None:
 
 
 def test_of_two_at_once_one_yields(volumes: Volumes) -> None:
-    mine, theirs = PoolAddresses(cast(Pool, volumes)), PoolAddresses(cast(Pool, volumes))
+    mine, theirs = (
+        PoolAddresses(cast(StoragePool, volumes)),
+        PoolAddresses(cast(StoragePool, volumes)),
+    )
 
     def first_they() -> None:
         volumes.before_create = lambda: None

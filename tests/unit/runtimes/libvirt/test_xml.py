@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtimes.libvirt.xml import domain_xml, network_xml, storage_xml
-from runtimes.libvirt.xml.domain_xml import Disk, Domain, Facts, Interface
+from runtimes.libvirt.xml.domain_xml import Domain, DomainDisk, Facts, Interface
 from runtimes.libvirt.xml.network_xml import LibvirtNetwork
 from runtimes.libvirt.xml.storage_xml import Volume
 from testing.repository import REPOSITORY
@@ -26,15 +26,15 @@ LEAST = Domain(
     cpu_model="",
     cpu=1,
     memory=1024,
-    disks=(Disk("/pool/kvm-vm-1.root", "qcow2", "vda", "virtio"),),
+    disks=(DomainDisk("/pool/kvm-vm-1.root", "qcow2", "vda", "virtio"),),
     interfaces=(),
     console="",
     facts=Facts(),
 )
 DISKS = (
-    Disk(f"/pool/{ODD}.root", "qcow2", "sda", "scsi"),
-    Disk("/pool/kvm-vm-2.data", "qcow2", "sdb", "scsi", "ephemeral0123456789a"),
-    Disk("/pool/kvm-vm-2.iso", "raw", "sdc", "scsi", device="cdrom", read_only=True),
+    DomainDisk(f"/pool/{ODD}.root", "qcow2", "sda", "scsi"),
+    DomainDisk("/pool/kvm-vm-2.data", "qcow2", "sdb", "scsi", "ephemeral0123456789a"),
+    DomainDisk("/pool/kvm-vm-2.iso", "raw", "sdc", "scsi", device="cdrom", read_only=True),
 )
 FULL = Domain(
     name="kvm-vm-2",

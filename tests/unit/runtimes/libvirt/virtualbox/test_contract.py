@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 import pytest
 
 from cpi.host.undo import Undo
-from runtimes.libvirt import settings_iso, vms
+from runtimes.libvirt import settings_iso
+from runtimes.libvirt.domains import Domains
 from runtimes.libvirt.virtualbox import media
 from tests.support.contract_lab import Cpi, Lab as ContractLab
 from tests.support.contract_suite import RuntimeContract
@@ -254,7 +255,7 @@ def test_an_attach_that_is_killed_between_undefine_and_define(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(vms.VMs, "_define", killed)
+        patch.setattr(Domains, "define", killed)
         patch.setattr(Undo, "__exit__", lambda *_: None)
         with pytest.raises(Killed):
             lab.send("attach_disk", vm, disk)

@@ -16,10 +16,10 @@ from cpi.log import Log
 from runtimes.libvirt import client
 from runtimes.libvirt.client import AlreadyThere, Connection, is_missing
 from runtimes.libvirt.virtualbox import media, vboxmanage, virtualbox_xml
-from runtimes.libvirt.virtualbox.folder_pool import Folder
+from runtimes.libvirt.virtualbox.folder_pool import FolderPool
 from runtimes.libvirt.virtualbox.one_at_a_time import OneAtATime
 from runtimes.libvirt.xml import domain_xml, storage_xml
-from runtimes.libvirt.xml.domain_xml import Disk, Domain, Facts, Interface
+from runtimes.libvirt.xml.domain_xml import Domain, DomainDisk, Facts, Interface
 from tests.support.virtualbox.fake_vbox import Connection as Fake, World
 from tests.support.virtualbox.fake_vbox_documents import error
 from tests.support.virtualbox.vbox_lab import fake_virtualbox
@@ -40,12 +40,12 @@ def world() -> Iterator[World]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Folder:
-    return Folder(tmp_path / "pool")
+def folder(tmp_path: Path) -> FolderPool:
+    return FolderPool(tmp_path / "pool")
 
 
 @pytest.fixture
-def wanted(folder: Folder) -> Domain:
+def wanted(folder: FolderPool) -> Domain:
     """A domain with a root disk and an interface."""
     made = folder.create(storage_xml.Volume("some-vm-1.root", 8 * MIB, "vdi"))
     return Domain(
@@ -57,7 +57,7 @@ def wanted(folder: Folder) -> Domain:
         cpu_model="",
         cpu=1.0,
         memory=64,
-        disks=(Disk(made.path(), "vdi", "sda", "sata"),),
+        disks=(DomainDisk(made.path(), "vdi", "sda", "sata"),),
         interfaces=(Interface("52:54:00:00:00:01", "virtio", bridge="bosh0", mtu=1450),),
         console=f"{made.path()}.console",
         facts=Facts(),
@@ -134,7 +134,7 @@ def test_what_the_driver_has_not(
     code, where, message = refused(lambda: getattr(domain, name)(*arguments))
     assert (code, where) == (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_FROM_DOMAIN)
     assert message.startswith("this function is not supported by the connection driver: virDomain")
-    with pytest.raises(NotSupported), client.told("trying"):
+    with pytest.raises(NotSupported), client.translated_errors("trying"):
         getattr(domain, name)(*arguments)
 
 
@@ -249,7 +249,7 @@ def test_a_path_that_a_vmdk_cannot_hold() -> None:
         media.descriptor("some.vmdk", Path('/a"b'), MIB)
 
 
-def test_a_folder_of_volumes(folder: Folder, tmp_path: Path) -> None:
+def test_a_folder_of_volumes(folder: FolderPool, tmp_path: Path) -> None:
     assert folder.names() == []
     made = folder.create(storage_xml.Volume("a.iso", 10))
     folder.write(made, b"abc")
@@ -270,7 +270,7 @@ def test_a_folder_of_volumes(folder: Folder, tmp_path: Path) -> None:
     assert folder.find("a.iso") is None
 
 
-def test_a_volume_that_fails_leaves_nothing(folder: Folder, tmp_path: Path) -> None:
+def test_a_volume_that_fails_leaves_nothing(folder: FolderPool, tmp_path: Path) -> None:
     backing = (str(tmp_path / "gone"), "raw")
     with pytest.raises(CloudError, match="gone"):
         folder.create(storage_xml.Volume("a.root", MIB, "vdi", backing=backing))

@@ -1,10 +1,26 @@
-"""What to do when libvirt cannot be reached."""
+"""libvirt's connection URIs, and what to do when nothing answers at one."""
+
+import re
+
+_PASSWORD = re.compile(r"(//[^/@\s:]*):[^/@\s]*@")
 
 
-def hint(uri: str, message: str, *, local: bool) -> tuple[str, bool]:
+def is_local(uri: str) -> bool:
+    """Tell whether a URI is of this machine: no host in it, and no transport to another."""
+    scheme, _, rest = uri.partition("://")
+    transport = scheme.partition("+")[2]
+    return rest.startswith("/") and transport in ("", "unix")
+
+
+def without_password(text: str) -> str:
+    """Return a text without the passwords of the URIs in it."""
+    return _PASSWORD.sub(r"\1:<redacted>@", text)
+
+
+def advice(uri: str, message: str) -> tuple[str, bool]:
     """What to do about a connection that fails, and whether it may pass by itself."""
-    if not local:
-        return _remote_hint(uri, message)
+    if not is_local(uri):
+        return _remote_advice(uri, message)
     if "No such file" in message or "Connection refused" in message:
         return (
             "; is libvirt's daemon running, and its socket there? apt-get install "
@@ -15,7 +31,7 @@ def hint(uri: str, message: str, *, local: bool) -> tuple[str, bool]:
     return "", True
 
 
-def _remote_hint(uri: str, message: str) -> tuple[str, bool]:
+def _remote_advice(uri: str, message: str) -> tuple[str, bool]:
     if "ssh" in uri.partition("://")[0]:
         refused = "Permission denied" in message or "Host key verification" in message
         return "; ssh to that machine has to work for this user without a question", not refused

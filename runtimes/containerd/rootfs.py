@@ -1,0 +1,106 @@
+"""A VM's root file system: its snapshot as the host sees it, and what the CPI writes into it."""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from cpi.agent_settings import render as render_settings
+from cpi.cni.networks import nameservers
+from cpi.host import kernel, linux
+from cpi.model import Network, VMSpec
+from stemcell_convert.facts import SYSTEMD
+from stemcell_convert.inroot import Root
+
+if TYPE_CHECKING:
+    from runtimes.containerd.api import types_pb2
+    from runtimes.containerd.stemcells import Stemcell
+
+Result = TypeVar("Result")
+
+_MOUNTED_LAST = "/var/vcap/bosh/managed_disk_settings.json"
+_HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+
+
+@contextmanager
+def mounted(mounts: "Sequence[types_pb2.Mount]", mount_point: Path) -> Iterator[Path]:
+    """Mount a snapshot, for use inside linux.in_private_mounts.
+
+    The mount point is made when missing. Calls at the same time may share it: each has mounts of
+    its own.
+    """
+    mount_point.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with ExitStack() as stack:
+        for mount in mounts:
+            linux.mount_words(mount.source, mount_point, mount.type, list(mount.options))
+            stack.callback(linux.umount, mount_point, kernel.MNT_DETACH)
+        yield mount_point
+
+
+def enter(
+    mounts: "Sequence[types_pb2.Mount]", mount_point: Path, work: Callable[[Root], Result]
+) -> Result:
+    """Return what `work` makes of a snapshot, mounted where no other process sees it."""
+
+    def in_mounts() -> Result:
+        with mounted(mounts, mount_point) as folder, Root(folder) as root:
+            return work(root)
+
+    return linux.in_private_mounts(in_mounts)
+
+
+def hostname(spec: VMSpec) -> str:
+    """The agent's id, as on other CPIs, if it can be a host name, else the CID's own part."""
+    if _HOSTNAME.fullmatch(spec.agent_id):
+        return spec.agent_id
+    return f"vm-{spec.cid.rsplit('-', 1)[1]}"
+
+
+def files(
+    spec: VMSpec, networks: Sequence[Network], stemcell: "Stemcell"
+) -> list[tuple[str, bytes, int]]:
+    """Return what is written into a VM's root file system: path, content, mode.
+
+    Plain files and no binds: the agent renames /etc/hosts and replaces /etc/resolv.conf.
+    """
+    name = hostname(spec)
+    hosts = f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n"
+    servers = "".join(f"nameserver {server}\n" for server in nameservers(networks))
+    settings = json.dumps(render_settings(spec, networks))
+    written = [
+        (stemcell.settings, settings.encode(), 0o600),
+        ("/etc/hostname", f"{name}\n".encode(), 0o644),
+        ("/etc/hosts", hosts.encode(), 0o644),
+        ("/etc/resolv.conf", servers.encode(), 0o644),
+    ]
+    if stemcell.init == SYSTEMD:
+        # Every VM its own; a stemcell may come with one, and then all VMs would share it.
+        written.append(("/etc/machine-id", f"{spec.cid.rsplit('-', 1)[1]}\n".encode(), 0o444))
+    return written
+
+
+def write(root: Root, written: Sequence[tuple[str, bytes, int]]) -> None:
+    """Write `files` into a root file system."""
+    for path, data, mode in written:
+        # A stemcell with systemd-resolved points there, and the agent configures it.
+        if path == "/etc/resolv.conf" and "systemd" in (root.link_target(path) or ""):
+            continue
+        root.write(path, data, mode)
+
+
+def mounted_last(root: Root, attached: Sequence[str]) -> str:
+    """Return the disk that the agent mounted last, if the VM still has it, or "".
+
+    An agent that remembers a disk which is no longer there never gets through its start
+    (bosh-agent, bootstrap.mountLastMountedDisk), so then it is made to forget it.
+    """
+    try:
+        disk_cid = root.read(_MOUNTED_LAST, 256).decode().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+    if disk_cid and disk_cid not in attached:
+        root.write(_MOUNTED_LAST, b"", 0o600)
+        return ""
+    return disk_cid
