@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from testing.hosts.daemon import wait_for
+from testing.patience import wait_for
 from tests.support.containerd.breaking import broken, fails
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import Guest, KvmMachine

@@ -50,7 +50,7 @@ def guests(remote: RemoteMachine, remote_stemcell: str) -> list[Guest]:
     """Two VMs, whose agents listen."""
     guests = [remote.create_guest(remote_stemcell) for _ in range(2)]
     for guest in guests:
-        guest.wait_for_agent(180)
+        guest.wait_for_agent()
     return guests
 
 

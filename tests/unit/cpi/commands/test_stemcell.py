@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cpi.commands.main import main
+from tests.support.processes import ended
 from tests.support.stemcells.small_stemcells import MANIFEST, ROOTFS, tar, tarball, zipped
 
 
@@ -140,7 +141,7 @@ def test_a_terminal_shows_bytes_and_rate(stemcell: Path, slow: bytes) -> None:
     terminal, its_end = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     command = _converting(stemcell)
-    with subprocess.Popen(command, stderr=its_end, env=environment) as process:
+    with ended(subprocess.Popen(command, stderr=its_end, env=environment)) as process:
         os.close(its_end)
         with stemcell.open("wb") as pipe:
             pipe.write(slow[: 6 << 20])
@@ -163,7 +164,7 @@ def test_an_interrupted_conversion_leaves_nothing(
 ) -> None:
     command = _converting(stemcell)
     with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
+        ended(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) as process,
         stemcell.open("wb") as pipe,
     ):
         pipe.write(slow[: 6 << 20])
