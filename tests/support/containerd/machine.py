@@ -1,6 +1,7 @@
 """What the tests do to a private host and look at on it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cpi.errors import NotSupported
 from testing.hosts.private_host import CPI, PrivateHost, cgroup_hierarchies
 from testing.patience import PATIENCE, wait_for
+from testing.repository import REPOSITORY
 
 NAMESPACE = "bosh"
 AGENT_PORT = 6868
@@ -119,6 +122,26 @@ class Machine:
         """What `bosh-cpi disk show` tells of a disk."""
         shown: dict[str, Any] = json.loads(self.bosh_cpi("disk", "show", disk, "--json").stdout)
         return shown
+
+    def metadata_of(self, cid: str) -> dict[str, str]:
+        """BOSH's metadata of a VM or disk, as `bosh-cpi` shows it."""
+        if "-disk-" in cid:
+            return dict(self.facts(cid)["metadata"])
+        vms = json.loads(self.bosh_cpi("vms", "--json").stdout)
+        return dict(next(vm["metadata"] for vm in vms if vm["cid"] == cid))
+
+    def verb(self, method: str, *arguments: object) -> Any:
+        """Call a method of the runtime (tests.support.runtime_verb). Raises NotSupported."""
+        words = [sys.executable, "-m", "tests.support.runtime_verb"]
+        config = str(self.host.folder / "cpi.json")
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        done = self.host.run(
+            *self.host.around, *words, config, method, json.dumps(arguments), env=environment
+        )
+        answer = json.loads(done.stdout)
+        if "not_supported" in answer:
+            raise NotSupported(answer["not_supported"])
+        return answer["result"]
 
     def image(self, disk: str) -> Path:
         """The file of a disk."""

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from cpi.errors import CPIError
+from cpi.runtime import Runtime
 from runtimes import catalog
 from tests.support.cpi_calls import FAKE, fake_registered
 from tests.support.fake_runtime import FakeRuntime
@@ -46,3 +47,30 @@ def test_missing_dependency_gives_the_hint(monkeypatch: pytest.MonkeyPatch) -> N
         "the fake runtime does not load (No module named 'no_such_module'); "
         "the tests bring it along"
     )
+
+
+# What a runtime may leave out: the methods that raise NotSupported where they are declared, and
+# parts of two of them.
+OPTIONAL = {
+    name
+    for name, method in vars(Runtime).items()
+    if callable(method) and "_not_supported" in method.__code__.co_names
+}
+OF_ATTACHED_DISKS = {"grow_attached_disk", "snapshot_attached_disk"}
+
+NETWORKS = {"create_network", "delete_network"}
+INSIDE = {"run_inside", "log_places", "read_log"}  # full VMs let nothing in from outside
+MISSING = {
+    "containerd": NETWORKS | {"console", "grow_attached_disk"},
+    "kvm": NETWORKS | INSIDE,
+    "virtualbox": NETWORKS | INSIDE | OF_ATTACHED_DISKS | {"usage"},
+}
+
+
+@pytest.mark.parametrize("name", catalog.REGISTRY)
+def test_what_a_runtime_supports(name: str) -> None:
+    runtime = catalog.load(name)
+    assert (OPTIONAL | OF_ATTACHED_DISKS) - runtime.supports == MISSING[name]
+    for method in OPTIONAL & runtime.supports:
+        assert getattr(runtime, method) is not getattr(Runtime, method), method
+    assert runtime.supports <= OPTIONAL | OF_ATTACHED_DISKS
