@@ -13,6 +13,7 @@ import pytest
 from testing.hosts.private_host import cgroup_hierarchies
 from tests.support.containerd.breaking import broken
 from tests.support.containerd.machine import VM, Machine
+from tests.support.processes import write_end
 from tests.support.stemcells.small_stemcells import ROOTFS, tar, zipped
 
 DYNAMIC = {"n": {"type": "dynamic"}}
@@ -202,7 +203,7 @@ def test_what_a_call_is_at_work_on_is_none(machine: Machine, stemcell: str, heal
         )
     )
     call.start()
-    with fifo.open("w"):  # opens when the call is there
+    with write_end(fifo):  # opens when the call is there
         assert gc(machine, "--yes") == []
     call.join()
     fifo.unlink()

@@ -23,7 +23,7 @@ from testing.hosts.private_service import Service
 from testing.patience import PATIENCE, wait_for
 from tests.integration.service.conftest import GROUP
 from tests.support.containerd.machine import Machine
-from tests.support.processes import ended
+from tests.support.processes import ended, wait_for_writer, write_end
 
 GIB = 1 << 30
 HAS_VM = {"method": "has_vm", "arguments": ["containerd-vm-0"], "context": {}, "api_version": 2}
@@ -176,7 +176,7 @@ class Slow:
 
     def wait(self) -> None:
         """Wait until a create_vm is in the middle."""
-        self._came.read_text()
+        wait_for_writer(self._came)
 
     def go_on(self) -> None:
         """Let it go on; the plugin's answer is an interface with an address."""
@@ -185,7 +185,8 @@ class Slow:
             "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "x"}],
             "ips": [{"address": "198.51.100.2/24", "interface": 0}],
         }
-        self._go.write_text(json.dumps(result))
+        with write_end(self._go) as plugin:
+            plugin.write(json.dumps(result).encode())
 
 
 @pytest.fixture

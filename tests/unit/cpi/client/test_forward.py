@@ -197,11 +197,11 @@ def test_a_refusal_before_all_is_sent_is_heard(call: Caller, tmp_path: Path) -> 
                 connection.recv(100)
                 connection.sendall(answer)
 
-        thread = threading.Thread(target=refuse)
+        thread = threading.Thread(target=refuse, daemon=True)
         thread.start()
         stdin = request("create_stemcell", str(image), {})
         assert call.error(stdin, endpoint=f"unix://{path}") == refusal
-        thread.join()
+        thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize(

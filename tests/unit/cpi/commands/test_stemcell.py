@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cpi.commands.main import main
-from tests.support.processes import ended
+from tests.support.processes import ended, write_end
 from tests.support.stemcells.small_stemcells import MANIFEST, ROOTFS, tar, tarball, zipped
 
 
@@ -143,7 +143,7 @@ def test_a_terminal_shows_bytes_and_rate(stemcell: Path, slow: bytes) -> None:
     command = _converting(stemcell)
     with ended(subprocess.Popen(command, stderr=its_end, env=environment)) as process:
         os.close(its_end)
-        with stemcell.open("wb") as pipe:
+        with write_end(stemcell) as pipe:
             pipe.write(slow[: 6 << 20])
             pipe.flush()
             shown = b""
@@ -165,7 +165,7 @@ def test_an_interrupted_conversion_leaves_nothing(
     command = _converting(stemcell)
     with (
         ended(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) as process,
-        stemcell.open("wb") as pipe,
+        write_end(stemcell) as pipe,
     ):
         pipe.write(slow[: 6 << 20])
         pipe.flush()
