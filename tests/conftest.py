@@ -10,6 +10,7 @@ from tests.support.cpi_calls import fake_config, fake_registered
 from tests.support.leak_check import (  # hooks, which pytest finds by their names
     pytest_configure as pytest_configure,
     pytest_runtestloop as pytest_runtestloop,
+    pytest_sessionfinish as pytest_sessionfinish,
     pytest_unconfigure as pytest_unconfigure,
 )
 

@@ -11,7 +11,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Generator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -141,15 +140,23 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[_RUN].end()
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtestloop(session: pytest.Session) -> Generator[None, object, object]:
-    """Check the machine once all fixtures are torn down, in all workers if there are any."""
-    is_last = _RUN in session.config.stash and not session.config.option.collectonly
-    session.testscollected += is_last and bool(session.testscollected)
-    result = yield
-    if is_last:
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """Count the check with the tests, where there are any."""
+    session.testscollected += bool(session.testscollected)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Check the machine, when all fixtures are torn down and all workers, if any, have ended."""
+    config, failed = session.config, session.testsfailed
+    if _RUN in config.stash and session.testscollected and not config.option.collectonly:
         item = MachineAsItWas.from_parent(
             session, name=_NAME, path=Path(__file__), nodeid=f"tests/support/leak_check.py::{_NAME}"
         )
+        reporter = config.pluginmanager.get_plugin("terminalreporter")
+        if reporter:
+            reporter.currentfspath = None  # it has ended its last line
         item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
-    return result
+        if session.testsfailed > failed:
+            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED

@@ -7,6 +7,7 @@ uses that this run has not started is not a leak of this run.
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
 
 from testing.hosts.private_host import cgroup_hierarchies
@@ -152,8 +153,12 @@ def changes(
 def is_of_others(processes: Processes, category: str, name: str) -> bool:
     """Tell whether something new is of a process that this run has not started."""
     if category == "cgroup":
-        owner = _first_part(name)
-        return _identifies(owner, processes) or processes.others_are_in(Path(name))
+        # A host's has the name of the host's folder. Of many users is libvirt's /machine, and so
+        # says nothing of what is in it.
+        cgroups = _with_parents(Path(name))
+        return any(_identifies(cgroup.name, processes) for cgroup in cgroups) or any(
+            processes.others_are_in(cgroup) for cgroup in cgroups[:-1] or cgroups
+        )
     if category in ("file", "temporary file"):
         return processes.others_use(name) or _identifies(os.path.basename(name), processes)
     if category == "network link":
@@ -166,10 +171,11 @@ def _identifies(name: str, processes: Processes) -> bool:
     return len(name) >= _ID_LENGTH and processes.others_use(name)
 
 
-def _first_part(cgroup: str) -> str:
-    """What says whose a cgroup is: that of a host has the name of the host's folder."""
-    roots = [root for root in cgroup_hierarchies() if Path(cgroup).is_relative_to(root)]
-    return Path(cgroup).relative_to(roots[-1]).parts[0] if roots else ""
+def _with_parents(cgroup: Path) -> list[Path]:
+    """A cgroup and those that it is in, up to where they are mounted."""
+    hierarchies = cgroup_hierarchies()
+    folders = (cgroup, *cgroup.parents)
+    return list(takewhile(lambda folder: folder not in hierarchies, folders))
 
 
 def _names(names: Iterable[str]) -> dict[str, str]:

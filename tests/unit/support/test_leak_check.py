@@ -176,6 +176,7 @@ def left_by_tests() -> Iterator[None]:
         (f"os.system('ip netns add {NAME}')", "new mount: /run/netns"),
         ("os.system(f'mount -t tmpfs x {os.path.dirname(__file__)}')", "new mount: .* .tmpfs x "),
     ],
+    ids=["cgroup", "network namespace", "mount"],
 )
 def test_a_run_that_leaves_what_takes_root_fails(tmp_path: Path, leak: str, message: str) -> None:
     mounts = Path("/proc/self/mountinfo").read_text()
