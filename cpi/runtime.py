@@ -33,6 +33,9 @@ class Runtime(ABC):
     """Runs BOSH VMs. Errors: those of cpi.errors, and nothing else on purpose."""
 
     name: ClassVar[str]
+    # Which methods it has of those that raise NotSupported here; of a disk that a running VM has,
+    # also "grow_attached_disk" and "snapshot_attached_disk". The contract's tests hold it to that.
+    supports: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: "Config", log: "Log") -> None:
         """Remember the configuration; connect to nothing yet."""

@@ -1,4 +1,4 @@
-"""Fixtures of the fast tests."""
+"""Fixtures of the fast tests, and what every run of tests does at its start and its end."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,6 +7,12 @@ import pytest
 
 from cpi.config.config import Config
 from tests.support.cpi_calls import fake_config, fake_registered
+from tests.support.leak_check import (  # hooks, which pytest finds by their names
+    pytest_configure as pytest_configure,
+    pytest_runtestloop as pytest_runtestloop,
+    pytest_sessionfinish as pytest_sessionfinish,
+    pytest_unconfigure as pytest_unconfigure,
+)
 
 
 @pytest.fixture

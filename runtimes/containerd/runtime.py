@@ -37,6 +37,11 @@ class ContainerdRuntime(Runtime):
     """BOSH VMs as containerd tasks."""
 
     name: ClassVar[str] = "containerd"
+    supports: ClassVar[frozenset[str]] = frozenset((
+        "share_stemcell", "set_disk_metadata", "resize_disk", "update_disk", "snapshot_disk",
+        "delete_snapshot", "snapshot_attached_disk", "vms", "stemcells", "usage", "run_inside",
+        "log_places", "read_log",
+    ))  # fmt: skip
 
     def __init__(self, config: "Config", log: "Log") -> None:
         super().__init__(config, log)

@@ -51,6 +51,10 @@ class LibvirtRuntime(Runtime):
     """BOSH VMs as domains of a hypervisor that libvirt drives."""
 
     profile: ClassVar[Profile]
+    supports: ClassVar[frozenset[str]] = frozenset((
+        "share_stemcell", "set_disk_metadata", "resize_disk", "update_disk", "snapshot_disk",
+        "delete_snapshot", "console", "vms", "stemcells",
+    ))  # fmt: skip
 
     def __init__(self, config: "Config", log: "Log") -> None:
         super().__init__(config, log)
@@ -324,6 +328,7 @@ class KvmRuntime(LibvirtRuntime):
 
     name: ClassVar[str] = "kvm"
     profile: ClassVar[Profile] = KVM
+    supports = LibvirtRuntime.supports | {"grow_attached_disk", "snapshot_attached_disk", "usage"}
 
 
 class VirtualBoxRuntime(LibvirtRuntime):

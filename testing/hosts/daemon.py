@@ -6,24 +6,13 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, cast
 
 from testing.hosts.private_host import PrivateHost
+from testing.patience import PATIENCE, wait_for
 from testing.repository import REPOSITORY
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = 30) -> Any:
-    """Wait for something of another process that announces itself to nobody."""
-    end = time.monotonic() + seconds
-    while True:
-        value = condition()
-        if value:
-            return value
-        if time.monotonic() > end:
-            raise TimeoutError(f"{what}: not within {seconds} s")
-        time.sleep(0.02)
 
 
 class Daemon:
@@ -66,7 +55,7 @@ class Daemon:
             self._printed += chunk
         return self._printed.decode().split("\n")[:-1]
 
-    def first_line(self, seconds: float = 30) -> str:
+    def first_line(self, seconds: float = PATIENCE) -> str:
         """Wait for the first line that it prints, by which it says that it is ready."""
         end = time.monotonic() + seconds
         while not (lines := self.lines()):
@@ -76,7 +65,7 @@ class Daemon:
                 raise self.failure(f"printed nothing within {seconds} s")
         return lines[0]
 
-    def stop(self, seconds: float = 30) -> None:
+    def stop(self, seconds: float = PATIENCE) -> None:
         """End the program, kindly at first."""
         try:
             self._signal(signal.SIGTERM)
@@ -92,9 +81,9 @@ class Daemon:
         """Signal the program itself: nsenter, its parent, passes nothing on."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         ended = "ended"
-        found = wait_for(
+        child = wait_for(
             lambda: ended if self._process.poll() is not None else children.read_text(), "a child"
         )
-        if found != ended:
+        if child != ended:
             with contextlib.suppress(ProcessLookupError):  # it may end by itself just now
-                os.kill(int(found), number)
+                os.kill(int(child), number)

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from testing.hosts.daemon import Daemon
 from testing.hosts.private_host import PrivateHost
-
-_START_SECONDS = 60
+from testing.patience import PATIENCE
 
 
 def started(
@@ -43,11 +42,11 @@ def _await_ready(ready: socket.socket, daemon: Daemon) -> None:
     ended = os.pidfd_open(daemon.pid)
     try:
         while True:
-            found, _, _ = select.select([ready.fileno(), ended], [], [], _START_SECONDS)
+            found, _, _ = select.select([ready.fileno(), ended], [], [], PATIENCE)
             if ended in found:
                 raise daemon.failure("has ended")
             if ready.fileno() not in found:
-                raise daemon.failure(f"was not ready within {_START_SECONDS} s")
+                raise daemon.failure(f"was not ready within {PATIENCE} s")
             if b"READY=1" in ready.recv(4096):
                 return
     finally:

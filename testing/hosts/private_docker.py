@@ -17,7 +17,7 @@ import docker
 from runtimes.containerd.host_facts import capabilities_of_server
 from testing.hosts.daemon import Daemon
 from testing.hosts.notify import started
-from testing.hosts.private_host import PrivateHost, remove_cgroups
+from testing.hosts.private_host import PrivateHost, cgroup_hierarchies, remove_cgroups
 
 # Docker before 23 gives a privileged container all capabilities there are, also those that this
 # host lacks, and then it cannot start; later ones give what there is.
@@ -156,12 +156,8 @@ class Docker:
 
 def _make_cgroups(name: str) -> None:
     """Have the containers' parent from the start, so that no test seems to leave it behind."""
-    root = Path("/sys/fs/cgroup")
-    unified = (root / "cgroup.controllers").exists()
-    for hierarchy in [root] if unified else root.iterdir():
-        (hierarchy / name.lstrip("/")).mkdir(
-            parents=True, exist_ok=True
-        )  # some are links to others
+    for hierarchy in cgroup_hierarchies():
+        (hierarchy / name.lstrip("/")).mkdir(parents=True, exist_ok=True)
 
 
 def packed(*programs: str) -> bytes:

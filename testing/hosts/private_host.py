@@ -20,11 +20,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from testing.patience import PATIENCE
 from testing.repository import REPOSITORY
 
 CPI = Path(sys.executable).with_name("cpi")
 
-_START_SECONDS = 60
+_CGROUPS = ("cgroup", "cgroup2")  # file systems
 _KILL_CONTAINERD, _START_CONTAINERD = signal.SIGUSR1, signal.SIGUSR2  # for the init
 
 # `opt` would otherwise be /opt/containerd; CRI brings its own networks and is not needed.
@@ -109,7 +110,8 @@ class PrivateHost:
 
     def run(self, *argv: str, **options: Any) -> "subprocess.CompletedProcess[str]":
         """Run a program inside and return what it printed; raises CalledProcessError."""
-        options = {"check": True, "text": True, "capture_output": True, "timeout": 300, **options}
+        options = {"check": True, "text": True, "capture_output": True, **options}
+        options.setdefault("timeout", PATIENCE)
         result: subprocess.CompletedProcess[str] = subprocess.run(self.enter(*argv), **options)
         return result
 
@@ -193,7 +195,7 @@ class PrivateHost:
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
             ready.bind(str(path))
-            ready.settimeout(_START_SECONDS)
+            ready.settimeout(PATIENCE)
             yield
             try:
                 while b"READY=1" not in ready.recv(4096):
@@ -218,15 +220,23 @@ def _await_end(pid: int) -> None:
     except (ProcessLookupError, OSError):
         return
     try:
-        select.select([descriptor], [], [], _START_SECONDS)
+        select.select([descriptor], [], [], PATIENCE)
     finally:
         os.close(descriptor)
 
 
+def cgroup_hierarchies() -> list[Path]:
+    """Where cgroups are mounted: one place on v2, one for each controller on v1.
+
+    What else is in /sys/fs/cgroup is on a tmpfs, and no cgroup.
+    """
+    mounted = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    return [Path(words[4]) for words in mounted if words[words.index("-") + 1] in _CGROUPS]
+
+
 def remove_cgroups(name: str) -> None:
     """Remove the empty cgroups that killed tasks leave, in every hierarchy."""
-    roots = [Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()]
-    for root in roots:
+    for root in cgroup_hierarchies():
         for folder, _, _ in os.walk(root / name.lstrip("/"), topdown=False):
             os.rmdir(folder)
 

@@ -11,6 +11,7 @@ from typing import Any
 from testing.hosts import notify
 from testing.hosts.daemon import Daemon
 from testing.hosts.private_host import CPI, PrivateHost
+from testing.patience import PATIENCE
 from tools import client_zipapp
 
 BOSH_CPI = CPI.with_name("bosh-cpi")
@@ -49,7 +50,7 @@ class Service:
         argv = [str(BOSH_CPI), "--config", str(self.config), "serve"]
         self._daemon = notify.started(self.host, *argv, folder=self.host.folder)
 
-    def stop(self, seconds: float = 60) -> None:
+    def stop(self, seconds: float = PATIENCE) -> None:
         """Have it finish what runs, and wait for its end."""
         if self._daemon is not None:
             daemon, self._daemon = self._daemon, None

@@ -1,8 +1,14 @@
 """What contract tests work with: the `cpi` fixture, and a lab that cleans up after them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
+
+import pytest
+
+from runtimes import catalog
+
+MetadataOf = Callable[[str], dict[str, str]]  # the `metadata_of` fixture: of a VM or disk
 
 
 class Cpi(Protocol):
@@ -81,9 +87,22 @@ class Lab:
         self._disks.append(disk)
         return disk
 
-    def unknown(self, kind: str) -> str:
+    @property
+    def runtime(self) -> str:
+        """The runtime's name."""
+        return self.stemcell().split("-")[0]
+
+    def supports(self, ability: str) -> bool:
+        """Tell whether the runtime says that it can do something (cpi.runtime)."""
+        return ability in catalog.load(self.runtime).supports
+
+    def refuses(self, method: str, *arguments: object) -> None:
+        """Make a call that is not supported."""
+        assert (method, self.fails(method, *arguments)[0]) == (method, "NotSupported")
+
+    def unknown(self, resource: str) -> str:
         """Return a well-formed CID of this runtime that nothing has."""
-        return self.stemcell().split("-")[0] + f"-{kind}-0000000000000000"
+        return f"{self.runtime}-{resource}-0000000000000000"
 
     def clean(self) -> None:
         """Delete everything; deleting what is gone is fine."""
@@ -97,3 +116,20 @@ class Lab:
         assert isinstance(result, str)
         assert result
         return result
+
+
+class ContractBase:
+    """What the parts have in common."""
+
+    vm_properties: ClassVar[dict[str, Any]] = {}
+    preconfigured: ClassVar[bool] = True  # whether the runtime configures interfaces itself
+
+    def make_network(self) -> dict[str, Any]:
+        """Return create_vm's networks."""
+        return {"default": {"type": "dynamic", "default": ["dns", "gateway"], "dns": []}}
+
+    @pytest.fixture
+    def lab(self, cpi: Cpi, stemcell: Path) -> Iterator[Lab]:
+        lab = Lab(cpi, stemcell, self.make_network, self.vm_properties)
+        yield lab
+        lab.clean()

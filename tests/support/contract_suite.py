@@ -1,49 +1,28 @@
 """What every runtime has to do, as tests that it inherits.
 
-A runtime's test class derives from RuntimeContract and gives it two fixtures:
+A runtime's test class derives from RuntimeContract and gives it fixtures:
 
 - `cpi`: a callable `cpi(method, *arguments, api_version=2, context=None)` that returns the response
   of one call, sent as JSON. Its configuration makes the runtime under test the default one.
 - `stemcell`: the path of an `image` file to import.
+- `metadata_of`: a callable that returns the metadata of a VM or disk as operators see it.
 
+What is optional must work if the runtime says that it supports it, and must be NotSupported if not.
 `make_network` and `vm_properties` may be overridden; each VM gets a fresh `make_network()`. VMs
 and disks are deleted after each test; the stemcell is not: importing it again should cost nothing.
 """
 
 import ipaddress
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
 
 import pytest
 
-from tests.support.contract_lab import Cpi, Lab
+from tests.support.contract_lab import ContractBase, Lab, MetadataOf
 
 ODD_NAMES = ("../../etc/passwd", "a/../b", "<vm>", "$(reboot)", "a b", "a;b", "a\nb", "'", "", "é")
 
-NOT_SUPPORTED = ("Bosh::Clouds::NotSupported", "Bosh::Clouds::NotImplemented")
 
-
-class _Contract:
-    """What the parts have in common."""
-
-    vm_properties: ClassVar[dict[str, Any]] = {}
-    # Whether the runtime configures interfaces itself, and lets a disk grow in a running VM.
-    preconfigured: ClassVar[bool] = True
-    grows_attached: ClassVar[bool] = False
-
-    def make_network(self) -> dict[str, Any]:
-        """Return create_vm's networks."""
-        return {"default": {"type": "dynamic", "default": ["dns", "gateway"], "dns": []}}
-
-    @pytest.fixture
-    def lab(self, cpi: Cpi, stemcell: Path) -> Iterator[Lab]:
-        lab = Lab(cpi, stemcell, self.make_network, self.vm_properties)
-        yield lab
-        lab.clean()
-
-
-class _StemcellContract(_Contract):
+class _StemcellContract(ContractBase):
     """What the runtime takes, and stemcells."""
 
     def test_info_names_formats_and_version(self, lab: Lab) -> None:
@@ -87,7 +66,7 @@ class _StemcellContract(_Contract):
         assert lab.fails("create_vm", *lab.vm_arguments(odd))[0] == "StemcellNotFound"
 
 
-class _VMContract(_Contract):
+class _VMContract(ContractBase):
     """VMs."""
 
     def test_vm_lives_and_dies(self, lab: Lab) -> None:
@@ -126,12 +105,17 @@ class _VMContract(_Contract):
         properties = lab.ok("calculate_vm_cloud_properties", wanted)
         assert lab.ok("has_vm", lab.vm({**lab.properties, **properties})) is True
 
-    def test_metadata_replaces_metadata(self, lab: Lab) -> None:
+    def test_metadata_replaces_metadata(self, lab: Lab, metadata_of: MetadataOf) -> None:
         vm = lab.vm()
         metadata = {"deployment": "one", "index": 0, "name": "job/<&>", "note": None}
         assert lab.ok("set_vm_metadata", vm, metadata) is None
+        assert metadata_of(vm) == {"deployment": "one", "index": "0", "name": "job/<&>", "note": ""}
         assert lab.ok("set_vm_metadata", vm, {"deployment": "two", "long": "x" * 5000}) is None
+        shown = metadata_of(vm)
+        assert set(shown.pop("long")) <= set("x…")  # as much of it as there is room for
+        assert shown == {"deployment": "two"}
         assert lab.ok("set_vm_metadata", vm, {}) is None
+        assert metadata_of(vm) == {}
 
     def test_reboot_keeps_vm_and_disks(self, lab: Lab) -> None:
         vm = lab.vm()
@@ -178,7 +162,7 @@ class _VMContract(_Contract):
         assert lab.ok("has_disk", "vol-0123456789abcdef0") is False
 
 
-class _DiskContract(_Contract):
+class _DiskContract(ContractBase):
     """Persistent disks."""
 
     def test_disk_lives_and_dies(self, lab: Lab) -> None:
@@ -264,15 +248,18 @@ class _DiskContract(_Contract):
 
     def test_a_detached_disk_grows_and_never_shrinks(self, lab: Lab) -> None:
         vm, disk = lab.vm(), lab.disk()
+        if not lab.supports("resize_disk"):
+            lab.refuses("resize_disk", disk, 64)
+            return
         assert lab.ok("resize_disk", disk, 64) is None
         assert lab.ok("resize_disk", disk, 64) is None
-        assert lab.fails("resize_disk", disk, 32)[0] == "NotSupported"
+        lab.refuses("resize_disk", disk, 32)
         lab.ok("attach_disk", vm, disk)
-        if self.grows_attached:
+        if lab.supports("grow_attached_disk"):
             assert lab.ok("resize_disk", disk, 96) is None
         else:
-            kind, message = lab.fails("resize_disk", disk, 128)
-            assert kind == "CloudError"
+            error, message = lab.fails("resize_disk", disk, 128)
+            assert error == "CloudError"
             assert vm in message
         lab.ok("detach_disk", vm, disk)
         assert lab.ok("resize_disk", disk, 128) is None
@@ -280,35 +267,48 @@ class _DiskContract(_Contract):
 
     def test_update_changes_a_detached_disk_or_is_not_supported(self, lab: Lab) -> None:
         vm, disk = lab.vm(), lab.disk()
-        lab.ok("attach_disk", vm, disk)
-        assert lab.fails("update_disk", disk, 64, {})[0] in ("CloudError", "NotSupported")
-        lab.ok("detach_disk", vm, disk)
-        response = lab.cpi("update_disk", disk, 64, {})
-        if response["error"]:
-            assert response["error"]["type"] in NOT_SUPPORTED
+        if not lab.supports("update_disk"):
+            lab.refuses("update_disk", disk, 64, {})
             return
-        disk = lab.adopt(response["result"] or disk)
-        assert lab.fails("update_disk", disk, 32, {})[0] == "NotSupported"
+        lab.ok("attach_disk", vm, disk)
+        error, message = lab.fails("update_disk", disk, 64, {})
+        assert error == "CloudError"
+        assert vm in message
+        lab.ok("detach_disk", vm, disk)
+        disk = lab.adopt(lab.ok("update_disk", disk, 64, {}) or disk)
+        lab.refuses("update_disk", disk, 32, {})
         assert lab.ok("attach_disk", vm, disk)
 
     def test_snapshots_outlive_their_disk_or_are_not_supported(self, lab: Lab) -> None:
         vm, disk = lab.vm(), lab.disk()
-        lab.ok("attach_disk", vm, disk)
-        response = lab.cpi("snapshot_disk", disk, {"deployment": "one", "index": 0})
-        if response["error"]:
-            assert response["error"]["type"] in NOT_SUPPORTED
+        metadata = {"deployment": "one", "index": 0}
+        if not lab.supports("snapshot_disk"):
+            lab.refuses("snapshot_disk", disk, metadata)
             return
-        other = lab.ok("snapshot_disk", disk, {})
-        assert other != response["result"]
+        snapshots = [lab.ok("snapshot_disk", disk, metadata)]
+        lab.ok("attach_disk", vm, disk)
+        if lab.supports("snapshot_attached_disk"):
+            snapshots.append(lab.ok("snapshot_disk", disk, {}))
+        else:
+            lab.refuses("snapshot_disk", disk, {})
         lab.ok("detach_disk", vm, disk)
+        snapshots.append(lab.ok("snapshot_disk", disk, {}))
+        assert len(set(snapshots)) == len(snapshots)
         lab.ok("delete_disk", disk)
-        for snapshot in (response["result"], other, other):
+        for snapshot in (*snapshots, snapshots[0]):
             assert lab.ok("delete_snapshot", snapshot) is None
 
-    def test_metadata_of_a_disk_replaces_metadata(self, lab: Lab) -> None:
+    def test_metadata_of_a_disk_replaces_metadata(self, lab: Lab, metadata_of: MetadataOf) -> None:
         disk = lab.disk()
+        if not lab.supports("set_disk_metadata"):
+            lab.refuses("set_disk_metadata", disk, {})
+            return
         assert lab.ok("set_disk_metadata", disk, {"deployment": "one", "index": 0}) is None
+        assert metadata_of(disk) == {"deployment": "one", "index": "0"}
+        assert lab.ok("set_disk_metadata", disk, {"deployment": "two"}) is None
+        assert metadata_of(disk) == {"deployment": "two"}
         assert lab.ok("set_disk_metadata", disk, {}) is None
+        assert metadata_of(disk) == {}
 
     def test_unknown_disk_properties_are_refused_by_name(self, lab: Lab) -> None:
         kind, message = lab.fails("create_disk", 32, {"typ": "ssd"}, None)
@@ -324,8 +324,17 @@ class _DiskContract(_Contract):
             "snapshot_disk": [disk, {}],
         }
         for method, arguments in calls.items():
-            assert lab.fails(method, *arguments)[0] in ("DiskNotFound", "NotSupported"), method
-        assert lab.cpi("delete_snapshot", lab.unknown("snapshot"))["error"] is None
+            error = "DiskNotFound" if lab.supports(method) else "NotSupported"
+            assert (method, lab.fails(method, *arguments)[0]) == (method, error)
+        if lab.supports("delete_snapshot"):
+            assert lab.ok("delete_snapshot", lab.unknown("snapshot")) is None
+        else:
+            lab.refuses("delete_snapshot", lab.unknown("snapshot"))
+
+    def test_managed_networks_are_not_supported(self, lab: Lab) -> None:
+        assert not lab.supports("create_network"), "the contract has no test of them yet"
+        lab.refuses("create_network", {"type": "manual"})
+        lab.refuses("delete_network", "network")
 
 
 class RuntimeContract(_StemcellContract, _VMContract, _DiskContract):

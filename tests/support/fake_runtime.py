@@ -62,10 +62,20 @@ class World:
 WORLDS: dict[str, World] = {}
 
 
+def metadata_of(config: "Config", cid: str) -> dict[str, str]:
+    """BOSH's metadata of a VM or disk."""
+    world = WORLDS[config.text("state_dir")]
+    return dict((world.machines.get(cid) or world.disks[cid]).metadata)
+
+
 class FakeRuntime(Runtime):
     """See the module."""
 
     name = "fake"
+    supports = frozenset((
+        "set_disk_metadata", "resize_disk", "update_disk", "snapshot_disk", "delete_snapshot",
+        "snapshot_attached_disk", "vms", "stemcells", "usage",
+    ))  # fmt: skip
 
     def __init__(self, config: "Config", log: "Log") -> None:
         super().__init__(config, log)

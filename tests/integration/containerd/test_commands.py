@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from testing.hosts.daemon import wait_for
+from testing.patience import PATIENCE, wait_for
 from tests.support.containerd.machine import BOSH_CPI, VM, Machine
+from tests.support.processes import ended
 
 ROUTER, DB = "router/aaaa-1", "db/bbbb-2"
 
@@ -174,7 +175,7 @@ def test_exec_with_a_terminal(machine: Machine, router: VM) -> None:
         told += _read_until(near, b"armed")
         _set_size(near, 44, 150)
         told += _read_until(near, b"44 150")
-        assert process.wait(30) == 5
+        assert process.wait(PATIENCE) == 5
     assert b"33 140" in told
     assert b"/dev/pts/" in told
     assert exec_leftovers(machine) == []
@@ -188,7 +189,8 @@ def on_terminal(machine: Machine, *words: str) -> Iterator[tuple["subprocess.Pop
     argv = [str(BOSH_CPI), "-c", f"{machine.host.folder}/cpi.json", *words]
     entered = machine.host.enter("setsid", "--ctty", *argv)  # Ctrl-C is for it alone
     environment = {**os.environ, "TERM": "vt220"}
-    with subprocess.Popen(entered, stdin=far, stdout=far, stderr=far, env=environment) as process:
+    process = subprocess.Popen(entered, stdin=far, stdout=far, stderr=far, env=environment)
+    with ended(process):
         os.close(far)
         try:
             yield process, near
@@ -203,7 +205,7 @@ def _set_size(descriptor: int, rows: int, columns: int) -> None:
 def _read_until(descriptor: int, wanted: bytes) -> bytes:
     told = b""
     while wanted not in told:
-        assert select.select([descriptor], [], [], 30)[0], told
+        assert select.select([descriptor], [], [], PATIENCE)[0], told
         told += os.read(descriptor, 4096)
     return told
 
@@ -217,7 +219,7 @@ def running(machine: Machine, *words: str) -> Iterator[tuple["subprocess.Popen[s
     """`bosh-cpi` while it runs, and its process id on that host, where it is ended at last."""
     argv = [str(BOSH_CPI), "-c", f"{machine.host.folder}/cpi.json", *words]
     entered = machine.host.enter(sys.executable, "-c", _TELLING, *argv)
-    with subprocess.Popen(entered, stdout=subprocess.PIPE, text=True) as process:
+    with ended(subprocess.Popen(entered, stdout=subprocess.PIPE, text=True)) as process:
         assert process.stdout is not None
         pid = process.stdout.readline().strip()
         try:
@@ -232,7 +234,7 @@ def test_a_command_ends_when_exec_is_interrupted(machine: Machine, router: VM) -
         assert process.stdout is not None
         assert process.stdout.readline() == "begun\n"
         machine.host.run("kill", pid)
-        assert process.wait(30) == 130
+        assert process.wait(PATIENCE) == 130
     assert "987654" not in router.sh("cat /proc/[0-9]*/cmdline | tr '\\0' ' '")
     assert exec_leftovers(machine) == []
 
@@ -244,9 +246,7 @@ def test_logs_of_a_running_vm(machine: Machine, router: VM, db: VM) -> None:
     router.wait_for_agent()
     assert "listening on port" in machine.bosh_cpi("logs", ROUTER).stdout
     db.wait_for_agent()
-    wait_for(
-        lambda: "Startup finished" in machine.bosh_cpi("logs", DB).stdout, "systemd's journal", 30
-    )
+    wait_for(lambda: "Startup finished" in machine.bosh_cpi("logs", DB).stdout, "systemd's journal")
     assert len(machine.bosh_cpi("logs", "db/3", "--lines", "2").stdout.splitlines()) == 2
 
 
@@ -304,7 +304,7 @@ def test_top_goes_on_until_ctrl_c(machine: Machine, router: VM) -> None:
             assert ROUTER.encode() in _read_until(near, short)
         os.write(near, b"\x03")
         _read_until(near, b"\x1b[?25h")  # the cursor is back
-        assert process.wait(30) == 0
+        assert process.wait(PATIENCE) == 0
 
 
 # doctor. The VMs are there; each test breaks something, and mends it with what the doctor says.

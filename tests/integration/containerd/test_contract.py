@@ -14,8 +14,9 @@ from testing.hosts.debian_suite import PACKAGES, provide
 from testing.hosts.private_host import PrivateHost
 from testing.repository import REPOSITORY
 from tests.support.containerd.machine import Machine
-from tests.support.contract_lab import Cpi
+from tests.support.contract_lab import Cpi, MetadataOf
 from tests.support.contract_suite import RuntimeContract
+from tests.support.operator_contract import OperatorContract
 
 INSTALLED = "installed"
 SUITES = {INSTALLED: "1.6", "trixie": "1.7", "sid": "2."}
@@ -38,7 +39,7 @@ def suite_machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
         assert {**after, "snapshots": []} == {**before, "snapshots": []}
 
 
-class TestContainerd(RuntimeContract):
+class TestContainerd(RuntimeContract, OperatorContract):
     """Everything that the contract asks, as processes, on each version."""
 
     @pytest.fixture
@@ -49,6 +50,14 @@ class TestContainerd(RuntimeContract):
     @pytest.fixture
     def stemcell(self, image: Path) -> Path:
         return image
+
+    @pytest.fixture
+    def metadata_of(self, suite_machine: Machine) -> MetadataOf:
+        return suite_machine.metadata_of
+
+    @pytest.fixture
+    def verb(self, suite_machine: Machine) -> Callable[..., Any]:
+        return suite_machine.verb
 
     def test_runs_on_the_version_it_should(
         self, suite_machine: Machine, request: pytest.FixtureRequest

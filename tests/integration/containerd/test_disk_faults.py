@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from testing.hosts.daemon import wait_for
+from testing.patience import PATIENCE, wait_for
 from tests.support.containerd.disks import (
     KINDS,
     attach_and_mount,
@@ -92,9 +92,9 @@ def test_snapshot_killed_at_every_step(machine: Machine, vm: VM) -> None:
     machine.call("attach_disk", vm.cid, disk)
     folder = machine.image(disk).parent / "snapshots"
     for step in killed_at_every_step(machine, "snapshot_disk", disk, {}):
-        vm.sh(f"timeout 20 sh -c 'echo {step} > {hint(disk)}/step; sync {hint(disk)}/step'")
+        vm.sh(f"timeout {PATIENCE} sh -c 'echo {step} > {hint(disk)}/step; sync {hint(disk)}/step'")
         snapshot = machine.call("snapshot_disk", disk, {})
-        vm.sh(f"timeout 20 touch {hint(disk)}/after")
+        vm.sh(f"timeout {PATIENCE} touch {hint(disk)}/after")
         for path in folder.iterdir():  # a killed call may have been done already
             assert sorted(one.name for one in path.iterdir()) == ["disk.raw", "facts.json"], step
             machine.call("delete_snapshot", path.name)
@@ -112,7 +112,7 @@ def test_a_disk_that_was_left_frozen_is_detached_and_snapshot(machine: Machine, 
     target = machine.host.state / "vms" / vm.cid / "disks" / disk
     machine.host.run("fsfreeze", "--freeze", str(target))
     machine.call("delete_snapshot", machine.call("snapshot_disk", disk, {}))
-    vm.sh(f"timeout 20 touch {hint(disk)}/file")
+    vm.sh(f"timeout {PATIENCE} touch {hint(disk)}/file")
     machine.host.run("fsfreeze", "--freeze", str(target))
     machine.call("detach_disk", vm.cid, disk)
     assert traces(machine, disk) == []

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from testing.hosts.daemon import wait_for
+from testing.patience import wait_for
 from tests.support.containerd.disks import attach_and_mount, hint, unmount_and_detach
 from tests.support.containerd.machine import VM, Machine, failing
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from testing.hosts.private_host import cgroup_hierarchies
 from tests.support.containerd.breaking import broken
 from tests.support.containerd.machine import VM, Machine
+from tests.support.processes import write_end
 from tests.support.stemcells.small_stemcells import ROOTFS, tar, zipped
 
 DYNAMIC = {"n": {"type": "dynamic"}}
@@ -140,8 +142,9 @@ def test_what_is_left_without_the_vms_folder(machine: Machine, stemcell: str, he
     machine.host.run("rm", "-r", "--one-file-system", str(folder))
     lonely = vm.cid[:-4] + "0000"
     machine.ctr("snapshots", "prepare", lonely)
-    for parent in Path("/sys/fs/cgroup").glob(f"*{machine.host.cgroup}"):
-        (parent / lonely).mkdir()
+    for hierarchy in cgroup_hierarchies():
+        if (hierarchy / machine.host.folder.name).is_dir():
+            (hierarchy / machine.host.folder.name / lonely).mkdir()
     found = gc(machine)
     kinds = sorted(one["type"] for one in found)
     assert kinds == ["VM", "address", "cgroup", "loop device", "network namespace", "port",
@@ -200,7 +203,7 @@ def test_what_a_call_is_at_work_on_is_none(machine: Machine, stemcell: str, heal
         )
     )
     call.start()
-    with fifo.open("w"):  # opens when the call is there
+    with write_end(fifo):  # opens when the call is there
         assert gc(machine, "--yes") == []
     call.join()
     fifo.unlink()

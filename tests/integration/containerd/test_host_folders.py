@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from testing.patience import PATIENCE
 from tests.support.containerd.machine import VM, CallFailed, Machine
 
 SOCKET = "/var/vcap/bosh-cpi/cpi.sock"
@@ -41,7 +42,7 @@ def service(machine: Machine, says: str) -> Iterator[None]:
     """What stands for the host's service: it says something to the first who connects."""
     path = machine.host.folder / "run" / "guest" / "cpi.sock"
     with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as thread:
-        listener.settimeout(60)
+        listener.settimeout(PATIENCE)
         listener.bind(str(path))
         path.chmod(0o666)
         listener.listen()

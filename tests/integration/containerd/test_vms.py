@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from testing.hosts.daemon import wait_for
+from testing.patience import wait_for
 from tests.support.containerd.machine import VM, CallFailed, Machine, failing
 
 SETTINGS = "/var/vcap/bosh/warden-cpi-agent-env.json"

@@ -8,9 +8,10 @@ import pytest
 
 from testing.hosts.private_host import PrivateHost
 from testing.hosts.private_libvirt import Libvirt
-from tests.support.contract_lab import Cpi
+from tests.support.contract_lab import Cpi, MetadataOf
 from tests.support.contract_suite import RuntimeContract
 from tests.support.libvirt.kvm_machine import KvmMachine
+from tests.support.operator_contract import OperatorContract
 
 
 @pytest.fixture(scope="class")
@@ -22,11 +23,10 @@ def own_machine(_can_run: None) -> Iterator[KvmMachine]:
         assert machine.leftovers() == before
 
 
-class TestKvm(RuntimeContract):
+class TestKvm(RuntimeContract, OperatorContract):
     """Everything that the contract asks, as processes."""
 
     preconfigured: ClassVar[bool] = False
-    grows_attached: ClassVar[bool] = True
 
     @pytest.fixture
     def cpi(self, own_machine: KvmMachine) -> Cpi:
@@ -36,3 +36,11 @@ class TestKvm(RuntimeContract):
     @pytest.fixture
     def stemcell(self, image: Path) -> Path:
         return image
+
+    @pytest.fixture
+    def metadata_of(self, own_machine: KvmMachine) -> MetadataOf:
+        return own_machine.metadata_of
+
+    @pytest.fixture
+    def verb(self, own_machine: KvmMachine) -> Callable[..., Any]:
+        return own_machine.verb

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from testing.patience import PATIENCE
 from tests.support.containerd.disks import attach_and_mount, unmount_and_detach
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import Guest, KvmMachine
@@ -33,7 +34,7 @@ def test_the_agents_own_flow_from_disk_to_disk(machine: KvmMachine, guest: Guest
     assert guest.agent("list_disk") == [second]
     assert machine.call("get_disks", guest.cid) == [second]
     # Turned off at once, it might not have written yet what its agent knows of disks.
-    machine.configure({"shutdown_timeout": 60})
+    machine.configure({"shutdown_timeout": PATIENCE})
     machine.call("reboot_vm", guest.cid)
     guest.wait_for_agent()
     assert guest.sh("cat /var/vcap/store/file") == "data"

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from testing.hosts.daemon import wait_for
+from testing.patience import wait_for
 from tests.support.containerd.breaking import broken, fails
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import Guest, KvmMachine
+from tests.support.processes import write_end
 
 Make = Callable[..., Guest]
 
@@ -77,7 +78,7 @@ def test_libvirtd_that_restarts_in_the_middle_of_a_create(
         calling = threads.submit(
             broken, machine, step, f"wait:{fifo}", *create(stemcell), config=config
         )
-        with fifo.open("w"):  # opens when the call is there
+        with write_end(fifo):  # opens when the call is there
             machine.libvirt.restart()
         response = json.loads(calling.result())
     fifo.unlink()
@@ -102,7 +103,7 @@ def test_a_domain_that_has_the_name_already_stays(
         calling = threads.submit(
             broken, machine, step, f"wait:{fifo}", *create(stemcell), config=config
         )
-        with fifo.open("w"):
+        with write_end(fifo):
             (folder,) = (machine.host.state / "vms").iterdir()
             document = machine.host.folder / "other.xml"
             document.write_text(

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from testing.hosts.daemon import wait_for
+from testing.patience import wait_for
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import Guest, KvmMachine
 

@@ -9,10 +9,11 @@ import pytest
 
 from tests.support.containerd.disks import attach_and_mount, unmount_and_detach
 from tests.support.containerd.machine import BOSH_CPI, failing
-from tests.support.contract_lab import Cpi
+from tests.support.contract_lab import Cpi, MetadataOf
 from tests.support.contract_suite import RuntimeContract
 from tests.support.libvirt.kvm_machine import Guest
 from tests.support.libvirt.remote import RemoteMachine, own_state, remote_machine
+from tests.support.operator_contract import OperatorContract
 
 DISK = 128  # MiB
 PARTITION_OFFSET = 1 << 20  # bytes
@@ -50,7 +51,7 @@ def guests(remote: RemoteMachine, remote_stemcell: str) -> list[Guest]:
     """Two VMs, whose agents listen."""
     guests = [remote.create_guest(remote_stemcell) for _ in range(2)]
     for guest in guests:
-        guest.wait_for_agent(180)
+        guest.wait_for_agent()
     return guests
 
 
@@ -60,11 +61,10 @@ def disk(remote: RemoteMachine) -> str:
     return remote.create_disk(DISK)
 
 
-class TestRemote(RuntimeContract):
+class TestRemote(RuntimeContract, OperatorContract):
     """Everything that the contract asks, by processes that share nothing with libvirt."""
 
     preconfigured: ClassVar[bool] = False
-    grows_attached: ClassVar[bool] = True
 
     @pytest.fixture
     def cpi(self, remote: RemoteMachine) -> Cpi:
@@ -75,6 +75,14 @@ class TestRemote(RuntimeContract):
     @pytest.fixture
     def stemcell(self, image: Path) -> Path:
         return image
+
+    @pytest.fixture
+    def metadata_of(self, remote: RemoteMachine) -> MetadataOf:
+        return remote.metadata_of
+
+    @pytest.fixture
+    def verb(self, remote: RemoteMachine) -> Callable[..., Any]:
+        return remote.verb
 
 
 def store_mib(guest: Guest) -> int:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from testing.hosts.daemon import wait_for
+from testing.patience import PATIENCE, wait_for
 from tests.support.containerd.machine import CallFailed, failing
 from tests.support.libvirt.kvm_machine import Guest, KvmMachine
 
@@ -99,7 +99,7 @@ def test_deleting_shuts_the_system_down_first(machine: KvmMachine, make_guest: M
     guest.agent("add_persistent_disk", disk, hint)
     guest.agent("mount_disk", disk)
     guest.sh("dd if=/dev/zero bs=1M count=8 | tr '\\0' x > /var/vcap/store/unsynced")
-    machine.configure({"shutdown_timeout": 60})
+    machine.configure({"shutdown_timeout": PATIENCE})
     machine.call("delete_vm", guest.cid)
     machine.configure()
     # What was only in the system's memory has been written, and the file system is clean.
@@ -138,7 +138,7 @@ def test_machines_of_other_kinds_start(
     guest = make_guest(properties=properties)
     assert word in machine.virsh("dumpxml", guest.cid)
     if "firmware" not in properties:  # the tiny stemcell boots by BIOS alone
-        guest.wait_for_agent(120)
+        guest.wait_for_agent()
 
 
 def test_a_machine_that_is_none_is_refused_by_libvirts_words(

@@ -12,7 +12,7 @@ from testing.hosts.private_service import Client, Service
 from tests.integration.service.conftest import ADDRESS, APART, AS_NOBODY, PORT
 from tests.support.certificates import CA
 from tests.support.containerd.machine import Machine
-from tests.support.contract_lab import Cpi
+from tests.support.contract_lab import Cpi, MetadataOf
 from tests.support.contract_suite import RuntimeContract
 
 
@@ -66,6 +66,10 @@ class _ThroughTheService(RuntimeContract):
     @pytest.fixture
     def stemcell(self, image: Path) -> Path:
         return image
+
+    @pytest.fixture
+    def metadata_of(self, machine: Machine) -> MetadataOf:
+        return machine.metadata_of
 
 
 class TestAsNobody(_ThroughTheService):

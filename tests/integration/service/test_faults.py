@@ -18,11 +18,12 @@ import pytest
 from cpi.client.endpoint import Endpoint
 from cpi.client.forward import forward
 from cpi.log import Log
-from testing.hosts.daemon import wait_for
 from testing.hosts.private_host import PrivateHost
 from testing.hosts.private_service import Service
+from testing.patience import PATIENCE, wait_for
 from tests.integration.service.conftest import GROUP
 from tests.support.containerd.machine import Machine
+from tests.support.processes import ended, wait_for_writer, write_end
 
 GIB = 1 << 30
 HAS_VM = {"method": "has_vm", "arguments": ["containerd-vm-0"], "context": {}, "api_version": 2}
@@ -36,7 +37,7 @@ def post(size: int, parts: str, body: bytes = b"") -> bytes:
 
 def connect(service: Service) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(60)
+    connection.settimeout(PATIENCE)
     connection.connect(str(service.socket))
     return connection
 
@@ -175,7 +176,7 @@ class Slow:
 
     def wait(self) -> None:
         """Wait until a create_vm is in the middle."""
-        self._came.read_text()
+        wait_for_writer(self._came)
 
     def go_on(self) -> None:
         """Let it go on; the plugin's answer is an interface with an address."""
@@ -184,7 +185,8 @@ class Slow:
             "interfaces": [{"name": "eth0", "mac": "02:00:00:00:00:01", "sandbox": "x"}],
             "ips": [{"address": "198.51.100.2/24", "interface": 0}],
         }
-        self._go.write_text(json.dumps(result))
+        with write_end(self._go) as plugin:
+            plugin.write(json.dumps(result).encode())
 
 
 @pytest.fixture
@@ -210,18 +212,25 @@ def slow_service(
         service.start()
 
 
+def _creating(service: Service, slow: Slow, stemcell: str) -> "subprocess.Popen[str]":
+    """Start a create_vm that waits for its network."""
+    return service.client().started("create_vm", "a", stemcell, {}, slow.networks, [], {})
+
+
 def test_what_is_created_for_a_client_that_goes_away_is_undone(
     slow_service: Service, slow: Slow, machine: Machine, image: Path
 ) -> None:
     stemcell = slow_service.client()("create_stemcell", str(image), {})["result"]
     before = machine.leftovers()
-    calling = slow_service.client().started("create_vm", "a", stemcell, {}, slow.networks, [], {})
-    slow.wait()
-    _kill_client(calling)
-    slow.go_on()
-    wait_for(lambda: "nobody waits for the answer" in slow_service.log.read_text(), "the undoing")
-    wait_for(lambda: "bosh_cpi_calls_running 0.0" in slow_service.get("/metrics"), "its end")
-    assert machine.leftovers() == before
+    with ended(_creating(slow_service, slow, stemcell)) as calling:
+        slow.wait()
+        _kill_client(calling)
+        slow.go_on()
+        wait_for(
+            lambda: "nobody waits for the answer" in slow_service.log.read_text(), "the undoing"
+        )
+        wait_for(lambda: "bosh_cpi_calls_running 0.0" in slow_service.get("/metrics"), "its end")
+        assert machine.leftovers() == before
 
 
 def _kill_client(calling: "subprocess.Popen[str]") -> None:
@@ -235,23 +244,23 @@ def test_sigterm_finishes_what_runs_and_takes_no_more(
     slow_service: Service, slow: Slow, machine: Machine, image: Path
 ) -> None:
     stemcell = slow_service.client()("create_stemcell", str(image), {})["result"]
-    calling = slow_service.client().started("create_vm", "a", stemcell, {}, slow.networks, [], {})
-    slow.wait()
-    stopping = threading.Thread(target=slow_service.stop)
-    pid = slow_service.pid
-    stopping.start()
-    wait_for(lambda: "1 calls still run" in slow_service.log.read_text(), "the service to stop")
-    refused = slow_service.client()("has_vm", "containerd-vm-0")["error"]
-    assert refused["ok_to_retry"] is True
-    assert Path(f"/proc/{pid}").exists()
-    slow.go_on()
-    answered, _ = calling.communicate(timeout=60)
-    vm = json.loads(answered)["result"][0]
-    stopping.join()
-    assert not Path(f"/proc/{pid}").exists()
-    assert machine.call("has_vm", vm) is True
-    slow_service.start()
-    slow_service.client()("delete_vm", vm)
+    with ended(_creating(slow_service, slow, stemcell)) as calling:
+        slow.wait()
+        stopping = threading.Thread(target=slow_service.stop)
+        pid = slow_service.pid
+        stopping.start()
+        wait_for(lambda: "1 calls still run" in slow_service.log.read_text(), "the service to stop")
+        refused = slow_service.client()("has_vm", "containerd-vm-0")["error"]
+        assert refused["ok_to_retry"] is True
+        assert Path(f"/proc/{pid}").exists()
+        slow.go_on()
+        answered, _ = calling.communicate(timeout=PATIENCE)
+        vm = json.loads(answered)["result"][0]
+        stopping.join()
+        assert not Path(f"/proc/{pid}").exists()
+        assert machine.call("has_vm", vm) is True
+        slow_service.start()
+        slow_service.client()("delete_vm", vm)
 
 
 def test_a_service_that_is_killed_leaves_no_half_vm(
@@ -259,20 +268,22 @@ def test_a_service_that_is_killed_leaves_no_half_vm(
 ) -> None:
     stemcell = slow_service.client()("create_stemcell", str(image), {})["result"]
     before = machine.leftovers()
-    calling = slow_service.client().started("create_vm", "a", stemcell, {}, slow.networks, [], {})
-    slow.wait()
-    workers = _workers(slow_service)
-    os.kill(slow_service.pid, signal.SIGKILL)
-    answered, _ = calling.communicate(timeout=60)
-    error = json.loads(answered)["error"]
-    assert "ended the connection without an answer" in error["message"]
-    assert error["ok_to_retry"] is True
-    slow.go_on()
-    wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the workers' end")
-    assert machine.leftovers() == before
-    slow_service.stop()
-    slow_service.start()
-    assert works(slow_service)
+    with ended(_creating(slow_service, slow, stemcell)) as calling:
+        slow.wait()
+        workers = _workers(slow_service)
+        os.kill(slow_service.pid, signal.SIGKILL)
+        answered, _ = calling.communicate(timeout=PATIENCE)
+        error = json.loads(answered)["error"]
+        assert "ended the connection without an answer" in error["message"]
+        assert error["ok_to_retry"] is True
+        slow.go_on()
+        wait_for(
+            lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "the workers' end"
+        )
+        assert machine.leftovers() == before
+        slow_service.stop()
+        slow_service.start()
+        assert works(slow_service)
 
 
 @contextmanager
@@ -280,36 +291,29 @@ def held(host: PrivateHost, cid: str) -> Iterator[Callable[[], None]]:
     """Hold a CID's lock as a call of root's would; yields what releases it."""
     script = (
         "import sys; from cpi.host import locks; from cpi.log import Log\n"
-        "with locks.hold(sys.argv[1], sys.argv[2], log=Log()): print('held', flush=True); input()"
+        "with locks.hold(sys.argv[1], sys.argv[2], log=Log()):\n"
+        "    print('held', flush=True); sys.stdin.read()"
     )
-    holder = subprocess.Popen(
+    process = subprocess.Popen(
         host.enter(sys.executable, "-c", script, str(host.folder / "run"), cid),
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
-    assert holder.stdin is not None
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == "held\n"
-    released = False
-
-    def release() -> None:
-        nonlocal released
-        released = True
-        holder.communicate("\n")
-
-    try:
-        yield release
-    finally:
-        if not released:
-            release()
+    with ended(process) as holder:
+        assert holder.stdin is not None
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        yield holder.stdin.close
 
 
 def test_a_call_that_waits_holds_nobody_up(service: Service, host: PrivateHost) -> None:
     disk = service.client()("create_disk", 16, {}, None)["result"]
-    with held(host, disk) as release:
-        waiting = service.client().started("delete_disk", disk)
-        told = f"waiting for another call on {disk}"
-        wait_for(lambda: told in service.log.read_text(), "it waits")
+    with (
+        held(host, disk) as release,
+        ended(service.client().started("delete_disk", disk)) as waiting,
+    ):
+        line = f"waiting for another call on {disk}"
+        wait_for(lambda: line in service.log.read_text(), "it waits")
         assert works(service)
         release()
-        answered, _ = waiting.communicate(timeout=60)
+        answered, _ = waiting.communicate(timeout=PATIENCE)
     assert json.loads(answered)["error"] is None

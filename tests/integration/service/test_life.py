@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from testing.hosts.daemon import wait_for
 from testing.hosts.private_host import PrivateHost
 from testing.hosts.private_service import BOSH_CPI, Client, Service
+from testing.patience import PATIENCE, wait_for
 from tests.integration.service.conftest import ADDRESS, APART, AS_NOBODY, PORT
 from tests.support.certificates import CA
 from tests.support.containerd.machine import VM, Machine
+from tests.support.processes import ended
 
 SECRET = "s3cret-of-the-bus"  # noqa: S105 - of these tests alone
 NETWORKS = {"default": {"type": "dynamic"}}
@@ -170,17 +171,19 @@ def test_systemd_opens_the_socket(host: PrivateHost, service: Service) -> None:
         listening.bind(str(path))
         listening.listen()
         client = Client(host, service.zipapp, {"endpoint": f"unix://{path}"})
-        waiting = client.started("has_vm", "containerd-vm-0")
         script = 'exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
         argv = ["sh", "-c", script, "sh", str(BOSH_CPI), "--config", str(config), "serve"]
-        serving = subprocess.Popen(
-            host.enter(*argv), stdin=listening.fileno(), stderr=subprocess.PIPE
-        )
-        try:
-            answered, _ = waiting.communicate(timeout=60)
-            assert json.loads(answered)["result"] is False
-        finally:
+        with (
+            ended(client.started("has_vm", "containerd-vm-0")) as waiting,
+            ended(
+                subprocess.Popen(
+                    host.enter(*argv), stdin=listening.fileno(), stderr=subprocess.PIPE
+                )
+            ) as serving,
+        ):
+            answered, _ = waiting.communicate(timeout=PATIENCE)
             children = Path(f"/proc/{serving.pid}/task/{serving.pid}/children").read_text()
             os.kill(int(children), signal.SIGTERM)
-            serving.communicate(timeout=60)
+            serving.communicate(timeout=PATIENCE)
+    assert json.loads(answered)["result"] is False
     assert path.exists()  # it is systemd's

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 
 from testing.hosts.private_host import PrivateHost
 from testing.hosts.private_service import Client, Service
+from testing.patience import PATIENCE
 from tests.integration.service.conftest import GROUP
 from tests.support.containerd.machine import Machine
+from tests.support.processes import ended
 
 MEMORY = 64
 NETWORKS = {"default": {"type": "dynamic"}}
@@ -79,12 +82,14 @@ def refused(response: dict[str, Any]) -> str:
 
 def test_many_at_once_get_no_more_than_the_quota(guest: Client, image: Path) -> None:
     stemcell = ok(guest("create_stemcell", str(image), {}))
-    calls = [guest.started("create_vm", *arguments(stemcell)) for _ in range(8)]
-    answers = [json.loads(call.communicate(timeout=120)[0]) for call in calls]
-    told = [refused(answer) for answer in answers if answer["error"]]
-    assert len(told) == 5
-    for one in told:
-        assert one.startswith(
+    with ExitStack() as calls:
+        started = [guest.started("create_vm", *arguments(stemcell)) for _ in range(8)]
+        processes = [calls.enter_context(ended(process)) for process in started]
+        answers = [json.loads(call.communicate(timeout=PATIENCE)[0]) for call in processes]
+    refusals = [refused(answer) for answer in answers if answer["error"]]
+    assert len(refusals) == 5
+    for refusal in refusals:
+        assert refusal.startswith(
             "VMCreationFailed: the host's rule service.clients.guest.quotas.memory"
         )
     vms = [answer["result"][0] for answer in answers if answer["result"]]

@@ -13,6 +13,7 @@ from testing.hosts.private_host import PrivateHost
 from testing.hosts.private_service import SYSTEM_PYTHON, Service
 from tests.integration.service.conftest import ADDRESS, APART, PORT
 from tests.support.certificates import CA, Pair
+from tests.support.processes import ended
 
 ENDPOINT = f"https://{ADDRESS}:{PORT}"
 HAS_VM = ("has_vm", "containerd-vm-0")
@@ -121,11 +122,10 @@ def silent(host: PrivateHost, count: int) -> Iterator[None]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == b"held\n"
-    try:
+    with ended(process):
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"held\n"
         yield
-    finally:
         process.communicate(b"\n")
 
 

@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 
-from testing.hosts.daemon import wait_for
 from testing.hosts.private_host import PrivateHost
 from testing.hosts.private_service import Client, Service
+from testing.patience import wait_for
 from testing.stemcells import stemcell_source
 from tests.integration.service.conftest import PORT
 from tests.support.certificates import CA

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from testing.hosts.daemon import wait_for
 from testing.hosts.private_docker import Docker
+from testing.patience import wait_for
 from testing.stemcells import stemcell_source
 from tests.support.containerd.machine import Machine
 

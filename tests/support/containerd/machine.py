@@ -1,6 +1,7 @@
 """What the tests do to a private host and look at on it."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from testing.hosts.daemon import wait_for
-from testing.hosts.private_host import CPI, PrivateHost
+from cpi.errors import NotSupported
+from testing.hosts.private_host import CPI, PrivateHost, cgroup_hierarchies
+from testing.patience import PATIENCE, wait_for
+from testing.repository import REPOSITORY
 
 NAMESPACE = "bosh"
 AGENT_PORT = 6868
@@ -48,21 +51,14 @@ class VM:
 
     def sh(self, script: str, check: bool = True) -> str:
         """Run a shell script inside, in the VM's namespaces and cgroup, and return its output."""
-        pid = str(self.pid)
-        join = (
-            "for c in $(cut -d: -f2- /proc/$0/cgroup); do h=${c%%:*}; p=${c#*:}; "
-            "h=${h#name=}; f=/sys/fs/cgroup/${h:-unified}$p/cgroup.procs; "
-            '[ -e "$f" ] || f=/sys/fs/cgroup$p/cgroup.procs; echo $$ > "$f"; done; '
-            'exec nsenter --target "$0" --mount --uts --ipc --net --pid --cgroup sh -c "$1"'
-        )
-        done = self.machine.host.run("sh", "-c", join, pid, script, check=False)
+        done = self.machine.host.run("sh", "-c", _INSIDE, str(self.pid), script, check=False)
         if check and done.returncode:
             raise AssertionError(f"{script!r} failed: {done.stdout}{done.stderr}")
         return str(done.stdout).strip()
 
-    def wait_for_agent(self, seconds: float = 60) -> None:
+    def wait_for_agent(self) -> None:
         """Wait until the agent listens."""
-        self.machine.wait_for_port(self.ip, AGENT_PORT, seconds)
+        self.machine.wait_for_port(self.ip, AGENT_PORT)
 
     def agent(self, method: str, *arguments: Any) -> Any:
         """Send the agent a message, as the director would, and return its answer."""
@@ -127,6 +123,26 @@ class Machine:
         shown: dict[str, Any] = json.loads(self.bosh_cpi("disk", "show", disk, "--json").stdout)
         return shown
 
+    def metadata_of(self, cid: str) -> dict[str, str]:
+        """BOSH's metadata of a VM or disk, as `bosh-cpi` shows it."""
+        if "-disk-" in cid:
+            return dict(self.facts(cid)["metadata"])
+        vms = json.loads(self.bosh_cpi("vms", "--json").stdout)
+        return dict(next(vm["metadata"] for vm in vms if vm["cid"] == cid))
+
+    def verb(self, method: str, *arguments: object) -> Any:
+        """Call a method of the runtime (tests.support.runtime_verb). Raises NotSupported."""
+        words = [sys.executable, "-m", "tests.support.runtime_verb"]
+        config = str(self.host.folder / "cpi.json")
+        environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+        done = self.host.run(
+            *self.host.around, *words, config, method, json.dumps(arguments), env=environment
+        )
+        answer = json.loads(done.stdout)
+        if "not_supported" in answer:
+            raise NotSupported(answer["not_supported"])
+        return answer["result"]
+
     def image(self, disk: str) -> Path:
         """The file of a disk."""
         return Path(self.facts(disk)["path"])
@@ -180,7 +196,8 @@ class Machine:
             ),
             "cgroups": sorted(
                 str(path)
-                for path in Path("/sys/fs/cgroup").glob(f"*/{self.host.folder.name}/*")
+                for hierarchy in cgroup_hierarchies()
+                for path in hierarchy.glob(f"{self.host.folder.name}/*")
                 if path.is_dir()
             ),
         }  # fmt: skip
@@ -198,9 +215,9 @@ class Machine:
         links = json.loads(self.host.run("ip", "-json", "link").stdout)
         return sorted(link["ifname"] for link in links if link["ifname"].startswith("veth"))
 
-    def wait_for_port(self, ip: str, port: int, seconds: float = 60) -> None:
+    def wait_for_port(self, ip: str, port: int) -> None:
         """Wait until something listens."""
-        wait_for(lambda: self.can_connect(ip, port), f"{ip}:{port}", seconds)
+        wait_for(lambda: self.can_connect(ip, port), f"{ip}:{port}")
 
     def can_connect(self, ip: str, port: int) -> bool:
         probe = f"import socket; socket.create_connection(({ip!r}, {port}), 1).close()"
@@ -225,9 +242,23 @@ class Machine:
         return reply["value"]
 
 
+# Joins process $0 and runs the script $1. The kernel may have a cgroup hierarchy that is not
+# mounted: where its folder would be, a write makes a plain file.
+_INSIDE = """\
+for line in $(cut -d: -f2- "/proc/$0/cgroup"); do
+    name=${line%%:*}; name=${name#name=}; path=${line#*:}
+    for folder in "/sys/fs/cgroup/${name:-unified}$path" "/sys/fs/cgroup$path"; do
+        case $(stat --file-system --format %T "$folder" 2>/dev/null) in
+            cgroup*) echo $$ > "$folder/cgroup.procs"; break;;
+        esac
+    done
+done
+exec nsenter --target "$0" --mount --uts --ipc --net --pid --cgroup sh -c "$1"
+"""
+
 _POST = (
     "import sys, urllib.request as r; "
-    "print(r.urlopen(sys.argv[1], sys.stdin.buffer.read(), 30).read().decode())"
+    f"print(r.urlopen(sys.argv[1], sys.stdin.buffer.read(), {PATIENCE}).read().decode())"
 )
 
 # What CNI's portmap and firewall plugins set up once for the host, and leave.

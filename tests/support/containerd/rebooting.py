@@ -2,8 +2,8 @@
 
 import sys
 
-from testing.hosts.daemon import wait_for
 from testing.hosts.private_host import remove_cgroups
+from testing.patience import wait_for
 from tests.support.containerd.machine import Machine
 
 # Ends every process of the host but its init and those that run this, and tells how many there are.

@@ -17,9 +17,6 @@ KVM = {"accelerator": "qemu", "memory": 192, "ephemeral_disk": 128, "shutdown_ti
 class Guest(VM):
     """A full VM; its stand-in agent runs scripts, as nothing else can get in."""
 
-    def wait_for_agent(self, seconds: float = 180) -> None:
-        super().wait_for_agent(seconds)  # an emulated machine takes its time on a busy one
-
     def sh(self, script: str, check: bool = True) -> str:
         answer = self.agent("stand_in_shell", script)
         if check and answer["status"]:

@@ -17,6 +17,7 @@ from testcontainers.core.wait_strategies import LogMessageWaitStrategy
 
 from testing.hosts.daemon import Daemon
 from testing.hosts.private_docker import Docker
+from testing.patience import PATIENCE
 from tests.support.registries.token_server import ISSUER
 
 # What would clean up after us is an image of Docker Hub; all here ends with the private host.
@@ -24,7 +25,6 @@ testcontainers_config.ryuk_disabled = True
 
 USERNAME = "bosh"
 PASSWORD = "s3cr:t with ünïcode"  # noqa: S105 - of a registry that lives for a test
-_START_SECONDS = 30
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Registry:
 def _listening(times: int) -> LogMessageWaitStrategy:
     """What waits until it has said so often that it listens: a log goes on after a restart."""
     strategy = LogMessageWaitStrategy(re.compile(f"(?s)(?:listening on 127.*?){{{times}}}"))
-    return strategy.with_startup_timeout(_START_SECONDS).with_poll_interval(0.02)
+    return strategy.with_startup_timeout(PATIENCE).with_poll_interval(0.02)
 
 
 @contextmanager

@@ -33,6 +33,7 @@ from tests.support.virtualbox.fake_vbox_documents import (
 from tests.support.virtualbox.fake_vbox_media import Media, Refused
 
 _STATES = {OFF: 5, RUNNING: 1, ABORTED: 6}
+_MAX_GUEST_RAM = 2 << 30  # KiB, VirtualBox's own limit, which the driver gives as a domain's
 
 
 def _check_flags(flags: int, allowed: int, function: str) -> None:
@@ -192,6 +193,10 @@ class Domain:
     def state(self, flags: int = 0) -> list[int]:
         _check_flags(flags, 0, "vboxDomainGetState")
         return [_STATES[self._machine().state], 0]
+
+    def info(self) -> list[int]:
+        machine = self._machine()
+        return [_STATES[machine.state], _MAX_GUEST_RAM, machine.memory, machine.vcpus, 0]
 
     def XMLDesc(self, flags: int = 0) -> str:
         _check_flags(flags, 1 | 2 | 8, "vboxDomainGetXMLDesc")

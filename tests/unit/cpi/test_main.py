@@ -15,8 +15,10 @@ import pytest
 from cpi.documents import REQUEST_LIMIT
 from cpi.version import VERSION
 from runtimes import catalog
+from testing.patience import PATIENCE
 from testing.repository import REPOSITORY
 from tests.support.cpi_calls import request
+from tests.support.processes import ended
 
 CPI = [sys.executable, "-m", "cpi.main"]
 
@@ -49,7 +51,7 @@ def run(
         input=stdin,
         capture_output=True,
         cwd=REPOSITORY,
-        timeout=30,
+        timeout=PATIENCE,
         **more,
     )
 
@@ -203,18 +205,20 @@ def test_signals_undo_and_answer(name: str) -> None:
     body = """\
 try:
     os.write(2, b"at work\\n")
-    time.sleep(30)  # until the signal
+    time.sleep(3600)  # until the signal
 finally:
     os.kill(os.getpid(), signal.SIGTERM)  # a second one does not interrupt the undoing
     os.write(2, b"undone\\n")"""
     # Whoever runs the tests may ignore signals (nohup), and then so would the CPI.
     default = ("env", "--default-signal=TERM,INT,HUP")
-    with subprocess.Popen(
-        [*default, *own_runtime(body)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        cwd=REPOSITORY,
+    with ended(
+        subprocess.Popen(
+            [*default, *own_runtime(body)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=REPOSITORY,
+        )
     ) as process:
         assert process.stdin is not None
         assert process.stdout is not None

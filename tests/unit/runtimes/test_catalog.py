@@ -9,6 +9,7 @@ from cpi.config.config import Config
 from cpi.config.load import config_of
 from cpi.errors import CPIError, VMNotFound
 from cpi.log import Log
+from cpi.runtime import Runtime
 from runtimes import catalog
 from tests.support.cpi_calls import FAKE, fake_registered
 from tests.support.fake_runtime import FakeRuntime
@@ -81,3 +82,30 @@ def test_runtimes_are_loaded_once_and_closed_even_if_one_fails(
             runtimes.of_cid("other-vm-1", cid.VM)
     assert closed == [runtime]
     assert "closing the runtime fake: OSError" in log.text
+
+
+# What a runtime may leave out: the methods that raise NotSupported where they are declared, and
+# parts of two of them.
+OPTIONAL = {
+    name
+    for name, method in vars(Runtime).items()
+    if callable(method) and "_not_supported" in method.__code__.co_names
+}
+OF_ATTACHED_DISKS = {"grow_attached_disk", "snapshot_attached_disk"}
+
+NETWORKS = {"create_network", "delete_network"}
+INSIDE = {"run_inside", "log_places", "read_log"}  # full VMs let nothing in from outside
+MISSING = {
+    "containerd": NETWORKS | {"console", "grow_attached_disk"},
+    "kvm": NETWORKS | INSIDE,
+    "virtualbox": NETWORKS | INSIDE | OF_ATTACHED_DISKS | {"usage"},
+}
+
+
+@pytest.mark.parametrize("name", catalog.REGISTRY)
+def test_what_a_runtime_supports(name: str) -> None:
+    runtime = catalog.load(name)
+    assert (OPTIONAL | OF_ATTACHED_DISKS) - runtime.supports == MISSING[name]
+    for method in OPTIONAL & runtime.supports:
+        assert getattr(runtime, method) is not getattr(Runtime, method), method
+    assert runtime.supports <= OPTIONAL | OF_ATTACHED_DISKS

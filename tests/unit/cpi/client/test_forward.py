@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from testing.patience import PATIENCE
 from tests.support.cpi_calls import request
 from tools import client_zipapp
 
@@ -34,7 +35,10 @@ class Served:
         self._thread.start()
 
     def _serve(self) -> None:
-        connection, _ = self._listening.accept()
+        try:
+            connection, _ = self._listening.accept()
+        except OSError:  # it is stopped, and nobody has come
+            return
         with connection:
             while not self._is_all():
                 chunk = connection.recv(65536)
@@ -51,7 +55,8 @@ class Served:
         return len(body) == int(length.split()[1])
 
     def stop(self) -> None:
-        self._thread.join()
+        self._listening.shutdown(socket.SHUT_RDWR)
+        self._thread.join(PATIENCE)
         self._listening.close()
 
     @property
@@ -105,7 +110,7 @@ class Caller:
             input=stdin,
             capture_output=True,
             cwd="/",
-            timeout=30,
+            timeout=PATIENCE,
         )
         assert done.returncode == 0, done.stderr
         response: dict[str, Any] = json.loads(done.stdout)
@@ -192,11 +197,11 @@ def test_a_refusal_before_all_is_sent_is_heard(call: Caller, tmp_path: Path) -> 
                 connection.recv(100)
                 connection.sendall(answer)
 
-        thread = threading.Thread(target=refuse)
+        thread = threading.Thread(target=refuse, daemon=True)
         thread.start()
         stdin = request("create_stemcell", str(image), {})
         assert call.error(stdin, endpoint=f"unix://{path}") == refusal
-        thread.join()
+        thread.join(PATIENCE)
 
 
 @pytest.mark.parametrize(

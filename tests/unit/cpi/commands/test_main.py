@@ -15,6 +15,7 @@ from cpi.config.load import load_config
 from cpi.disks.disk import Disk
 from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.disks.snapshots import Snapshots
+from tests.support.processes import ended
 
 
 @pytest.fixture
@@ -144,7 +145,9 @@ def test_progress_in_a_log_is_a_line_now_and_then(
 
 def test_a_reader_that_goes_is_no_error(config: Path, disk: Disk) -> None:
     command: list[Any] = [sys.executable, "-m", "cpi.commands.main", "-c", config, "disk", "list"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with ended(
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()

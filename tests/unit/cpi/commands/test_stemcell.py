@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cpi.commands.main import main
+from tests.support.processes import ended, write_end
 from tests.support.stemcells.small_stemcells import MANIFEST, ROOTFS, tar, tarball, zipped
 
 
@@ -140,9 +141,9 @@ def test_a_terminal_shows_bytes_and_rate(stemcell: Path, slow: bytes) -> None:
     terminal, its_end = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     command = _converting(stemcell)
-    with subprocess.Popen(command, stderr=its_end, env=environment) as process:
+    with ended(subprocess.Popen(command, stderr=its_end, env=environment)) as process:
         os.close(its_end)
-        with stemcell.open("wb") as pipe:
+        with write_end(stemcell) as pipe:
             pipe.write(slow[: 6 << 20])
             pipe.flush()
             shown = b""
@@ -163,8 +164,8 @@ def test_an_interrupted_conversion_leaves_nothing(
 ) -> None:
     command = _converting(stemcell)
     with (
-        subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
-        stemcell.open("wb") as pipe,
+        ended(subprocess.Popen(command, stderr=subprocess.PIPE, text=True)) as process,
+        write_end(stemcell) as pipe,
     ):
         pipe.write(slow[: 6 << 20])
         pipe.flush()

@@ -20,6 +20,7 @@ from cpi.findings import failure
 from cpi.terminal import Carrier, Remote, Streams
 from cpi.views import Usage, VMView, name_of
 from runtimes import catalog
+from testing.patience import PATIENCE
 from tests.support.cpi_calls import call
 from tests.support.fake_runtime import WORLDS, FakeRuntime, Machine
 
@@ -309,10 +310,10 @@ def test_more_than_pipes_hold_is_carried_both_ways(tmp_path: Path) -> None:
         open(tmp_path / "err", "wb") as stderr,
     ):
         near = Streams(stdin.fileno(), stdout.fileno(), stderr.fileno())
-        thread = threading.Thread(target=far.echo)
+        thread = threading.Thread(target=far.echo, daemon=True)
         thread.start()
         Carrier(near, far.remote, far.close_input).run()
-        thread.join()
+        thread.join(PATIENCE)
     assert (tmp_path / "out").read_bytes() == data
     assert (tmp_path / "err").read_bytes() == b"begun"
     for descriptor in (far.input, far.remote.stdout, far.remote.stderr):

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,9 @@ import pytest
 from cpi.errors import CPIError
 from cpi.host.locks import hold, is_held, is_locked
 from cpi.log import Log
+from testing.patience import PATIENCE
 from testing.repository import REPOSITORY
+from tests.support.processes import ended
 
 VM = "containerd-vm-1"
 DISK = "containerd-disk-1"
@@ -50,18 +54,21 @@ def test_released_on_errors(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def holder(run_dir: Path) -> subprocess.Popen[str]:
-    """Start another process that holds the VM's lock until its stdin ends."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(run_dir)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=REPOSITORY,
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "held\n"
-    return process
+@contextmanager
+def holder(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds the VM's lock until its stdin ends."""
+    with ended(
+        subprocess.Popen(
+            [sys.executable, "-c", HOLDER, str(run_dir)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=REPOSITORY,
+        )
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        yield process
 
 
 class Waiting(Log):
@@ -87,12 +94,12 @@ def test_another_process_is_waited_for(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         thread = threading.Thread(target=wait_for_it)
         thread.start()
-        assert log.waits.acquire(timeout=10)
+        assert log.waits.acquire(timeout=PATIENCE)
         assert not held.is_set()
         with hold(str(tmp_path), DISK, log=Log("error")):  # others are free meanwhile
             pass
         process.communicate("")
-        thread.join(10)
+        thread.join(PATIENCE)
     assert held.is_set()
     assert files(tmp_path) == []
 
@@ -123,7 +130,7 @@ def test_many_threads_take_turns(tmp_path: Path) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     assert most == [1] * 200
     assert files(tmp_path) == []
 
@@ -135,13 +142,13 @@ def test_vm_before_disk_so_that_its_holder_may_take_disks(tmp_path: Path) -> Non
         with hold(str(tmp_path), DISK, VM, log=log):
             pass
 
+    thread = threading.Thread(target=attach, daemon=True)
     with hold(str(tmp_path), VM, log=Log("error")):
-        thread = threading.Thread(target=attach)
         thread.start()
-        assert log.waits.acquire(timeout=10)
+        assert log.waits.acquire(timeout=PATIENCE)
         with hold(str(tmp_path), DISK, log=Log("error")):  # would wait for ever the other way round
             pass
-    thread.join(10)
+    thread.join(PATIENCE)
     assert not thread.is_alive()
 
 

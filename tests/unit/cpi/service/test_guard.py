@@ -3,6 +3,7 @@
 import gzip
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from cpi.errors import CloudError, Interrupted
 from cpi.service import guard as guards
 from cpi.service.ownership import Ownership
 from cpi.service.policy import Policies
-from tests.support.contract_lab import Cpi
+from tests.support import fake_runtime
+from tests.support.contract_lab import Cpi, MetadataOf
 from tests.support.contract_suite import RuntimeContract
 from tests.support.cpi_calls import call, fake_registered
 from tests.support.fake_runtime import WORLDS, FakeRuntime
@@ -63,6 +65,10 @@ class TestContractForClients(RuntimeContract):
         image = tmp_path / "image"
         image.write_bytes(gzip.compress(b"a root file system", mtime=0))
         return image
+
+    @pytest.fixture
+    def metadata_of(self, one: Client) -> MetadataOf:
+        return partial(fake_runtime.metadata_of, one.config)
 
 
 def test_every_method_has_its_rule() -> None:

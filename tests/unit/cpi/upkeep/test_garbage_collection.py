@@ -15,6 +15,7 @@ from cpi.host import locks
 from cpi.log import Log
 from cpi.model import Garbage
 from cpi.upkeep.garbage_collection import Collected, collect_garbage, read_cids
+from testing.patience import PATIENCE
 from tests.support.cpi_calls import fake_config, fake_registered
 from tests.support.fake_runtime import Disk as FakeDisk, FakeRuntime
 
@@ -98,18 +99,20 @@ def test_a_call_that_begins_after_the_look_is_left_alone(
     def call() -> None:
         with locks.hold(str(tmp_path / "run"), "fake-vm-7", log=Log("error")):
             begun.set()
-            assert end.wait(30)
+            assert end.wait(PATIENCE)
 
     thread = threading.Thread(target=call)
 
     def garbage(_self: FakeRuntime) -> list[Garbage]:
         thread.start()
-        assert begun.wait(30)
+        assert begun.wait(PATIENCE)
         return [thing]
 
     monkeypatch.setattr(FakeRuntime, "garbage", garbage)
-    done = collect_garbage(config, Log("error"), yes=True)
-    end.set()
+    try:
+        done = collect_garbage(config, Log("error"), yes=True)
+    finally:
+        end.set()
     thread.join()
     assert (done.found, done.removed, removed) == ([thing], [], [])
 

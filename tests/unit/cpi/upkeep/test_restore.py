@@ -11,6 +11,7 @@ from cpi.errors import CloudError
 from cpi.host import locks
 from cpi.log import Log
 from cpi.upkeep.restore import restore_all
+from testing.patience import PATIENCE
 from tests.support.cpi_calls import fake_config, fake_registered
 from tests.support.fake_runtime import FakeRuntime
 
@@ -85,7 +86,7 @@ def test_a_vm_that_is_deleted_meanwhile_is_left_alone(
     with locks.hold(str(tmp_path / "run"), VMS[0], log=log):
         thread = threading.Thread(target=restore_all, args=(fake_config(tmp_path), log))
         thread.start()
-        assert waiting.wait(30)
+        assert waiting.wait(PATIENCE)
         (tmp_path / "state/vms" / VMS[0]).rmdir()
     thread.join()
     assert log.text == ""

@@ -7,7 +7,6 @@ import ssl
 import stat
 import subprocess
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import pytest
 
 from testing.agent.stand_in_agent import Agent, Server, main
 from testing.agent.stand_in_disks import AgentError
+from testing.patience import PATIENCE, wait_for
 
 DISK = "/warden-cpi-dev/disk-1"
 OTHER = "/warden-cpi-dev/disk-2"
@@ -78,10 +78,10 @@ class Machine:
         """One HTTP request: status and body."""
         if self.tls:
             link: http.client.HTTPConnection = http.client.HTTPSConnection(
-                "127.0.0.1", self.port, timeout=5, context=self.tls
+                "127.0.0.1", self.port, timeout=PATIENCE, context=self.tls
             )
         else:
-            link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)
+            link = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         word = base64.b64encode(self.user.encode()).decode()
         link.request(method, path, body, {"Authorization": f"Basic {word}"} if self.user else {})
         answer = link.getresponse()
@@ -101,12 +101,13 @@ class Machine:
         answer = self.ask(method, *arguments)
         assert answer["value"]["state"] == "running"
         task = answer["value"]["agent_task_id"]
-        for _ in range(500):
+
+        def result() -> list[Any]:
             answer = self.ask("get_task", task)
-            if not isinstance(answer.get("value"), dict) or "agent_task_id" not in answer["value"]:
-                return answer.get("value", answer)
-            time.sleep(0.01)
-        raise AssertionError(f"{method} did not end")
+            value = answer.get("value", answer)
+            return [] if isinstance(value, dict) and "agent_task_id" in value else [value]
+
+        return wait_for(result, f"the end of {method}")[0]
 
 
 @pytest.fixture

@@ -3,20 +3,27 @@
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 
+from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.host.undo import Undo
+from cpi.log import Log
 from runtimes.libvirt import settings_iso
 from runtimes.libvirt.domains import Domains
+from runtimes.libvirt.runtime import VirtualBoxRuntime
 from runtimes.libvirt.virtualbox import media
-from tests.support.contract_lab import Cpi, Lab as ContractLab
+from tests.support.contract_lab import Cpi, Lab as ContractLab, MetadataOf
 from tests.support.contract_suite import RuntimeContract
 from tests.support.cpi_calls import call
+from tests.support.operator_contract import OperatorContract
+from tests.support.runtime_verb import call_verb
 from tests.support.virtualbox.fake_vbox import World
 from tests.support.virtualbox.fake_vbox_documents import ABORTED, OFF, RUNNING
 from tests.support.virtualbox.vbox_lab import Lab, fake_virtualbox, machine_image, settings
@@ -38,7 +45,7 @@ def lab(world: World, tmp_path: Path, image: Path) -> Lab:
     return Lab(world, tmp_path, image)
 
 
-class TestVirtualBoxContract(RuntimeContract):
+class TestVirtualBoxContract(RuntimeContract, OperatorContract):
     """Everything that the contract asks."""
 
     preconfigured: ClassVar[bool] = False
@@ -62,6 +69,21 @@ class TestVirtualBoxContract(RuntimeContract):
     @pytest.fixture
     def stemcell(self, image: Path) -> Path:
         return image
+
+    @pytest.fixture
+    def metadata_of(self, world: World, tmp_path: Path) -> MetadataOf:
+        def metadata(cid: str) -> dict[str, str]:
+            config = settings(tmp_path)
+            if "-disk-" in cid:
+                return dict(DiskStore(folders_of(config)).get(cid).metadata)
+            with closing(VirtualBoxRuntime(config, Log("error"))) as runtime:
+                return dict(next(vm.metadata for vm in runtime.vms() if vm.cid == cid))
+
+        return metadata
+
+    @pytest.fixture
+    def verb(self, world: World, tmp_path: Path) -> Callable[..., Any]:
+        return partial(call_verb, settings(tmp_path))
 
     # A file system grows while it is mounted, which takes root.
 

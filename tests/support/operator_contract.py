@@ -1,0 +1,44 @@
+"""What `bosh-cpi` asks of a runtime, and no request of BOSH's: tests as those of contract_suite.
+
+One more fixture is `verb`: a callable `verb(method, *arguments)`, see tests.support.runtime_verb.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from cpi.errors import NotSupported
+from tests.support.contract_lab import ContractBase, Lab
+
+
+class OperatorContract(ContractBase):
+    """See the module."""
+
+    def test_operators_verbs_work_or_are_not_supported(
+        self, lab: Lab, verb: Callable[..., Any]
+    ) -> None:
+        vm = lab.vm()
+        calls: dict[str, list[object]] = {
+            "vms": [],
+            "stemcells": [],
+            "usage": [],
+            "run_inside": [vm, ["true"]],
+            "log_places": [vm],
+            "read_log": [vm, "/var/log/nosuch", None, 100],
+            "console": [vm],
+        }
+        results = {}
+        for name, arguments in calls.items():
+            if lab.supports(name):
+                results[name] = verb(name, *arguments)
+            else:
+                with pytest.raises(NotSupported):
+                    verb(name, *arguments)
+        assert vm in results.get("vms", [vm])
+        assert lab.stemcell() in results.get("stemcells", [lab.stemcell()])
+        assert vm in results.get("usage", [vm])
+        assert results.get("run_inside", "0") == "0"
+        assert results.get("log_places", "LogPlaces").startswith("LogPlaces")
+        assert results.get("read_log", "None") == "None"
+        assert results.get("console", "b").startswith("b")
