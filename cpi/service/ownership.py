@@ -25,7 +25,6 @@ from cpi.host.folders import entries
 
 _PENDING = "pending-"
 _FRESH = "fresh-"
-_KINDS = (cids.VM, cids.DISK, cids.SNAPSHOT, cids.STEMCELL)
 
 
 @dataclass(frozen=True)
