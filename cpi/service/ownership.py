@@ -26,7 +26,6 @@ from cpi.host.layout import CLIENTS
 
 _PENDING = "pending-"
 _FRESH = "fresh-"
-_KINDS = (cids.VM, cids.DISK, cids.SNAPSHOT, cids.STEMCELL)
 
 
 @dataclass(frozen=True)
