@@ -1,8 +1,9 @@
-"""Who may import whom; see the design: the contract names no runtime, runtimes know only leaves."""
+"""Which rooms (folders) may import which, that nothing imports in a circle, and names."""
 
 import ast
+from collections import defaultdict
 from collections.abc import Iterator
-from graphlib import TopologicalSorter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,84 +11,129 @@ import pytest
 from runtimes import catalog
 from testing.repository import REPOSITORY
 
-# What handles requests. Everything else in cpi/ is a leaf that runtimes may use.
-CONTRACT = {
-    "cpi.documents",
-    "cpi.main",
-    *(
-        f"cpi.{folder}.{path.stem}"
-        for folder in ("contract", "client", "service")
-        for path in (REPOSITORY / "cpi" / folder).glob("[a-z]*.py")
-    ),
+PRODUCT = ("cpi", "runtimes", "stemcell_convert")
+TREES = (*PRODUCT, "testing", "bench", "demo", "tools", "tests")
+
+# What a room may import besides itself. A room is a folder with the folders below it, unless these
+# have a row of their own.
+LEAVES = ("cpi", "cpi/cni", "cpi/config", "cpi/disks", "cpi/host")
+MAY_IMPORT = {
+    # The entry point, and what everything else is built on.
+    "cpi": ("cpi/client", "cpi/config", "cpi/contract"),
+    "cpi/client": ("cpi",),
+    "cpi/config": ("cpi", "cpi/service", "runtimes"),
+    "cpi/host": ("cpi", "cpi/config"),
+    "cpi/cni": ("cpi", "cpi/config", "cpi/host"),
+    "cpi/disks": ("cpi", "cpi/config", "cpi/host", "stemcell_convert"),
+    # The contract reaches runtimes by the catalog, which names them as text.
+    "cpi/contract": (*LEAVES, "runtimes"),
+    "cpi/service": (*LEAVES, "cpi/client", "cpi/contract", "cpi/upkeep", "runtimes"),
+    "cpi/upkeep": (*LEAVES, "cpi/service", "runtimes"),
+    "cpi/commands": (*LEAVES, "cpi/service", "cpi/upkeep", "runtimes", "stemcell_convert"),
+    # Runtimes know neither the contract nor each other.
+    "runtimes": ("cpi", "cpi/config", "cpi/disks", "cpi/host", "stemcell_convert"),
+    "runtimes/containerd": (*LEAVES, "runtimes", "stemcell_convert"),
+    "runtimes/libvirt": (*LEAVES, "runtimes", "stemcell_convert"),
+    "stemcell_convert": (),
 }
 
-RUNTIMES = sorted(path.name for path in (REPOSITORY / "runtimes").iterdir() if path.is_dir())
+
+@cache
+def sources() -> dict[str, Path]:
+    """Return every module of the checkout with its file, generated ones aside."""
+    found = {}
+    for tree in TREES:
+        for path in sorted((REPOSITORY / tree).rglob("*.py")):
+            relative = path.relative_to(REPOSITORY)
+            if "api" not in relative.parts and "stemcell_files" not in relative.parts:
+                name = ".".join(relative.with_suffix("").parts)
+                found[name.removesuffix(".__init__")] = path
+    return found
 
 
-def sources(folder: str) -> list[Path]:
-    """Return a package's source files, generated ones aside."""
-    found = sorted((REPOSITORY / folder).rglob("*.py"))
-    return [path for path in found if "api" not in path.relative_to(REPOSITORY).parts]
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Yield every module that a file imports, at any level, as dotted names."""
+@cache
+def imports(module: str) -> frozenset[str]:
+    """Return all names that a module imports, at any level, as dotted names."""
+    path, names = sources()[module], set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative import"
-            assert node.module is not None
-            yield node.module
-            # `from cpi import cid` imports a module, `from cpi.cid import VM` a name.
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            # `from cpi import cid` imports a module, `from cpi.cid import VM` a name of one.
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(names)
 
 
-def top(module: str) -> str:
-    return module.split(".")[0]
+@cache
+def imported_modules(module: str) -> frozenset[str]:
+    """Return the modules of the checkout that a module imports."""
+    known = sources()
+    names = {name if name in known else name.rpartition(".")[0] for name in imports(module)}
+    return frozenset(names & set(known))
 
 
-@pytest.mark.parametrize("path", sources("cpi"), ids=lambda path: path.name)
-def test_the_contract_knows_the_registry_alone(path: Path) -> None:
-    used = {name for name in imports(path) if top(name) in ("runtimes", "stemcell_convert")}
-    # The operator's commands convert stemcells, and both kinds of disks are read alike.
-    if path.parent.name in ("commands", "disks"):
-        used = {name for name in used if top(name) != "stemcell_convert"}
-    assert used <= {"runtimes", "runtimes.catalog"}
-    text = path.read_text().lower().replace("bosh-containerd-cpi", "")
+def room_of(module: str) -> str:
+    """Return the room that a module is in: the innermost folder that has a row."""
+    folder = sources()[module].relative_to(REPOSITORY).parent
+    return next(str(one) for one in (folder, *folder.parents) if str(one) in MAY_IMPORT)
+
+
+def product() -> list[str]:
+    return [module for module in sources() if module.split(".")[0] in PRODUCT]
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_rooms_import_what_they_may(room: str) -> None:
+    modules = [module for module in product() if room_of(module) == room]
+    assert modules, "there is no such room"
+    wrong = [
+        f"{module} imports {other}"
+        for module in modules
+        for other in imported_modules(module)
+        if room_of(other) not in (room, *MAY_IMPORT[room])
+    ]
+    assert not wrong
+
+
+def test_nothing_imports_in_a_circle() -> None:
+    """Whether at the top, in a function or for types alone."""
+    assert not circles({module: imported_modules(module) for module in sources()})
+
+
+def circles(graph: dict[str, frozenset[str]]) -> list[str]:
+    """Return a circle through each module that is in one."""
+    found = []
+    for start in graph:
+        came_from = {start: ""}
+        waiting = [start]
+        while waiting:
+            module = waiting.pop()
+            for other in sorted(graph[module]):
+                if other == start:
+                    path = [start, module]
+                    while came_from[path[-1]]:
+                        path.append(came_from[path[-1]])
+                    found.append(" <- ".join(path))
+                    waiting.clear()
+                    break
+                if other not in came_from:
+                    came_from[other] = module
+                    waiting.append(other)
+    return found
+
+
+def test_circles_are_found() -> None:
+    nothing: frozenset[str] = frozenset()
+    graph = {"a": frozenset("b"), "b": frozenset("c"), "c": frozenset("a"), "d": nothing}
+    assert len(circles(graph)) == 3
+    assert not circles({"a": frozenset("b"), "b": nothing})
+
+
+@pytest.mark.parametrize("module", [name for name in sources() if name.startswith("cpi.")])
+def test_cpi_names_no_runtime(module: str) -> None:
+    text = sources()[module].read_text().lower().replace("bosh-containerd-cpi", "")
     assert not [name for name in catalog.REGISTRY if name in text]
-
-
-@pytest.mark.parametrize("path", sources("runtimes"), ids=lambda path: path.name)
-def test_runtimes_know_leaves_and_not_each_other(path: Path) -> None:
-    """What lies in runtimes/ itself is shared by all, and knows none."""
-    used = set(imports(path))
-    assert not used & CONTRACT
-    _, *folders = path.relative_to(REPOSITORY).parent.parts
-    others = {name.split(".")[1] for name in used if name.startswith("runtimes.")} & set(RUNTIMES)
-    assert others <= set(folders[:1])
-
-
-def test_leaves_do_not_import_the_contract() -> None:
-    allowed = {
-        "cpi.config.load": {"cpi.documents"},
-        "cpi.commands.host_checks": {
-            "cpi.service.ownership",
-            "cpi.service.policy",
-            "cpi.service.sockets",
-        },
-        "cpi.commands.serve": {"cpi.service.serve"},
-        "cpi.upkeep.garbage_collection": {"cpi.service.ownership"},
-    }
-    for path in sources("cpi"):
-        module = ".".join(path.relative_to(REPOSITORY).with_suffix("").parts)
-        if module not in CONTRACT:
-            assert set(imports(path)) & CONTRACT <= allowed.get(module, set()), path
-
-
-def test_stemcell_convert_stands_alone() -> None:
-    for path in sources("stemcell_convert"):
-        assert not {top(name) for name in imports(path)} & {"cpi", "runtimes", "grpc"}, path
 
 
 @pytest.mark.parametrize(
@@ -95,39 +141,59 @@ def test_stemcell_convert_stands_alone() -> None:
     [("grpc", "runtimes/containerd/client.py"), ("libvirt", "runtimes/libvirt/client.py")],
 )
 def test_one_file_imports(foreign: str, file: str) -> None:
-    files = [path for folder in ("cpi", "runtimes", "stemcell_convert") for path in sources(folder)]
     users = {
-        path.relative_to(REPOSITORY) for path in files if foreign in {top(n) for n in imports(path)}
+        str(sources()[module].relative_to(REPOSITORY))
+        for module in product()
+        if foreign in {name.split(".")[0] for name in imports(module)}
     }
-    assert users == {Path(file)}
-
-
-@pytest.mark.parametrize("package", ["runtimes", "stemcell_convert"])
-def test_no_module_imports_itself_through_others(package: str) -> None:
-    """Neither inside functions nor for type checkers: what is in a circle is one module."""
-    modules = {
-        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts): set(imports(path))
-        for path in sources(package)
-    }
-    TopologicalSorter({name: used & modules.keys() for name, used in modules.items()}).prepare()
+    assert users == {file}
 
 
 def test_packages_are_empty() -> None:
     """Importing a package must not load its modules."""
-    for folder in ("cpi", "runtimes", "stemcell_convert"):
-        for path in sources(folder):
-            if path.name == "__init__.py":
-                assert ast.parse(path.read_text()).body in ([],) or ast.get_docstring(
-                    ast.parse(path.read_text())
-                ), path
+    for path in sources().values():
+        if path.name == "__init__.py":
+            assert not ast.parse(path.read_text()).body, path
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    """Imports inside functions and under TYPE_CHECKING count: they hide a cycle, they open none."""
-    paths = [*sources("cpi"), REPOSITORY / "runtimes" / "catalog.py"]
-    modules = {".".join(path.relative_to(REPOSITORY).with_suffix("").parts): path for path in paths}
-    graph = {name: set(imports(path)) & set(modules) - {name} for name, path in modules.items()}
-    while leaves := [name for name, used in graph.items() if not used & set(graph)]:
-        for name in leaves:
-            del graph[name]
-    assert sorted(graph) == []
+def test_classes_have_names_of_their_own() -> None:
+    """No two in one package; the runtimes are packages that mirror each other."""
+    places: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for module in product():
+        parts = module.split(".")
+        package = ".".join(parts[:2]) if parts[0] == "runtimes" and len(parts) > 2 else parts[0]
+        for node in ast.walk(ast.parse(sources()[module].read_text())):
+            if isinstance(node, ast.ClassDef):
+                places[package, node.name].append(module)
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def test_files_have_names_of_their_own() -> None:
+    """A name says what is in the file without its folder. Three may be said again.
+
+    A runtime has the files of the other, and its `runtime.py` is what cpi/runtime.py describes;
+    what is directly in cpi/commands is called like the command.
+    """
+    places: dict[str, set[str]] = defaultdict(set)
+    for module in product():
+        path = sources()[module].relative_to(REPOSITORY)
+        if path.name != "__init__.py" and str(path.parent) != "cpi/commands":
+            places[path.name].add(str(_place_of(path)))
+    assert not {name: found for name, found in places.items() if len(found) > 1}
+
+
+def _place_of(path: Path) -> Path:
+    """A file's folder, the same for both runtimes and the interface that they implement."""
+    is_runtimes = len(path.parts) == 3 and path.parts[0] == "runtimes"
+    return Path("cpi") if is_runtimes else path.parent
+
+
+def long_files() -> Iterator[str]:
+    for module, path in sources().items():
+        lines = len(path.read_text().splitlines())
+        if lines > 400:
+            yield f"{module}: {lines} lines"
+
+
+def test_files_are_short() -> None:
+    assert not list(long_files())
