@@ -16,9 +16,9 @@ from typing import Protocol, TypeVar
 from stemcell_convert import (
     adapt,
     disk_image,
-    layout,
     manifest as manifests,
     oci,
+    oci_layout,
     partitions,
     tars,
 )
@@ -80,7 +80,7 @@ def convert(stemcell: Path, folder: Path, means: Means) -> tuple[Image, Contents
     Raises StemcellError naming the file.
     """
     target = folder / "layout"
-    blobs = layout.begin(target)
+    blobs = oci_layout.begin(target)
     contents = take(stemcell, folder, means)
     layers = [oci.Layer(oci.LAYER_GZIP, *contents.rootfs.described)]
     os.replace(contents.rootfs.path, blobs / contents.rootfs.digest.partition(":")[2])
@@ -90,7 +90,7 @@ def convert(stemcell: Path, folder: Path, means: Means) -> tuple[Image, Contents
     labels = oci.labels(contents.facts, contents.image_digest, contents.manifest)
     config, manifest = oci.documents(contents.facts, layers, labels)
     image = Image(target, manifest, config, tuple(layers))
-    return layout.finish(image), contents
+    return oci_layout.finish(image), contents
 
 
 def take(stemcell: Path, folder: Path, means: Means) -> Contents:

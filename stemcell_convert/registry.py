@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from stemcell_convert import layout, oci, oci_image as images
+from stemcell_convert import oci, oci_image as images, oci_layout
 from stemcell_convert.oci_image import DOCUMENT_LIMIT, INDEX_TYPES, MANIFEST_TYPES, Image
 from stemcell_convert.reference import Reference
 from stemcell_convert.registry_client import Access, RegistryClient
@@ -31,7 +31,7 @@ class Registry:
 
     def manifest(self, reference: Reference) -> tuple[str, bytes]:
         """Return digest and bytes of what a reference's digest or tag names."""
-        wanted = reference.digest or reference.tag or layout.DEFAULT_NAME
+        wanted = reference.digest or reference.tag or oci_layout.DEFAULT_NAME
         accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
         with self._client.answer("GET", f"manifests/{wanted}", headers=accept) as response:
             document = b""
@@ -59,7 +59,7 @@ class Registry:
                 for digest, size in {layer.digest: layer.size for layer in image.layers}.items():
                     self._download(digest, size, image.blob(digest), _from(done, total, show))
                     done += size
-            return layout.finish(image)
+            return oci_layout.finish(image)
         except OSError as error:
             raise StemcellError(f"cannot store {reference}: {error.strerror or error}") from None
 
@@ -72,7 +72,7 @@ class Registry:
             digest = images.for_platform(index, architecture, source)
             _, document = self.manifest(replace(reference, tag="", digest=digest))
         manifest = images.parse_manifest(document, source)
-        layout.begin(folder)
+        oci_layout.begin(folder)
         path = images.blob_path(folder, manifest.config)
         self._download(manifest.config, manifest.config_size, path, lambda done, total: None)
         config = path.read_bytes()

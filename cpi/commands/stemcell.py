@@ -49,7 +49,7 @@ class _Work:
 
     def take(self, text: str, folder: Path) -> "tuple[Image, Contents | None]":
         """The image of a stemcell, converted below `folder` unless it is one already."""
-        from stemcell_convert import layout, oci
+        from stemcell_convert import oci, oci_layout
 
         source, here = place(text), oci.host_architecture()
         if source.kind == FILE:
@@ -60,8 +60,8 @@ class _Work:
         if source.kind == ARCHIVE:
             self.report.say(f"unpacking {source.path}")
             where = folder / "layout"
-            layout.open_archive(source.path, where)
-        return layout.read(where, source.name, here), None
+            oci_layout.open_archive(source.path, where)
+        return oci_layout.read(where, source.name, here), None
 
     def means(self) -> "Means":
         """What conversions work with."""
@@ -84,14 +84,14 @@ class _Work:
 
     def put(self, image: "Image", target: Place) -> dict[str, Any]:
         """Make an image what the destination wants; return what to tell of it."""
-        from stemcell_convert import layout
+        from stemcell_convert import oci_layout
 
-        name = target.name or layout.DEFAULT_NAME
+        name = target.name or oci_layout.DEFAULT_NAME
         if target.kind == ARCHIVE:
             self.report.say(f"writing {target.path}")
-            layout.write_archive(image, target.path, name)
+            oci_layout.write_archive(image, target.path, name)
         else:
-            layout.put(image, target.path, name)
+            oci_layout.put(image, target.path, name)
         return {"destination": str(target), **_image_document(image)}
 
     def give(self, image: Path, properties: "JsonObject", target: Place) -> dict[str, Any]:
@@ -156,12 +156,12 @@ def _scratch() -> "tempfile.TemporaryDirectory[str]":
 
 
 def _convert(work: _Work) -> int:
-    from stemcell_convert import layout
+    from stemcell_convert import oci_layout
 
     target = destination(work.options.destination)
     if target.kind == RUNTIME:
         return _import(work, target)
-    with layout.scratch(target.path) as folder:
+    with oci_layout.scratch(target.path) as folder:
         image, found = work.take(work.options.stemcell, folder)
         document = work.put(_owned(image, folder), target)
         added = _added(found) if work.options.explain else []
@@ -176,9 +176,9 @@ def _convert(work: _Work) -> int:
 
 def _owned(image: "Image", folder: Path) -> "Image":
     """The image, in a layout that may be changed: what was only read stays what it is."""
-    from stemcell_convert import layout
+    from stemcell_convert import oci_layout
 
-    return image if image.folder.parent == folder else layout.copy(image, folder / "copy")
+    return image if image.folder.parent == folder else oci_layout.copy(image, folder / "copy")
 
 
 def _import(work: _Work, target: Place) -> int:
@@ -196,13 +196,13 @@ def _import(work: _Work, target: Place) -> int:
 
 
 def _push(work: _Work) -> int:
-    from stemcell_convert import layout, light, oci
+    from stemcell_convert import light, oci, oci_layout
     from stemcell_convert.reference import parse
 
     reference = parse(work.options.reference)
     if reference.digest:
         raise CloudError(f"{reference} has a digest; what is pushed gets a tag, its digest it has")
-    reference = replace(reference, tag=reference.tag or layout.DEFAULT_NAME)
+    reference = replace(reference, tag=reference.tag or oci_layout.DEFAULT_NAME)
     registry = work.registry(reference)  # before any work: it may refuse
     with _scratch() as folder:
         image, _ = work.take(work.options.stemcell, Path(folder))
@@ -216,7 +216,7 @@ def _push(work: _Work) -> int:
 
 
 def _pull(work: _Work) -> int:
-    from stemcell_convert import layout, oci
+    from stemcell_convert import oci, oci_layout
     from stemcell_convert.reference import parse
 
     reference, target = parse(work.options.reference), destination(work.options.destination)
@@ -226,7 +226,7 @@ def _pull(work: _Work) -> int:
             empty.touch()
             document = work.give(empty, {"image_reference": str(reference)}, target)
         return work.result(document, document["cid"])
-    with layout.scratch(target.path) as folder:
+    with oci_layout.scratch(target.path) as folder:
         registry = work.registry(reference)
         image = registry.pull(reference, folder / "layout", oci.host_architecture())
         document = work.put(image, target)

@@ -19,11 +19,18 @@ from runtimes import catalog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
+    from typing import Protocol
 
     from cpi.config.config import Config
     from cpi.log import Log
-    from cpi.service.guard import Guard
+
+    class Guard(Protocol):
+        """What stands between a client of the host's service and the methods."""
+
+        def run(
+            self, call: methods.Call, arguments: Sequence[object], go: Callable[[], object]
+        ) -> object: ...
 
 
 def handle(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from stemcell_convert import layout, oci
+from stemcell_convert import oci, oci_layout
 from stemcell_convert.convert import convert, extract
 from stemcell_convert.manifest import parse
 from stemcell_convert.oci_image import Image
@@ -119,31 +119,33 @@ def test_image_and_manifest_are_taken_out_as_bosh_does(tmp_path: Path) -> None:
 
 def test_a_layout_is_read_as_it_was_written(an_image: Image, tmp_path: Path) -> None:
     target = tmp_path / "layout"
-    layout.put(an_image, target, "1.2")
-    found = layout.read(target, "1.2", "amd64")
+    oci_layout.put(an_image, target, "1.2")
+    found = oci_layout.read(target, "1.2", "amd64")
     assert (found.manifest, found.config, found.layers) == (
         an_image.manifest,
         an_image.config,
         an_image.layers,
     )
-    assert layout.read(target, "", "amd64").digest == an_image.digest
+    assert oci_layout.read(target, "", "amd64").digest == an_image.digest
 
 
 def test_a_layout_takes_several_images(an_image: Image, tmp_path: Path) -> None:
     target = tmp_path / "layout"
-    layout.put(an_image, target, "1")
+    oci_layout.put(an_image, target, "1")
     other = tarball(
         tmp_path / "other.tgz", {"image": image(), "stemcell.MF": MANIFEST.replace(b"1.2", b"9")}
     )
     second = made(other, tmp_path / "second")
-    layout.put(second, target, "2")
-    layout.put(layout.copy(layout.read(target, "2", ""), tmp_path / "copy"), target, "3")
-    assert layout.read(target, "1", "").labels["bosh.stemcell.version"] == "1.2"
-    assert layout.read(target, "2", "").digest == layout.read(target, "3", "").digest
+    oci_layout.put(second, target, "2")
+    oci_layout.put(
+        oci_layout.copy(oci_layout.read(target, "2", ""), tmp_path / "copy"), target, "3"
+    )
+    assert oci_layout.read(target, "1", "").labels["bosh.stemcell.version"] == "1.2"
+    assert oci_layout.read(target, "2", "").digest == oci_layout.read(target, "3", "").digest
     with pytest.raises(StemcellError, match="3 images; name one of: 1, 2, 3"):
-        layout.read(target, "", "")
+        oci_layout.read(target, "", "")
     with pytest.raises(StemcellError, match="no image '4'"):
-        layout.read(target, "4", "")
+        oci_layout.read(target, "4", "")
 
 
 def test_something_else_is_not_overwritten(an_image: Image, tmp_path: Path) -> None:
@@ -151,18 +153,18 @@ def test_something_else_is_not_overwritten(an_image: Image, tmp_path: Path) -> N
     target.mkdir()
     (target / "precious").write_text("x")
     with pytest.raises(StemcellError, match="no OCI image layout"):
-        layout.put(an_image, target, "1")
+        oci_layout.put(an_image, target, "1")
     assert [path.name for path in target.iterdir()] == ["precious"]
 
 
 def test_an_archive_is_the_same_bytes_each_time(an_image: Image, tmp_path: Path) -> None:
     archives = [tmp_path / "1.tar", tmp_path / "2.tar"]
     for path in archives:
-        layout.write_archive(an_image, path, "x")
+        oci_layout.write_archive(an_image, path, "x")
     assert archives[0].read_bytes() == archives[1].read_bytes()
     folder = tmp_path / "unpacked"
-    layout.open_archive(archives[0], folder)
-    assert layout.read(folder, "x", "").digest == an_image.digest
+    oci_layout.open_archive(archives[0], folder)
+    assert oci_layout.read(folder, "x", "").digest == an_image.digest
     docker = json.loads((an_image.folder / "manifest.json").read_bytes())
     assert docker[0]["RepoTags"] == ["bosh-test-go-agent:1.2"]
 
@@ -170,27 +172,27 @@ def test_an_archive_is_the_same_bytes_each_time(an_image: Image, tmp_path: Path)
 @pytest.mark.parametrize("what", ["layer", "manifest", "config"])
 def test_a_damaged_layout_is_refused(an_image: Image, tmp_path: Path, what: str) -> None:
     target = tmp_path / "layout"
-    layout.put(an_image, target, "1")
-    found = layout.read(target, "1", "")
+    oci_layout.put(an_image, target, "1")
+    found = oci_layout.read(target, "1", "")
     digests = {"layer": found.layers[0].digest, "manifest": found.digest}
     path = found.blob(digests.get(what, oci.digest(found.config)))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(StemcellError, match=r"damaged|lacks"):
-        layout.read(target, "1", "")
+        oci_layout.read(target, "1", "")
 
 
 def test_an_index_of_several_platforms(an_image: Image, tmp_path: Path) -> None:
     target = tmp_path / "layout"
-    layout.put(an_image, target, "1")
+    oci_layout.put(an_image, target, "1")
     entry = json.loads((target / "index.json").read_bytes())["manifests"][0]
     entries = [entry, {**entry, "digest": "sha256:" + "0" * 64, "platform": {"os": "linux"}}]
     index = oci.canonical({"manifests": entries})
     (target / "blobs/sha256" / oci.digest(index)[7:]).write_bytes(index)
     outer = {"mediaType": oci.INDEX, "digest": oci.digest(index), "size": len(index)}
     (target / "index.json").write_bytes(oci.canonical({"manifests": [outer]}))
-    assert layout.read(target, "", "amd64").digest == an_image.digest
+    assert oci_layout.read(target, "", "amd64").digest == an_image.digest
     with pytest.raises(StemcellError, match="no image for linux/arm64; it has: linux/amd64"):
-        layout.read(target, "", "arm64")
+        oci_layout.read(target, "", "arm64")
 
 
 # Interruptions
@@ -207,7 +209,7 @@ def _stop_at(what: str) -> Callable[[str], None]:
 def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
     stemcell = tarball(tmp_path / "stemcell.tgz")
     target = tmp_path / "out" / "layout"
-    with pytest.raises(KeyboardInterrupt), layout.scratch(target) as folder:
+    with pytest.raises(KeyboardInterrupt), oci_layout.scratch(target) as folder:
         convert(stemcell, folder, means(at=_stop_at("reading")))
     assert list(target.parent.iterdir()) == []
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, strategies as st
 
-from stemcell_convert import layout, manifest, oci, oci_image as images, reference
+from stemcell_convert import manifest, oci, oci_image as images, oci_layout, reference
 from stemcell_convert.convert import file_systems
 from stemcell_convert.facts import read_facts
 from stemcell_convert.inroot import Root
@@ -176,7 +176,7 @@ def test_an_index_that_is_none(listed: object) -> None:
 @given(st.data())
 def test_a_layout_of_any_documents(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     folder = tmp_path_factory.mktemp("layout")
-    blobs = layout.begin(folder)
+    blobs = oci_layout.begin(folder)
 
     def stored(document: bytes) -> str:
         digest = oci.digest(document)
@@ -198,7 +198,7 @@ def test_a_layout_of_any_documents(tmp_path_factory: pytest.TempPathFactory, dat
     entry = {"digest": digest, "mediaType": data.draw(st.just(oci.INDEX) | _hostile)}
     index = {"manifests": data.draw(st.just([entry]) | st.lists(_descriptor | st.just(entry)))}
     (folder / "index.json").write_bytes(data.draw(st.just(json.dumps(index).encode()) | _document))
-    found = tried(lambda: layout.read(folder, "", "amd64"), str(folder))
+    found = tried(lambda: oci_layout.read(folder, "", "amd64"), str(folder))
     if found:
         oci.stemcell_of(found.labels)
         assert found.architecture is not None

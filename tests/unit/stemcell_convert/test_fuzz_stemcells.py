@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from stemcell_convert import layout, oci, unpack as unpacking
+from stemcell_convert import oci, oci_layout, unpack as unpacking
 from stemcell_convert.convert import convert, extract
 from stemcell_convert.recognise import recognise
 from stemcell_convert.stemcell_errors import StemcellError
@@ -144,7 +144,7 @@ def test_a_stemcell_with_anything_wrong_in_it(
         work = folder / f"to-{name}"
         work.mkdir()
         made = tried(lambda s=stemcell, w=work: convert(s, w, of_root(root, LIMIT)), str(stemcell))  # type: ignore[misc]
-        assert made is None or layout.of_manifest(made[0].folder, made[0].digest) == made[0]
+        assert made is None or oci_layout.of_manifest(made[0].folder, made[0].digest) == made[0]
         assert allocated(work) <= 2 * LIMIT + SLACK
 
 
@@ -274,7 +274,7 @@ def test_an_archive_writes_only_what_a_layout_has(
     path = outside / "archive.tar"
     path.write_bytes(_changed(made.getvalue(), changes))
     folder = outside / "work" / "layout"
-    tried(lambda: layout.open_archive(path, folder), str(path))
+    tried(lambda: oci_layout.open_archive(path, folder), str(path))
     wanted = {"index.json", "oci-layout", BLOB, "a" * 64}
     found = {one for one in outside.rglob("*") if not one.is_dir()} - {path}
     assert {one.name for one in found} <= wanted
@@ -285,7 +285,7 @@ def test_an_archive_writes_only_what_a_layout_has(
 def test_an_archive_has_no_holes(tmp_path: Path) -> None:
     path = tmp_path / "archive.tar"
     path.write_bytes(bytes(sparse_header(f"blobs/sha256/{BLOB}", TIB, 4)) + bytes(BLOCK) + END)
-    layout.open_archive(path, tmp_path / "layout")
+    oci_layout.open_archive(path, tmp_path / "layout")
     assert not [one for one in (tmp_path / "layout").rglob("*") if one.is_file()]
 
 
@@ -293,4 +293,4 @@ def test_an_archive_that_says_it_twice(tmp_path: Path) -> None:
     path = tarball(tmp_path / "archive.tar")
     path.write_bytes(tar({"index.json": b"{}"})[: 2 * BLOCK] * 2 + END)
     with pytest.raises(StemcellError, match=str(path)):
-        layout.open_archive(path, tmp_path / "layout")
+        oci_layout.open_archive(path, tmp_path / "layout")

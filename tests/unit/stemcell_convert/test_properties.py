@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from stemcell_convert import layout, oci
+from stemcell_convert import oci, oci_layout
 from stemcell_convert.convert import convert
 from stemcell_convert.pack import Rootfs, pack
 from stemcell_convert.unpack import unpack
@@ -105,7 +105,7 @@ def test_other_tools_unpack_the_same(fresh: Path, tree: Node) -> None:
     stemcell = tarball(folder / "s.tgz", {"image": image, "stemcell.MF": MANIFEST})
     (folder / "work").mkdir()
     made, _ = convert(stemcell, folder / "work", means(LIMIT))
-    layout.put(made, folder / "layout", "x")
+    oci_layout.put(made, folder / "layout", "x")
     _run("skopeo", "inspect", f"oci:{folder}/layout:x")
     _run("umoci", "unpack", "--image", f"{folder}/layout:x", str(folder / "bundle"))
     assert _for_others(folder / "bundle/rootfs/opt/odd") == _for_others(folder / "tree/opt/odd")
