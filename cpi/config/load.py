@@ -7,7 +7,7 @@ made from that.
 from __future__ import annotations
 
 from cpi import documents
-from cpi.config import general_keys, service_keys
+from cpi.config import general_keys
 from cpi.config.config import Config
 from runtimes import catalog
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 
 def declared() -> dict[str, Key]:
-    """Return every key by name: the general ones, the service's, then the runtimes'."""
-    return {key.name: key for key in (*general_keys.KEYS, *service_keys.KEYS, *catalog.keys())}
+    """Return every key by name: the general ones, then the runtimes'."""
+    return {key.name: key for key in (*general_keys.KEYS, *catalog.keys())}
 
 
 def load_config(path: str | None) -> Config:

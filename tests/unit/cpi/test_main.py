@@ -288,7 +288,6 @@ def test_info_imports_next_to_nothing() -> None:
         "cpi.config.config",
         "cpi.config.key",
         "cpi.config.load",
-        "cpi.config.service_keys",
         "cpi.documents",
         "cpi.errors",
         "cpi.contract.handle",
