@@ -8,11 +8,12 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from google.protobuf.any_pb2 import Any as Packed  # noqa: TID253 - loaded with the client only
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253
@@ -22,7 +23,10 @@ from cpi.errors import CloudError, CPIError
 from cpi.terminal import Carrier, Remote, Streams
 from cpi.text import shown
 from runtimes.containerd.api import tasks_pb2
-from runtimes.containerd.client import Client
+from runtimes.containerd.client import Client, Reply
+
+if TYPE_CHECKING:
+    from google.protobuf.message import Message
 
 _PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 _KILL = 9
@@ -103,9 +107,8 @@ class _Exec:
         self._failure: CPIError | None = None
 
     def create(self, document: dict[str, Any], folder: Path, *, terminal: bool) -> None:
-        request = tasks_pb2.ExecProcessRequest(
-            container_id=self._vm_cid,
-            exec_id=self.id,
+        request = partial(
+            tasks_pb2.ExecProcessRequest,
             stdin=str(folder / "stdin"),
             stdout=str(folder / "stdout"),
             stderr="" if terminal else str(folder / "stderr"),
@@ -115,15 +118,13 @@ class _Exec:
         self._call("Exec", request, Empty, "preparing a command")
 
     def start(self) -> None:
-        request = tasks_pb2.StartRequest(container_id=self._vm_cid, exec_id=self.id)
-        self._call("Start", request, tasks_pb2.StartResponse, "starting the command")
+        doing = "starting the command"
+        self._call("Start", tasks_pb2.StartRequest, tasks_pb2.StartResponse, doing)
 
     def wait(self) -> None:
         """Wait until it has ended; then the shim carries the rest and closes the FIFOs."""
-        request = tasks_pb2.WaitRequest(container_id=self._vm_cid, exec_id=self.id)
-        doing = "waiting for the command"
         try:
-            self._call("Wait", request, tasks_pb2.WaitResponse, doing, timeout=_LONG)
+            self._wait(_LONG)
             self._deleted = self._delete()
         except CPIError as error:  # for the thread that asks for the status
             self._failure = error
@@ -135,14 +136,12 @@ class _Exec:
         return int(self._deleted.exit_status)
 
     def resize(self, width: int, height: int) -> None:
-        request = tasks_pb2.ResizePtyRequest(
-            container_id=self._vm_cid, exec_id=self.id, width=width, height=height
-        )
+        request = partial(tasks_pb2.ResizePtyRequest, width=width, height=height)
         self._call("ResizePty", request, Empty, "resizing the terminal")
 
     def close_input(self) -> None:
         """Let the command see the end of its input; one that has ended does not care."""
-        request = tasks_pb2.CloseIORequest(container_id=self._vm_cid, exec_id=self.id, stdin=True)
+        request = partial(tasks_pb2.CloseIORequest, stdin=True)
         with suppress(CPIError):
             self._call("CloseIO", request, Empty, "closing the command's input")
 
@@ -150,28 +149,36 @@ class _Exec:
         """Kill what has not ended, and have containerd forget it."""
         if self._deleted is not None:
             return
-        request = tasks_pb2.KillRequest(container_id=self._vm_cid, exec_id=self.id, signal=_KILL)
+        request = partial(tasks_pb2.KillRequest, signal=_KILL)
         with suppress(CPIError):  # it did not start, or has just ended
             self._call("Kill", request, Empty, "killing the command")
-            wait = tasks_pb2.WaitRequest(container_id=self._vm_cid, exec_id=self.id)
-            self._call("Wait", wait, tasks_pb2.WaitResponse, "waiting for the command")
+            self._wait()
         with suppress(CPIError):  # or the waiting thread was faster
             self._delete()
 
+    def _wait(self, timeout: float | None = None) -> None:
+        doing = "waiting for the command"
+        self._call("Wait", tasks_pb2.WaitRequest, tasks_pb2.WaitResponse, doing, timeout)
+
     def _delete(self) -> tasks_pb2.DeleteResponse:
-        request = tasks_pb2.DeleteProcessRequest(container_id=self._vm_cid, exec_id=self.id)
-        doing = "ending the command"
-        reply: tasks_pb2.DeleteResponse = self._call(
-            "DeleteProcess", request, tasks_pb2.DeleteResponse, doing
-        )
-        return reply
+        request, reply = tasks_pb2.DeleteProcessRequest, tasks_pb2.DeleteResponse
+        return self._call("DeleteProcess", request, reply, "ending the command")
 
     def _call(
-        self, method: str, request: Any, reply: Any, doing: str, timeout: float | None = None
-    ) -> Any:
-        where = f"{doing} in the VM {self._vm_cid}"
+        self,
+        method: str,
+        request: "Callable[..., Message]",
+        reply: type[Reply],
+        doing: str,
+        timeout: float | None = None,
+    ) -> Reply:
+        """Make a call about this process. request: makes the message, of its ids."""
         return self._client.call(
-            f"tasks.v1.Tasks/{method}", request, reply, doing=where, timeout=timeout
+            f"tasks.v1.Tasks/{method}",
+            request(container_id=self._vm_cid, exec_id=self.id),
+            reply,
+            doing=f"{doing} in the VM {self._vm_cid}",
+            timeout=timeout,
         )
 
 

@@ -47,14 +47,6 @@ def _effective(process: str) -> frozenset[str]:
     return frozenset()
 
 
-def accounts_swap() -> bool:
-    """Tell whether a memory limit can cover swap: always on cgroup v2, if enabled on v1."""
-    cgroup = Path("/sys/fs/cgroup")
-    return (cgroup / "cgroup.controllers").exists() or (
-        cgroup / "memory/memory.memsw.limit_in_bytes"
-    ).exists()
-
-
 def devices() -> list[dict[str, Any]]:
     """Return the OCI devices for a privileged VM."""
     nodes = []

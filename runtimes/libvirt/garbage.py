@@ -5,12 +5,12 @@ On this machine alone: another's CPI may use a pool that is elsewhere, and its l
 
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 from cpi import cid
 from cpi.errors import CPIError
-from cpi.host import unfinished
+from cpi.host import locks, unfinished
 from cpi.host.folders import entries, size_of
 from cpi.model import Garbage
 from runtimes.libvirt.disk_backend_files import BACKUP
@@ -25,13 +25,11 @@ _IMPORT = re.compile(r"[a-z0-9]{1,48}")
 class Sweep:
     """Looks for garbage of one runtime."""
 
-    def __init__(self, vms: VMs, is_held: Callable[[str], bool]) -> None:
-        """is_held: tells whether a call is at work on a CID."""
+    def __init__(self, vms: VMs) -> None:
         self._vms = vms
         self._domains = vms.domains
         self._pool = vms.pool
         self._layout = vms.domains.layout
-        self._is_held = is_held
         self._runtime = vms.profile.name
 
     def orphans(self) -> list[Garbage]:
@@ -54,6 +52,9 @@ class Sweep:
             if item.name not in garbage and not self._is_held(item.lock):
                 garbage[item.name] = item
         return list(garbage.values())
+
+    def _is_held(self, lock: str) -> bool:
+        return locks.is_held(str(self._layout.run_dir), lock)
 
     def _folders(self) -> Iterator[Garbage]:
         for path in entries(self._layout.vms):

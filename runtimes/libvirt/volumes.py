@@ -1,6 +1,7 @@
 """Volumes of one storage pool, streamed, so that libvirt may be on another machine."""
 
 import errno
+import io
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -125,9 +126,11 @@ class StoragePool:
 
     def write(self, volume: Any, data: bytes) -> None:
         """Write bytes into a volume, from its beginning."""
+        file = io.BytesIO(data)
         with self._stream(f"writing {volume.name()}") as stream:
             volume.upload(stream, 0, len(data), 0)
-            _send_bytes(stream, data)
+            stream.sendAll(lambda _stream, count, _opaque: file.read(count), None)
+            stream.finish()
 
     def read(self, volume: Any, offset: int = 0, length: int = 0, limit: int = SMALL) -> bytes:
         """Read a volume from an offset (bytes) on, `length` bytes, or all of them for 0.
@@ -221,20 +224,6 @@ def _next_offset(fd: int, here: int, what: int, size: int) -> int:
         if error.errno != errno.ENXIO:
             raise
         return size
-
-
-def _send_bytes(stream: Any, data: bytes) -> None:
-    """Send all of `data`."""
-    sent = 0
-
-    def send(_stream: Any, count: int, _opaque: Any) -> bytes:
-        nonlocal sent
-        piece = data[sent : sent + count]
-        sent += len(piece)
-        return piece
-
-    stream.sendAll(send, None)
-    stream.finish()
 
 
 def _receive_bytes(stream: Any, limit: int) -> bytes:
