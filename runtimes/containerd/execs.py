@@ -8,12 +8,11 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from functools import partial
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from google.protobuf.any_pb2 import Any as Packed  # noqa: TID253 - loaded with the client only
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253
@@ -23,10 +22,7 @@ from cpi.errors import CloudError, CPIError
 from cpi.terminal import Carrier, Remote, Streams
 from cpi.text import shown
 from runtimes.containerd.api import tasks_pb2
-from runtimes.containerd.client import Client, Reply
-
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
+from runtimes.containerd.client import Client
 
 _PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 _KILL = 9
@@ -107,8 +103,9 @@ class _Exec:
         self._failure: CPIError | None = None
 
     def create(self, document: dict[str, Any], folder: Path, *, terminal: bool) -> None:
-        request = partial(
-            tasks_pb2.ExecProcessRequest,
+        request = tasks_pb2.ExecProcessRequest(
+            container_id=self._vm_cid,
+            exec_id=self.id,
             stdin=str(folder / "stdin"),
             stdout=str(folder / "stdout"),
             stderr="" if terminal else str(folder / "stderr"),
@@ -118,13 +115,15 @@ class _Exec:
         self._call("Exec", request, Empty, "preparing a command")
 
     def start(self) -> None:
-        doing = "starting the command"
-        self._call("Start", tasks_pb2.StartRequest, tasks_pb2.StartResponse, doing)
+        request = tasks_pb2.StartRequest(container_id=self._vm_cid, exec_id=self.id)
+        self._call("Start", request, tasks_pb2.StartResponse, "starting the command")
 
     def wait(self) -> None:
         """Wait until it has ended; then the shim carries the rest and closes the FIFOs."""
+        request = tasks_pb2.WaitRequest(container_id=self._vm_cid, exec_id=self.id)
+        doing = "waiting for the command"
         try:
-            self._wait(_LONG)
+            self._call("Wait", request, tasks_pb2.WaitResponse, doing, timeout=_LONG)
             self._deleted = self._delete()
         except CPIError as error:  # for the thread that asks for the status
             self._failure = error
@@ -136,12 +135,14 @@ class _Exec:
         return int(self._deleted.exit_status)
 
     def resize(self, width: int, height: int) -> None:
-        request = partial(tasks_pb2.ResizePtyRequest, width=width, height=height)
+        request = tasks_pb2.ResizePtyRequest(
+            container_id=self._vm_cid, exec_id=self.id, width=width, height=height
+        )
         self._call("ResizePty", request, Empty, "resizing the terminal")
 
     def close_input(self) -> None:
         """Let the command see the end of its input; one that has ended does not care."""
-        request = partial(tasks_pb2.CloseIORequest, stdin=True)
+        request = tasks_pb2.CloseIORequest(container_id=self._vm_cid, exec_id=self.id, stdin=True)
         with suppress(CPIError):
             self._call("CloseIO", request, Empty, "closing the command's input")
 
@@ -149,36 +150,28 @@ class _Exec:
         """Kill what has not ended, and have containerd forget it."""
         if self._deleted is not None:
             return
-        request = partial(tasks_pb2.KillRequest, signal=_KILL)
+        request = tasks_pb2.KillRequest(container_id=self._vm_cid, exec_id=self.id, signal=_KILL)
         with suppress(CPIError):  # it did not start, or has just ended
             self._call("Kill", request, Empty, "killing the command")
-            self._wait()
+            wait = tasks_pb2.WaitRequest(container_id=self._vm_cid, exec_id=self.id)
+            self._call("Wait", wait, tasks_pb2.WaitResponse, "waiting for the command")
         with suppress(CPIError):  # or the waiting thread was faster
             self._delete()
 
-    def _wait(self, timeout: float | None = None) -> None:
-        doing = "waiting for the command"
-        self._call("Wait", tasks_pb2.WaitRequest, tasks_pb2.WaitResponse, doing, timeout)
-
     def _delete(self) -> tasks_pb2.DeleteResponse:
-        request, reply = tasks_pb2.DeleteProcessRequest, tasks_pb2.DeleteResponse
-        return self._call("DeleteProcess", request, reply, "ending the command")
+        request = tasks_pb2.DeleteProcessRequest(container_id=self._vm_cid, exec_id=self.id)
+        doing = "ending the command"
+        reply: tasks_pb2.DeleteResponse = self._call(
+            "DeleteProcess", request, tasks_pb2.DeleteResponse, doing
+        )
+        return reply
 
     def _call(
-        self,
-        method: str,
-        request: "Callable[..., Message]",
-        reply: type[Reply],
-        doing: str,
-        timeout: float | None = None,
-    ) -> Reply:
-        """Make a call about this process. request: makes the message, of its ids."""
+        self, method: str, request: Any, reply: Any, doing: str, timeout: float | None = None
+    ) -> Any:
+        where = f"{doing} in the VM {self._vm_cid}"
         return self._client.call(
-            f"tasks.v1.Tasks/{method}",
-            request(container_id=self._vm_cid, exec_id=self.id),
-            reply,
-            doing=f"{doing} in the VM {self._vm_cid}",
-            timeout=timeout,
+            f"tasks.v1.Tasks/{method}", request, reply, doing=where, timeout=timeout
         )
 
 

@@ -1,10 +1,11 @@
 """Where persistent disks are: what the runtime asks, wherever that is."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from cpi.disks.disk import AnyDiskStore, Disk
+from cpi.model import JsonObject
 
 # Copies a disk, as the VM that runs with it sees it at this moment, into a new volume of this name
 # (qcow2), and returns the volume.
@@ -28,11 +29,7 @@ class DiskBackend(AnyDiskStore):
 
     @abstractmethod
     def snapshot(
-        self,
-        disk: Disk,
-        snapshot_cid: str,
-        metadata: Mapping[str, str],
-        copy_in_use: CopyInUse | None,
+        self, disk: Disk, snapshot_cid: str, metadata: JsonObject, copy_in_use: CopyInUse | None
     ) -> None:
         """Take a snapshot. copy_in_use: None when no VM runs with the disk. Raises NoDiskSpace."""
 

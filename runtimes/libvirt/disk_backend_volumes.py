@@ -22,7 +22,7 @@ from cpi.host import locks
 from cpi.host.layout import Layout
 from cpi.host.undo import Undo
 from cpi.log import Log
-from cpi.model import DiskProperties
+from cpi.model import DiskProperties, JsonObject
 from runtimes.libvirt.client import INACTIVE_XML, Connection, translated_errors
 from runtimes.libvirt.disk_backend import CopyInUse, DiskBackend
 from runtimes.libvirt.volumes import StoragePool, capacity_of, path_of
@@ -39,12 +39,7 @@ class VolumeDiskBackend(DiskBackend):
     """The disks in one pool. Nothing of them stays on this machine."""
 
     def __init__(
-        self,
-        connection: Connection,
-        pool: StoragePool,
-        here: DiskStore,
-        layout: Layout,
-        log: Log,
+        self, connection: Connection, pool: StoragePool, here: DiskStore, layout: Layout, log: Log
     ) -> None:
         """here: this machine's disks, which are of no use to libvirt elsewhere."""
         self._connection = connection
@@ -219,11 +214,7 @@ class VolumeDiskBackend(DiskBackend):
     # Snapshots
 
     def snapshot(
-        self,
-        disk: Disk,
-        snapshot_cid: str,
-        metadata: Mapping[str, str],
-        copy_in_use: CopyInUse | None,
+        self, disk: Disk, snapshot_cid: str, metadata: JsonObject, copy_in_use: CopyInUse | None
     ) -> None:
         name = snapshot_cid + _SNAPSHOT
         with Undo(self._log) as undo:

@@ -225,10 +225,7 @@ def _gateways(networks: Sequence[Network]) -> list[IPInterface]:
 
 
 def _addressed(
-    network: Network,
-    gateways: Sequence[IPInterface],
-    reserve: Callable[[str], str],
-    vm_cid: str,
+    network: Network, gateways: Sequence[IPInterface], reserve: Callable[[str], str], vm_cid: str
 ) -> Network:
     """Reserve the first free address of its subnets for a dynamic network. Raises CloudError.
 

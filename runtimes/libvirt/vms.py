@@ -169,11 +169,7 @@ class VMs:
         return DomainDisk(path_of(volume), "raw", target, bus, device=device, read_only=True)
 
     def _domain(
-        self,
-        spec: VMSpec,
-        base: Base,
-        disks: Sequence[DomainDisk],
-        interfaces: Sequence[Interface],
+        self, spec: VMSpec, base: Base, disks: Sequence[DomainDisk], interfaces: Sequence[Interface]
     ) -> Domain:
         wanted, accelerator = spec.properties, self._text("accelerator")
         type_ = domain_type(self.domains.connection, self.profile, accelerator, self.log)

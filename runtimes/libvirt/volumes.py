@@ -14,12 +14,7 @@ from cpi.errors import CloudError
 from cpi.log import Log
 from cpi.progress import Progress
 from runtimes.libvirt import client
-from runtimes.libvirt.client import (
-    AlreadyThere,
-    Connection,
-    lookup_or_none,
-    translated_errors,
-)
+from runtimes.libvirt.client import AlreadyThere, Connection, lookup_or_none, translated_errors
 from runtimes.libvirt.xml import storage_xml
 from runtimes.libvirt.xml.elements import parsed
 from runtimes.libvirt.xml.storage_xml import Volume
