@@ -68,5 +68,5 @@ def end(folder: Path) -> None:
 
 
 def is_marked(folder: Path) -> bool:
-    """Tell whether a call that makes or deletes the VM is at work, or was killed."""
+    """Tell whether a call that makes or deletes the VM is running, or was killed."""
     return (folder / _MARK).exists()

@@ -35,4 +35,4 @@ class DiskBackend(AnyDiskStore):
 
     @abstractmethod
     def delete_snapshot(self, snapshot_cid: str) -> None:
-        """Delete a snapshot; one that is gone is no error."""
+        """Delete a snapshot, if it is there."""

@@ -31,7 +31,7 @@ from runtimes.libvirt.xml.storage_xml import Volume
 
 _DISK, _FACTS, _SNAPSHOT = ".raw", ".facts", ".snapshot"
 # Bytes of all facts, JSON and then spaces: a page, which is one message and is written at once, so
-# that nobody finds half of it.
+# that no reader finds half of it.
 _FACTS_SIZE = 4096
 
 
@@ -170,7 +170,7 @@ class VolumeDiskBackend(DiskBackend):
                 path.unlink(missing_ok=True)
 
     def _require_plain(self, store: str, preallocate: bool) -> None:
-        """Refuse what this machine's disks can have alone."""
+        """Refuse what only this machine's disks can have."""
         if store != DEFAULT_STORE:
             raise NotSupported(
                 f"disk stores are folders of this machine; {self._where} has no store {store}"

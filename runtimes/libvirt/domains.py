@@ -96,7 +96,7 @@ class Domains:
                 raise
 
     def stop(self, vm_cid: str) -> None:
-        """Shut a VM down, or turn it off when it does not within its time; gone is no error."""
+        """Shut down a VM that runs, or turn it off when it does not within its time."""
         domain = self.running_with(vm_cid)
         if domain is None:
             return
@@ -122,7 +122,7 @@ class Domains:
         return ended
 
     def delete(self, vm_cid: str) -> None:
-        """Turn a VM off and forget it; gone is no error."""
+        """Turn a VM off and forget it, if it is there."""
         domain = self.find(vm_cid)
         if not self.profile.metadata:
             self.notes.forget(vm_cid)  # before it is gone: what is noted is defined again

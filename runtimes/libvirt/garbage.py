@@ -1,6 +1,6 @@
 """What calls that were killed left behind, recognised by having no owner.
 
-On this machine alone: another's CPI may use a pool that is elsewhere, and its locks are not seen.
+Only on this machine: another's CPI may use a pool that is elsewhere, and its locks are not seen.
 """
 
 import re
@@ -46,7 +46,7 @@ class Sweep:
         return [orphan for orphan in orphans.values() if not self._is_held(orphan.lock)]
 
     def all(self) -> list[Garbage]:
-        """Everything that nobody owns."""
+        """Everything that is orphaned."""
         garbage = {orphan.name: orphan for orphan in self.orphans()}
         for item in (*self._folders(), *self._stemcells(), *self._imports()):
             if item.name not in garbage and not self._is_held(item.lock):

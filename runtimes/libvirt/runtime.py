@@ -217,7 +217,7 @@ class LibvirtRuntime(Runtime):
     def delete_snapshot(self, snapshot_cid: str) -> None:
         self._backend.delete_snapshot(snapshot_cid)
 
-    # What nobody owns
+    # Garbage
 
     def garbage(self) -> "list[Garbage]":
         if self._local:

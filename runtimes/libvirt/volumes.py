@@ -96,7 +96,7 @@ class StoragePool:
             self.raw.createXMLFrom(document, source, 0)
 
     def refresh(self) -> None:
-        """Have libvirt look again at what there is, when nobody uploads or makes anything."""
+        """Have libvirt look again at what there is, once no upload or creation is running."""
         end = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
@@ -150,7 +150,7 @@ class StoragePool:
                 raise
 
     def delete(self, name: str) -> None:
-        """Delete a volume; one that is gone is no error."""
+        """Delete a volume, if it is there."""
         volume = self.find(name)
         if volume is None:
             return
@@ -176,7 +176,7 @@ def path_of(volume: Any) -> str:
 
 
 def capacity_of(volume: Any, *, taken: bool = False) -> int:
-    """A volume's size for whoever uses it, or the room that it has taken, in bytes."""
+    """A volume's size as its user sees it, or the room that it has taken, in bytes."""
     with translated_errors("looking at a volume"):
         return int(volume.info()[2 if taken else 1])
 
