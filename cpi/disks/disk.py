@@ -93,8 +93,8 @@ def wanted(disk_cid: str, size_mib: int, properties: DiskProperties, env: str | 
     )
 
 
-class DiskFacts(ABC):
-    """The facts of disks, wherever they are kept. The caller holds the lock of what it changes."""
+class AnyDiskStore(ABC):
+    """All disks of one place. The caller holds the lock of the disk it changes."""
 
     @abstractmethod
     def find(self, disk_cid: str) -> Disk | None:
@@ -107,6 +107,44 @@ class DiskFacts(ABC):
     @abstractmethod
     def save(self, disk: Disk) -> None:
         """Write a disk's facts, whole or not at all."""
+
+    @abstractmethod
+    def has(self, disk_cid: str) -> bool:
+        """Tell whether a disk is there, with its data."""
+
+    @abstractmethod
+    def attached_to(self, vm_cid: str) -> list[str]:
+        """Return the CIDs of the disks that a VM has."""
+
+    @abstractmethod
+    def create(self, disk: Disk) -> None:
+        """Create a disk, its facts last.
+
+        Raises CloudError for a size out of range or a store that there is not, NoDiskSpace, and
+        NotSupported.
+        """
+
+    @abstractmethod
+    def delete(self, disk_cid: str) -> None:
+        """Delete a disk. Raises DiskNotFound, and CloudError while something has it."""
+
+    @abstractmethod
+    def resize(self, disk_cid: str, size_mib: int) -> None:
+        """Grow a free disk to `size_mib` MiB. Raises NoDiskSpace, NotSupported for less."""
+
+    @abstractmethod
+    def update(self, disk_cid: str, size_mib: int, properties: DiskProperties) -> None:
+        """Give a free disk this size (MiB) and these properties.
+
+        Raises NoDiskSpace, and NotSupported, with nothing changed, for what takes a new disk.
+        """
+
+    @abstractmethod
+    def settle(self, disk_cid: str) -> None:
+        """Let a free disk's file system fill its file, if only a hypervisor has grown that.
+
+        Raises CPIError, and then it has what it had.
+        """
 
     def change(self, disk_cid: str, **facts: Any) -> Disk:
         """Change some of a disk's facts and return them all. Raises DiskNotFound."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from cpi import validate
 from cpi.disks import raw_image as images
-from cpi.disks.disk import DEFAULT_STORE, STORE_NAME, Disk, DiskFacts
+from cpi.disks.disk import DEFAULT_STORE, STORE_NAME, AnyDiskStore, Disk
 from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace
 from cpi.host.layout import Layout
 from cpi.text import shown
@@ -46,8 +46,8 @@ def folders_of(config: Config) -> dict[str, Path]:
     return folders
 
 
-class DiskStore(DiskFacts):
-    """All disks, in one or several folders. The caller holds the lock of the disk it changes."""
+class DiskStore(AnyDiskStore):
+    """The disks in one or several folders of this host."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
         """folders: by name; the one named "default" takes disks that ask for none."""
@@ -70,7 +70,6 @@ class DiskStore(DiskFacts):
         return max(copies, key=lambda disk: disk.moves, default=None)
 
     def has(self, disk_cid: str) -> bool:
-        """Tell whether a disk is there, with its data."""
         disk = self.find(disk_cid)
         return disk is not None and self.image(disk).exists()
 
@@ -107,14 +106,9 @@ class DiskStore(DiskFacts):
                 yield disk
 
     def attached_to(self, vm_cid: str) -> list[str]:
-        """Return the CIDs of the disks that a VM has."""
         return [disk.cid for disk in self.all() if disk.attached_to == vm_cid]
 
     def create(self, disk: Disk) -> None:
-        """Create a disk: its file, its file system, its facts last.
-
-        Raises CloudError for a size out of range or a store that there is not, NoDiskSpace.
-        """
         folder = self._require_store(disk.store)
         disk.require_room_for_filesystem()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -135,7 +129,6 @@ class DiskStore(DiskFacts):
         write_facts(self._facts(disk), document)
 
     def delete(self, disk_cid: str) -> None:
-        """Delete a disk. Raises DiskNotFound, and CloudError while something has it."""
         disk = self.get(disk_cid)
         disk.require_detached()
         images.require_unused(self.image(disk), disk_cid)
@@ -146,24 +139,18 @@ class DiskStore(DiskFacts):
         self._facts(disk).unlink()
 
     def resize(self, disk_cid: str, size_mib: int) -> None:
-        """Grow a free disk to `size_mib` MiB. Raises NoDiskSpace, NotSupported for less."""
         disk = self.get_free(disk_cid, "resize")
         disk.require_growth(size_mib)
         if size_mib > disk.size:
             self._grow(disk, size_mib)
 
     def settle(self, disk_cid: str) -> None:
-        """Let a free disk's file system fill its file, if that was grown by a hypervisor alone."""
         disk = self.get(disk_cid)
         if not disk.attached_to and images.has_room_left(self.image(disk)):
             self._grow(disk, disk.size)
 
     def update(self, disk_cid: str, size_mib: int, properties: DiskProperties) -> None:
-        """Give a free disk this size and these properties.
-
-        Raises NoDiskSpace, and NotSupported, with nothing changed, for what takes a new disk. Each
-        step can be repeated, and the facts of each are written when it is done.
-        """
+        # Each step can be repeated, and the facts of each are written when it is done.
         disk = self.get_free(disk_cid, "update")
         disk.require_growth(size_mib)
         disk.require_filesystem(properties.filesystem)

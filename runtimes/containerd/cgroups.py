@@ -9,12 +9,11 @@ blkio-controller) and cgroup-v2.rst.
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cpi.errors import CloudError
-from runtimes.containerd.oci_spec import CPU_PERIOD, Spec, is_privileged
+from runtimes.containerd.oci_spec import CPU_PERIOD, Limits
 
 CHILD = "vm"
 _ROOT = Path("/sys/fs/cgroup")
@@ -24,28 +23,6 @@ _NO_LIMIT = 1 << 60  # v1 writes "no limit" as the largest multiple of a page
 # null, zero, full, random, urandom, tty, console, ptmx, tun and pseudo terminals.
 _NODES = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:1", "5:2", "10:200", "136:*")
 _DEVICES = ("c *:* m", "b *:* m", *(f"c {node} rwm" for node in _NODES))
-
-
-@dataclass(frozen=True)
-class Limits:
-    """cpu: CPUs; memory: bytes; pids: processes and threads; None: none. any_device: privileged."""
-
-    cpu: float | None = None
-    memory: int | None = None
-    pids: int | None = None
-    any_device: bool = False
-
-
-def limits_of(spec: Spec) -> Limits:
-    """The limits that a VM's spec was rendered with."""
-    resources = spec["linux"]["resources"]
-    quota = resources.get("cpu", {}).get("quota")
-    return Limits(
-        cpu=None if quota is None else quota / CPU_PERIOD,
-        memory=resources.get("memory", {}).get("limit"),
-        pids=resources.get("pids", {}).get("limit"),
-        any_device=is_privileged(spec),
-    )
 
 
 def path_of(parent: str, vm_cid: str) -> str:
@@ -72,6 +49,11 @@ def create(path: str, limits: Limits) -> None:
 def is_v2() -> bool:
     """Tell whether the host has cgroup v2 alone."""
     return (_ROOT / "cgroup.controllers").exists()
+
+
+def accounts_swap() -> bool:
+    """Tell whether a memory limit can cover swap: always on v2, if enabled on v1."""
+    return is_v2() or (folder_of("memory") / "memory.memsw.limit_in_bytes").exists()
 
 
 def folder_of(controller: str, path: str = "/") -> Path:
@@ -140,7 +122,7 @@ def _files_v1(limits: Limits) -> dict[str, list[tuple[str, str]]]:
     if limits.cpu is not None:
         quota = str(int(limits.cpu * CPU_PERIOD))
         files["cpu"] = [("cpu.cfs_period_us", str(CPU_PERIOD)), ("cpu.cfs_quota_us", quota)]
-    if not limits.any_device:
+    if not limits.privileged:
         files["devices"] = [("devices.deny", "a"), *(("devices.allow", rule) for rule in _DEVICES)]
     return files
 

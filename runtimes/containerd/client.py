@@ -110,6 +110,15 @@ class Client:
         except grpc.RpcError as error:
             raise error_from(error, doing, self.address) from None
 
+    def call_or_none(
+        self, method: str, request: "Message", reply: type[Reply], **options: Any
+    ) -> Reply | None:
+        """Like `call`, but return None when containerd has no such thing."""
+        try:
+            return self.call(method, request, reply, **options)
+        except NotFound:
+            return None
+
     def listing(
         self, method: str, request: "Message", reply: type[Reply], *, doing: str
     ) -> list[Reply]:

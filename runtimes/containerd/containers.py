@@ -27,15 +27,13 @@ class Containers:
 
     def find(self, cid: str) -> containers_pb2.Container | None:
         """Return a container's record, or None."""
-        try:
-            return self._client.call(
-                "containers.v1.Containers/Get",
-                containers_pb2.GetContainerRequest(id=cid),
-                containers_pb2.GetContainerResponse,
-                doing=f"looking for the container {cid}",
-            ).container
-        except NotFound:
-            return None
+        reply = self._client.call_or_none(
+            "containers.v1.Containers/Get",
+            containers_pb2.GetContainerRequest(id=cid),
+            containers_pb2.GetContainerResponse,
+            doing=f"looking for the container {cid}",
+        )
+        return None if reply is None else reply.container
 
     def all(self) -> Sequence[containers_pb2.Container]:
         """Return the records of all containers."""
@@ -66,7 +64,7 @@ class Containers:
             labels=dict(labels),
             image=image,
             runtime=containers_pb2.Container.Runtime(name=RUNTIME),
-            spec=Packed(type_url=SPEC_TYPE, value=json.dumps(spec).encode()),
+            spec=_packed(spec),
             snapshotter=self._snapshotter,
             snapshot_key=cid,
         )
@@ -79,27 +77,20 @@ class Containers:
 
     def set_labels(self, cid: str, labels: Mapping[str, str]) -> None:
         """Replace a container's labels. Raises NotFound."""
-        self._client.call(
-            "containers.v1.Containers/Update",
-            containers_pb2.UpdateContainerRequest(
-                container=containers_pb2.Container(id=cid, labels=dict(labels)),
-                update_mask=FieldMask(paths=["labels"]),
-            ),
-            containers_pb2.UpdateContainerResponse,
-            doing=f"labelling the container {cid}",
-        )
+        self._update(containers_pb2.Container(id=cid, labels=dict(labels)), "labels")
 
     def set_spec(self, cid: str, spec: Mapping[str, Any]) -> None:
         """Replace a container's spec; the next task is made by it. Raises NotFound."""
-        packed = Packed(type_url=SPEC_TYPE, value=json.dumps(spec).encode())
+        self._update(containers_pb2.Container(id=cid, spec=_packed(spec)), "spec")
+
+    def _update(self, container: containers_pb2.Container, field: str) -> None:
         self._client.call(
             "containers.v1.Containers/Update",
             containers_pb2.UpdateContainerRequest(
-                container=containers_pb2.Container(id=cid, spec=packed),
-                update_mask=FieldMask(paths=["spec"]),
+                container=container, update_mask=FieldMask(paths=[field])
             ),
             containers_pb2.UpdateContainerResponse,
-            doing=f"changing the spec of the container {cid}",
+            doing=f"changing the {field} of the container {container.id}",
         )
 
     def delete(self, cid: str) -> None:
@@ -138,29 +129,22 @@ class Containers:
 
     def has_task(self, cid: str) -> bool:
         """Tell whether there is a task, running or not. None outlives a restart of the host."""
-        try:
-            self._client.call(
-                "tasks.v1.Tasks/Get",
-                tasks_pb2.GetRequest(container_id=cid),
-                tasks_pb2.GetResponse,
-                doing=f"looking for the task of {cid}",
-            )
-        except NotFound:
-            return False
-        return True
+        return self._task(cid) is not None
 
     def init_of(self, cid: str) -> int | None:
         """Return the process id of a running task's init, or None."""
-        try:
-            process = self._client.call(
-                "tasks.v1.Tasks/Get",
-                tasks_pb2.GetRequest(container_id=cid),
-                tasks_pb2.GetResponse,
-                doing=f"looking for the task of {cid}",
-            ).process
-        except NotFound:
+        reply = self._task(cid)
+        if reply is None or reply.process.status != task_pb2.RUNNING:
             return None
-        return process.pid if process.status == task_pb2.RUNNING else None
+        return reply.process.pid
+
+    def _task(self, cid: str) -> tasks_pb2.GetResponse | None:
+        return self._client.call_or_none(
+            "tasks.v1.Tasks/Get",
+            tasks_pb2.GetRequest(container_id=cid),
+            tasks_pb2.GetResponse,
+            doing=f"looking for the task of {cid}",
+        )
 
     def stop(self, cid: str) -> None:
         """Kill a task's processes and delete it; one that is gone is no error."""
@@ -170,28 +154,19 @@ class Containers:
             f"killing the task of {cid}",
         )
         if killed:
-            self._wait(cid)
-        try:
-            self._client.call(
-                "tasks.v1.Tasks/Delete",
-                tasks_pb2.DeleteTaskRequest(container_id=cid),
-                tasks_pb2.DeleteResponse,
-                doing=f"deleting the task of {cid}",
-            )
-        except NotFound:
-            return
-
-    def _wait(self, cid: str) -> None:
-        try:
-            self._client.call(
+            self._client.call_or_none(
                 "tasks.v1.Tasks/Wait",
                 tasks_pb2.WaitRequest(container_id=cid),
                 tasks_pb2.WaitResponse,
                 doing=f"waiting for the task of {cid} to end",
                 timeout=_EXIT_SECONDS,
             )
-        except NotFound:
-            return
+        self._client.call_or_none(
+            "tasks.v1.Tasks/Delete",
+            tasks_pb2.DeleteTaskRequest(container_id=cid),
+            tasks_pb2.DeleteResponse,
+            doing=f"deleting the task of {cid}",
+        )
 
     def _ignoring_gone(self, method: str, request: Any, doing: str) -> bool:
         try:
@@ -199,3 +174,7 @@ class Containers:
         except (NotFound, Refused):
             return False
         return True
+
+
+def _packed(spec: Mapping[str, Any]) -> Packed:
+    return Packed(type_url=SPEC_TYPE, value=json.dumps(spec).encode())

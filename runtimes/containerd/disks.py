@@ -13,7 +13,7 @@ from cpi.log import Log
 from runtimes.containerd import mount_namespaces
 from runtimes.containerd.vm_folder import VMFolder
 
-# Where a VM sees its disks: adapt.DISK_FOLDER, which is not loaded for this alone.
+# Where a VM sees its disks: adapt.DISK_FOLDER, which is not worth loading for this.
 DISK_FOLDER = "/warden-cpi-dev"
 
 

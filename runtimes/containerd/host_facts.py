@@ -4,7 +4,6 @@ import os
 import socket
 import stat
 import struct
-from pathlib import Path
 from typing import Any
 
 from cpi.host.linux import effective_capabilities
@@ -28,14 +27,6 @@ def capabilities_of_server(address: str) -> frozenset[str]:
         return effective_capabilities(pid)
     except OSError:
         return effective_capabilities()  # it listens in another process namespace
-
-
-def accounts_swap() -> bool:
-    """Tell whether a memory limit can cover swap: always on cgroup v2, if enabled on v1."""
-    cgroup = Path("/sys/fs/cgroup")
-    return (cgroup / "cgroup.controllers").exists() or (
-        cgroup / "memory/memory.memsw.limit_in_bytes"
-    ).exists()
 
 
 def devices() -> list[dict[str, Any]]:

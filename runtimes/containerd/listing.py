@@ -2,12 +2,11 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
 
 from cpi import cid
 from cpi.host.layout import Layout
 from cpi.views import OTHER, RUNNING, STOPPED, StemcellView, Usage, VMView
-from runtimes.containerd import cgroups
+from runtimes.containerd import cgroups, oci_spec
 from runtimes.containerd.api import containers_pb2, images_pb2, task_pb2
 from runtimes.containerd.client import NotFound
 from runtimes.containerd.containers import Containers
@@ -51,7 +50,7 @@ def view(
 ) -> VMView:
     """What there is to know of a VM from its record."""
     labels = container.labels
-    resources = json.loads(container.spec.value).get("linux", {}).get("resources", {})
+    limits = oci_spec.limits_of(json.loads(container.spec.value))
     return VMView(
         cid=container.id,
         runtime=runtime,
@@ -60,7 +59,9 @@ def view(
         stemcell=labels.get(LABEL_STEMCELL, ""),
         addresses=tuple(labels.get(LABEL_ADDRESSES, "").split()),
         ports=tuple(labels.get(LABEL_PORTS, "").split()),
-        **_limits(resources),
+        cpu=limits.cpu,
+        memory=None if limits.memory is None else limits.memory >> 20,
+        pids=limits.pids,
         created_at=container.created_at.seconds or None,
         metadata={
             key.removeprefix(METADATA_PREFIX): value
@@ -68,15 +69,6 @@ def view(
             if key.startswith(METADATA_PREFIX)
         },
     )
-
-
-def _limits(resources: dict[str, Any]) -> dict[str, Any]:
-    cpu, memory = resources.get("cpu", {}), resources.get("memory", {})
-    return {
-        "cpu": cpu["quota"] / cpu["period"] if cpu.get("quota") else None,
-        "memory": memory["limit"] >> 20 if memory.get("limit") else None,
-        "pids": resources.get("pids", {}).get("limit"),
-    }
 
 
 def stemcells(store: Store, runtime: str, usual: str) -> list[StemcellView]:

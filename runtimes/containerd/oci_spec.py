@@ -90,6 +90,19 @@ CPU_PERIOD = 100_000  # microseconds, the kernel's default
 
 
 @dataclass(frozen=True)
+class Limits:
+    """cpu: CPUs; memory: bytes; pids: processes and threads; None: no limit.
+
+    privileged: any device may be used.
+    """
+
+    cpu: float | None = None
+    memory: int | None = None
+    pids: int | None = None
+    privileged: bool = False
+
+
+@dataclass(frozen=True)
 class FolderMount:
     """A folder of the host that a VM gets besides its own."""
 
@@ -100,7 +113,7 @@ class FolderMount:
 
 @dataclass(frozen=True)
 class Container:
-    """What the spec is rendered from. memory: bytes; capabilities: those of containerd itself."""
+    """What the spec is rendered from. capabilities: those of containerd itself."""
 
     hostname: str
     command: tuple[str, ...]
@@ -111,11 +124,8 @@ class Container:
     disk_folder: str
     capabilities: Collection[str]
     systemd: bool
-    cpu: float | None = None
-    memory: int | None = None
+    limits: Limits = Limits()
     swap_accounting: bool = False
-    pids: int | None = None
-    privileged: bool = False
     devices: Sequence[Spec] = ()
     folders: Sequence[FolderMount] = ()
 
@@ -135,7 +145,7 @@ def render(container: Container) -> Spec:
                 "container=oci",
             ],
             "user": {"uid": 0, "gid": 0},
-            "capabilities": _capabilities(container.capabilities, container.privileged),
+            "capabilities": _capabilities(container.capabilities, container.limits.privileged),
         },
         "mounts": _mounts(container),
         "linux": {
@@ -152,7 +162,7 @@ def render(container: Container) -> Spec:
             "resources": _resources(container),
         },
     }
-    if container.privileged:
+    if container.limits.privileged:
         spec["linux"]["devices"] = list(container.devices)
     else:
         spec["linux"]["maskedPaths"] = list(_MASKED)
@@ -169,15 +179,10 @@ def renew(spec: Spec, capabilities: Collection[str], devices: Sequence[Spec]) ->
 
     capabilities: of containerd itself; devices: for a privileged VM.
     """
-    privileged = is_privileged(spec)
+    privileged = limits_of(spec).privileged
     spec["process"]["capabilities"] = _capabilities(capabilities, privileged)
     if privileged:
         spec["linux"]["devices"] = list(devices)
-
-
-def is_privileged(spec: Spec) -> bool:
-    """Tell whether a spec is a privileged VM's."""
-    return bool(spec["linux"]["resources"]["devices"][0]["allow"])
 
 
 def _capabilities(have: Collection[str], privileged: bool) -> Spec:
@@ -186,9 +191,9 @@ def _capabilities(have: Collection[str], privileged: bool) -> Spec:
 
 
 def _mounts(container: Container) -> list[Spec]:
-    system = "rw" if container.privileged else "ro"
+    system = "rw" if container.limits.privileged else "ro"
     # As on a machine with that much memory; programs size their caches by these.
-    shared, run = _size(container, 0.5), _size(container, 0.2)
+    shared, run = _size(container.limits.memory, 0.5), _size(container.limits.memory, 0.2)
     mounts = [
         _mount("/proc", "proc", "proc", "nosuid", "noexec", "nodev"),
         _mount("/dev", "tmpfs", "tmpfs", "nosuid", "strictatime", "mode=755", "size=65536k"),
@@ -218,9 +223,9 @@ def bind(destination: str, source: Path) -> Spec:
     return _mount(destination, "bind", str(source), "rbind", "rw")
 
 
-def _size(container: Container, share: float) -> tuple[str, ...]:
+def _size(memory: int | None, share: float) -> tuple[str, ...]:
     """The size of a tmpfs, as a share of the VM's memory."""
-    return () if container.memory is None else (f"size={int(container.memory * share)}",)
+    return () if memory is None else (f"size={int(memory * share)}",)
 
 
 def _mount(destination: str, type_: str, source: str, *options: str) -> Spec:
@@ -228,13 +233,26 @@ def _mount(destination: str, type_: str, source: str, *options: str) -> Spec:
 
 
 def _resources(container: Container) -> Spec:
-    resources: Spec = {"devices": [{"allow": container.privileged, "access": "rwm"}]}
-    if container.cpu is not None:
-        resources["cpu"] = {"period": CPU_PERIOD, "quota": int(container.cpu * CPU_PERIOD)}
-    if container.memory is not None:
-        resources["memory"] = {"limit": container.memory}
+    limits = container.limits
+    resources: Spec = {"devices": [{"allow": limits.privileged, "access": "rwm"}]}
+    if limits.cpu is not None:
+        resources["cpu"] = {"period": CPU_PERIOD, "quota": int(limits.cpu * CPU_PERIOD)}
+    if limits.memory is not None:
+        resources["memory"] = {"limit": limits.memory}
         if container.swap_accounting:
-            resources["memory"]["swap"] = container.memory  # memory and swap together
-    if container.pids is not None:
-        resources["pids"] = {"limit": container.pids}
+            resources["memory"]["swap"] = limits.memory  # memory and swap together
+    if limits.pids is not None:
+        resources["pids"] = {"limit": limits.pids}
     return resources
+
+
+def limits_of(spec: Spec) -> Limits:
+    """Return the limits that a spec was rendered with."""
+    resources = spec["linux"]["resources"]
+    quota = resources.get("cpu", {}).get("quota")
+    return Limits(
+        cpu=None if quota is None else quota / CPU_PERIOD,
+        memory=resources.get("memory", {}).get("limit"),
+        pids=resources.get("pids", {}).get("limit"),
+        privileged=bool(resources["devices"][0]["allow"]),
+    )

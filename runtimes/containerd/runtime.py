@@ -1,6 +1,6 @@
 """The containerd runtime: the contract's verbs, handed to what does them.
 
-VMs and stemcells are loaded on first use: attaching and detaching a disk need the host alone, and
+VMs and stemcells are loaded on first use: attaching and detaching a disk need only the host, and
 must not wait for containerd's client.
 """
 
@@ -190,7 +190,7 @@ class ContainerdRuntime(Runtime):
     def delete_snapshot(self, snapshot_cid: str) -> None:
         self._snapshots.delete(snapshot_cid)
 
-    # What nobody owns
+    # Garbage
 
     def garbage(self) -> "list[Garbage]":
         from runtimes.containerd.garbage import Finder

@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import BinaryIO
 
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253 - loaded with the client only
@@ -21,7 +22,7 @@ from runtimes.containerd.api import (
     snapshots_pb2,
     types_pb2,
 )
-from runtimes.containerd.client import AlreadyExists, Client, NotFound
+from runtimes.containerd.client import AlreadyExists, Client
 
 # Bytes of one message: larger ones gain nothing, and at most eight are in flight.
 CHUNK = 1 << 20
@@ -77,13 +78,12 @@ class Store:
 
     def delete_lease(self, name: str, *, sync: bool) -> None:
         """Delete a lease; sync: what only it held is gone before this returns; gone: no error."""
-        with suppress(NotFound):
-            self.client.call(
-                "leases.v1.Leases/Delete",
-                leases_pb2.DeleteRequest(id=name, sync=sync),
-                Empty,
-                doing=f"deleting the lease {name}",
-            )
+        self.client.call_or_none(
+            "leases.v1.Leases/Delete",
+            leases_pb2.DeleteRequest(id=name, sync=sync),
+            Empty,
+            doing=f"deleting the lease {name}",
+        )
 
     def leases(self) -> list[str]:
         """Return the names of leases whose locks are where ours are."""
@@ -112,54 +112,34 @@ class Store:
         """
         # Of this lease alone: a killed call's half must not be met, nor another call's.
         ref = f"{lease}-{digest}"
+        request = partial(content_pb2.WriteContentRequest, ref=ref, total=size, expected=digest)
 
         def requests() -> Iterator[content_pb2.WriteContentRequest]:
             offset = 0
             while data := stream.read(CHUNK):
-                yield content_pb2.WriteContentRequest(
-                    action=content_pb2.WRITE,
-                    ref=ref,
-                    total=size,
-                    expected=digest,
-                    offset=offset,
-                    data=data,
-                )
+                yield request(action=content_pb2.WRITE, offset=offset, data=data)
                 offset += len(data)
-            yield content_pb2.WriteContentRequest(
-                action=content_pb2.COMMIT,
-                ref=ref,
-                total=size,
-                expected=digest,
-                offset=offset,
-                labels=dict(labels or {}),
-            )
+            yield request(action=content_pb2.COMMIT, offset=offset, labels=dict(labels or {}))
 
-        doing = f"storing content {digest}"
         try:
             self.client.exchange(
                 "content.v1.Content/Write",
                 requests(),
                 content_pb2.WriteContentResponse,
-                doing=doing,
+                doing=f"storing content {digest}",
                 lease=lease,
                 ahead=AHEAD,
             )
         except AlreadyExists:
             return
         except BaseException:
-            self._abort(ref)
-            raise
-
-    def _abort(self, ref: str) -> None:
-        try:
-            self.client.call(
+            self.client.call_or_none(
                 "content.v1.Content/Abort",
                 content_pb2.AbortRequest(ref=ref),
                 Empty,
                 doing=f"giving up {ref}",
             )
-        except NotFound:
-            return
+            raise
 
     # Snapshots
 
@@ -214,16 +194,13 @@ class Store:
 
     def has_snapshot(self, name: str) -> bool:
         """Tell whether a snapshot is there."""
-        try:
-            self.client.call(
-                "snapshots.v1.Snapshots/Stat",
-                snapshots_pb2.StatSnapshotRequest(snapshotter=self.snapshotter, key=name),
-                snapshots_pb2.StatSnapshotResponse,
-                doing=f"looking for the snapshot {name}",
-            )
-        except NotFound:
-            return False
-        return True
+        snapshot = self.client.call_or_none(
+            "snapshots.v1.Snapshots/Stat",
+            snapshots_pb2.StatSnapshotRequest(snapshotter=self.snapshotter, key=name),
+            snapshots_pb2.StatSnapshotResponse,
+            doing=f"looking for the snapshot {name}",
+        )
+        return snapshot is not None
 
     def usage(self, key: str) -> int:
         """Return how many bytes a snapshot takes, without those below it. Raises NotFound."""
@@ -246,15 +223,12 @@ class Store:
 
     def remove_snapshot(self, key: str) -> None:
         """Remove a snapshot; one that is gone is no error."""
-        try:
-            self.client.call(
-                "snapshots.v1.Snapshots/Remove",
-                snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key),
-                Empty,
-                doing=f"removing the snapshot {key}",
-            )
-        except NotFound:
-            return
+        self.client.call_or_none(
+            "snapshots.v1.Snapshots/Remove",
+            snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key),
+            Empty,
+            doing=f"removing the snapshot {key}",
+        )
 
     def apply(
         self, media_type: str, digest: str, size: int, mounts: Sequence[types_pb2.Mount]
@@ -278,15 +252,13 @@ class Store:
 
     def get_image(self, name: str) -> images_pb2.Image | None:
         """Return an image record, or None."""
-        try:
-            return self.client.call(
-                "images.v1.Images/Get",
-                images_pb2.GetImageRequest(name=name),
-                images_pb2.GetImageResponse,
-                doing=f"looking for the image {name}",
-            ).image
-        except NotFound:
-            return None
+        reply = self.client.call_or_none(
+            "images.v1.Images/Get",
+            images_pb2.GetImageRequest(name=name),
+            images_pb2.GetImageResponse,
+            doing=f"looking for the image {name}",
+        )
+        return None if reply is None else reply.image
 
     def find_images(self, *filters: str) -> Sequence[images_pb2.Image]:
         """Return the image records that match one of containerd's filters."""
@@ -302,7 +274,7 @@ class Store:
     ) -> None:
         """Record an image; twice is once."""
         image = images_pb2.Image(name=name, target=target, labels=dict(labels))
-        try:
+        with suppress(AlreadyExists):
             self.client.call(
                 "images.v1.Images/Create",
                 images_pb2.CreateImageRequest(image=image),
@@ -310,18 +282,13 @@ class Store:
                 doing=f"recording the image {name}",
                 lease=lease,
             )
-        except AlreadyExists:
-            return
 
     def delete_image(self, name: str) -> None:
         """Delete an image and, before this returns, what only it held; gone is no error."""
-        try:
-            self.client.call(
-                "images.v1.Images/Delete",
-                images_pb2.DeleteImageRequest(name=name, sync=True),
-                Empty,
-                doing=f"deleting the image {name}",
-                timeout=LEASE_SECONDS,
-            )
-        except NotFound:
-            return
+        self.client.call_or_none(
+            "images.v1.Images/Delete",
+            images_pb2.DeleteImageRequest(name=name, sync=True),
+            Empty,
+            doing=f"deleting the image {name}",
+            timeout=LEASE_SECONDS,
+        )

@@ -109,7 +109,7 @@ class VMFolder:
         return self._ephemeral.stat().st_blocks * 512 if self._ephemeral.exists() else 0
 
     def remove(self) -> None:
-        """Unmount and delete everything; gone is no error. Persistent data is not in here."""
+        """Unmount and delete everything there is. Persistent data is not in here."""
         foreign = sorted(self._mounts.iterdir()) if self._mounts.is_dir() else []
         for target in [*foreign, *self.attached(), self.disks, self.data]:
             linux.umount(target)

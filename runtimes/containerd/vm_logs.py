@@ -28,12 +28,6 @@ _ROOT_LOG = f"{_DATA}/root_log"
 _JOURNAL = "/usr/bin/journalctl"
 
 
-def running(pid: int, work: Callable[[Root], Result]) -> Result:
-    """Look into a running VM as its init sees it."""
-    with Root(Path(f"/proc/{pid}/root")) as root:
-        return work(root)
-
-
 def stopped(
     mounts: "Sequence[types_pb2.Mount]",
     mount_point: Path,

@@ -7,7 +7,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -16,13 +15,12 @@ from cpi.config.config import Config
 from cpi.errors import CloudError, NotSupported, VMNotFound
 from cpi.host import guest_socket, unfinished
 from cpi.host.layout import Layout
-from cpi.host.vm_creation import vm_creation
 from cpi.log import Log
 from cpi.model import Json, Network, VMProperties, VMSpec
 from runtimes.containerd import cgroups, host_facts, mount_namespaces, oci_spec, rootfs, vm_logs
 from runtimes.containerd.daemon import Containerd
 from runtimes.containerd.disks import Disks
-from runtimes.containerd.oci_spec import FolderMount, Spec
+from runtimes.containerd.oci_spec import FolderMount, Limits, Spec
 from runtimes.containerd.vm_folder import VMFolder
 from stemcell_convert import adapt
 from stemcell_convert.facts import SYSTEMD
@@ -75,12 +73,19 @@ class VMs:
 
     def create(self, spec: VMSpec) -> Sequence[Network]:
         """Create and start a VM; return its networks with their real addresses."""
-        self._require_allowed(spec.properties)
+        if spec.properties.privileged and not self._config.flag("containerd.allow_privileged"):
+            raise NotSupported(
+                "this host does not allow privileged VMs (containerd.allow_privileged is false)"
+            )
         self._networks.require_free(spec)
         folder, cgroup = VMFolder(self._layout, spec.cid), self._cgroup(spec.cid)
-        make = partial(folder.create, spec.disk_wishes)
-        with vm_creation(
-            spec, folder.path, self._networks, self._log, make=make, remove=folder.remove
+        with unfinished.creation(
+            folder.path,
+            self._log,
+            make=lambda: folder.create(spec.disk_wishes),
+            remove=folder.remove,
+            connect=lambda: self._networks.connect(spec, folder.path),
+            disconnect=lambda: self._networks.disconnect(spec.cid, folder.path),
         ) as (undo, connecting):
             # CNI's plugins take as long as the file system and loading containerd's client.
             if spec.properties.ephemeral_disk is not None:
@@ -149,7 +154,7 @@ class VMs:
         spec = self._spec(vm_cid)
         oci_spec.renew(spec, self._capabilities(), host_facts.devices())
         cgroups.remove(cgroup)  # what a killed call made may lack limits
-        cgroups.create(cgroup, cgroups.limits_of(spec))
+        cgroups.create(cgroup, oci_spec.limits_of(spec))
         self._start_again(folder, spec)
 
     def _mount_again(self, folder: VMFolder) -> None:
@@ -179,12 +184,6 @@ class VMs:
 
     # What it is made of
 
-    def _require_allowed(self, properties: VMProperties) -> None:
-        if properties.privileged and not self._config.flag("containerd.allow_privileged"):
-            raise NotSupported(
-                "this host does not allow privileged VMs (containerd.allow_privileged is false)"
-            )
-
     def _host_folders(self, spec: VMSpec, folder: VMFolder) -> list[FolderMount]:
         """Return what the VM gets of the host besides its own. Raises CloudError."""
         mounts = spec.properties.mounts
@@ -207,10 +206,9 @@ class VMs:
         spec: VMSpec,
         stemcell: "Stemcell",
         folder: VMFolder,
-        limits: cgroups.Limits,
+        limits: Limits,
         host_folders: Sequence[FolderMount],
     ) -> oci_spec.Container:
-        privileged = spec.properties.privileged
         return oci_spec.Container(
             hostname=rootfs.hostname(spec),
             command=stemcell.command,
@@ -221,12 +219,9 @@ class VMs:
             disk_folder=adapt.DISK_FOLDER,
             capabilities=self._capabilities(),
             systemd=stemcell.init == SYSTEMD,
-            cpu=limits.cpu,
-            memory=limits.memory,
-            swap_accounting=host_facts.accounts_swap(),
-            pids=limits.pids,
-            privileged=privileged,
-            devices=host_facts.devices() if privileged else (),
+            limits=limits,
+            swap_accounting=cgroups.accounts_swap(),
+            devices=host_facts.devices() if limits.privileged else (),
             folders=host_folders,
         )
 
@@ -259,7 +254,7 @@ class VMs:
     def add_disk_to_settings(self, vm_cid: str, disk_cid: str, hint: Json) -> None:
         """Put a disk's hint into a running VM's settings, where agents of API 1 look for it."""
         path = self._get(vm_cid).labels[LABEL_SETTINGS]
-        with Root(Path(f"/proc/{self._require_init(vm_cid)}/root")) as root:
+        with _root_of(self._require_init(vm_cid)) as root:
             settings = json.loads(root.read(path, _SETTINGS_LIMIT))
             settings["disks"]["persistent"][disk_cid] = hint
             root.write(path, json.dumps(settings).encode(), 0o600)
@@ -286,8 +281,9 @@ class VMs:
         self._get(vm_cid)
         pid = self._containers.init_of(vm_cid)
         if pid is not None:
-            with suppress(ProcessLookupError, FileNotFoundError):  # it may end just now
-                return vm_logs.running(pid, lambda root: work(root, True))
+            # It may end just now.
+            with suppress(ProcessLookupError, FileNotFoundError), _root_of(pid) as root:
+                return work(root, True)
         data = VMFolder.of_existing(self._layout, vm_cid).data
         mounts = self._store.mounts(vm_cid)
         return vm_logs.stopped(mounts, self._layout.rootfs, data, lambda root: work(root, False))
@@ -310,13 +306,14 @@ class VMs:
         return pid
 
 
-def _limits(properties: VMProperties) -> cgroups.Limits:
-    return cgroups.Limits(
-        cpu=properties.cpu,
-        memory=None if properties.memory is None else properties.memory << 20,
-        pids=properties.pids,
-        any_device=properties.privileged,
-    )
+def _root_of(pid: int) -> Root:
+    """The root file system of a running VM, as its init sees it."""
+    return Root(Path(f"/proc/{pid}/root"))
+
+
+def _limits(properties: VMProperties) -> Limits:
+    memory = None if properties.memory is None else properties.memory << 20
+    return Limits(properties.cpu, memory, properties.pids, properties.privileged)
 
 
 def _labels(spec: VMSpec, stemcell: "Stemcell", networks: Sequence[Network]) -> dict[str, str]:

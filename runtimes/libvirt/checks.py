@@ -26,13 +26,6 @@ class Subject:
     profile: Profile
     config: Config
 
-    @property
-    def accelerator(self) -> str:
-        """What the configuration says of it, "" where there is no choice."""
-        if "accelerator" in self.profile.without:
-            return ""
-        return self.config.text(f"{self.profile.name}.accelerator")
-
 
 CHECKS = Checks[Subject]()  # which need an answer from libvirt
 
@@ -92,9 +85,10 @@ def _dev_kvm(subject: Subject) -> Finding:
     reason = unusable("/dev/kvm")
     if not reason:
         return ok("VMs can be made with it")
-    if subject.accelerator == "kvm":
+    accelerator = subject.profile.setting(subject.config, "accelerator")
+    if accelerator == "kvm":
         return failure(f"kvm.accelerator insists on it, and {reason}", _KVM_HINT)
-    if subject.accelerator == "qemu":
+    if accelerator == "qemu":
         return ok(f"{reason}, and kvm.accelerator does without")
     return warning(f"{reason}, so VMs run in plain emulation, ten times slower", _KVM_HINT)
 

@@ -39,7 +39,7 @@ _TYPES: dict[int, type[CPIError]] = {
     libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED: NotSupported,
     libvirt.VIR_ERR_OPERATION_UNSUPPORTED: NotSupported,
 }
-# What may pass by itself: the daemon restarts, or somebody else is at work on the same thing.
+# What may pass by itself: the daemon restarts, or another call works on the same thing.
 _RETRYABLE = (
     libvirt.VIR_ERR_NO_CONNECT,
     libvirt.VIR_ERR_OPERATION_TIMEOUT,
@@ -310,7 +310,7 @@ def version_of_library() -> int:
 
 
 def destroy(domain: Any) -> None:
-    """Turn a domain off; one that is off is no error. Raises libvirt's error."""
+    """Turn a domain off, if it is not. Raises libvirt's error."""
     try:
         domain.destroy()
     except libvirt.libvirtError as error:
@@ -322,7 +322,7 @@ def destroy(domain: Any) -> None:
 
 
 def ask_again(domain: Any, device: str) -> None:
-    """Ask a domain once more to let go of a device; that it has been asked is no error."""
+    """Ask a domain once more to release a device; it may refuse to be asked twice."""
     with suppress(libvirt.libvirtError):
         domain.detachDeviceFlags(device, LIVE)
 

@@ -10,6 +10,7 @@ from cpi.disks.disk_store import DiskStore
 from cpi.disks.snapshots import Snapshots
 from cpi.host.layout import Layout
 from cpi.host.process import run
+from cpi.model import JsonObject
 from runtimes.libvirt.disk_backend import CopyInUse, DiskBackend
 from runtimes.libvirt.volumes import StoragePool, path_of
 
@@ -46,11 +47,7 @@ class FileDiskBackend(DiskStore, DiskBackend):
                 folder.chmod((mode & 0o7777) | 0o011)
 
     def snapshot(
-        self,
-        disk: Disk,
-        snapshot_cid: str,
-        metadata: Mapping[str, str],
-        copy_in_use: CopyInUse | None,
+        self, disk: Disk, snapshot_cid: str, metadata: JsonObject, copy_in_use: CopyInUse | None
     ) -> None:
         snapshots = Snapshots(self)
         if copy_in_use is None:

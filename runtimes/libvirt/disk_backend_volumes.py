@@ -7,7 +7,7 @@ call left. `<snapshot cid>.snapshot` is a snapshot (qcow2), with facts beside it
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +18,11 @@ from cpi.disks.disk import DEFAULT_STORE, Disk
 from cpi.disks.disk_store import DiskStore
 from cpi.disks.snapshots import describe
 from cpi.errors import CloudError, DiskNotFound, NotSupported
+from cpi.host import locks
+from cpi.host.layout import Layout
 from cpi.host.undo import Undo
 from cpi.log import Log
-from cpi.model import DiskProperties
+from cpi.model import DiskProperties, JsonObject
 from runtimes.libvirt.client import INACTIVE_XML, Connection, translated_errors
 from runtimes.libvirt.disk_backend import CopyInUse, DiskBackend
 from runtimes.libvirt.volumes import StoragePool, capacity_of, path_of
@@ -29,7 +31,7 @@ from runtimes.libvirt.xml.storage_xml import Volume
 
 _DISK, _FACTS, _SNAPSHOT = ".raw", ".facts", ".snapshot"
 # Bytes of all facts, JSON and then spaces: a page, which is one message and is written at once, so
-# that nobody finds half of it.
+# that no reader finds half of it.
 _FACTS_SIZE = 4096
 
 
@@ -37,18 +39,13 @@ class VolumeDiskBackend(DiskBackend):
     """The disks in one pool. Nothing of them stays on this machine."""
 
     def __init__(
-        self,
-        connection: Connection,
-        pool: StoragePool,
-        here: DiskStore,
-        scratch: "Scratch",
-        log: Log,
+        self, connection: Connection, pool: StoragePool, here: DiskStore, layout: Layout, log: Log
     ) -> None:
         """here: this machine's disks, which are of no use to libvirt elsewhere."""
         self._connection = connection
         self._pool = pool
         self._here = here
-        self._scratch = scratch
+        self._layout = layout
         self._log = log
 
     # Facts
@@ -121,24 +118,18 @@ class VolumeDiskBackend(DiskBackend):
         volume = self._volume(disk)
         if unused:
             head = self._pool.read(volume, length=images.TABLE_HEAD)
-            if problem := images.table_problem(head, disk.cid):
-                raise CloudError(
-                    f"the disk {disk.cid} cannot be used: the volume {disk.cid}{_DISK} {problem}"
-                )
+            _require_no(images.table_problem(head, disk.cid), disk)
         return path_of(volume)
 
     def _volume(self, disk: Disk) -> Any:
         """A disk's volume. Raises CloudError when it is missing or truncated."""
         volume = self._pool.find(disk.cid + _DISK)
-        problem = ""
+        problem, whole = "", disk.size * images.MIB
         if volume is None:
             problem = "is missing"
-        elif (size := capacity_of(volume)) < disk.size * images.MIB:
-            problem = f"is truncated: it has {size} bytes of {disk.size * images.MIB}"
-        if problem:
-            raise CloudError(
-                f"the disk {disk.cid} cannot be used: the volume {disk.cid}{_DISK} {problem}"
-            )
+        elif (size := capacity_of(volume)) < whole:
+            problem = f"is truncated: it has {size} bytes of {whole}"
+        _require_no(problem, disk)
         return volume
 
     @property
@@ -152,7 +143,7 @@ class VolumeDiskBackend(DiskBackend):
         disk.require_room_for_filesystem()
         document = asdict(disk)
         del document["store"]
-        with Undo(self._log) as undo, self._scratch.file(disk.cid) as image:
+        with Undo(self._log) as undo, self._scratch_file(disk.cid) as image:
             images.create(image, disk.cid, disk.size, disk.filesystem, preallocate=False)
             undo.push(lambda: self._pool.delete(disk.cid + _DISK))
             volume = self._pool.create(Volume(disk.cid + _DISK, disk.size * images.MIB))
@@ -160,8 +151,26 @@ class VolumeDiskBackend(DiskBackend):
             self._create_facts(disk.cid, document, undo)
             undo.keep()
 
+    @contextmanager
+    def _scratch_file(self, cid: str) -> Iterator[Path]:
+        """Give the path of a file to be uploaded, gone at the end. Nobody has the CID yet.
+
+        Files of killed calls, known by their locks, go as well.
+        """
+        folder, run_dir = self._layout.scratch, str(self._layout.run_dir)
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with locks.hold(run_dir, cid, log=self._log):
+            for left in folder.iterdir():
+                if left.name != cid and not locks.is_held(run_dir, left.name):
+                    left.unlink(missing_ok=True)
+            path = folder / cid
+            try:
+                yield path
+            finally:
+                path.unlink(missing_ok=True)
+
     def _require_plain(self, store: str, preallocate: bool) -> None:
-        """Refuse what this machine's disks can have alone."""
+        """Refuse what only this machine's disks can have."""
         if store != DEFAULT_STORE:
             raise NotSupported(
                 f"disk stores are folders of this machine; {self._where} has no store {store}"
@@ -205,11 +214,7 @@ class VolumeDiskBackend(DiskBackend):
     # Snapshots
 
     def snapshot(
-        self,
-        disk: Disk,
-        snapshot_cid: str,
-        metadata: Mapping[str, str],
-        copy_in_use: CopyInUse | None,
+        self, disk: Disk, snapshot_cid: str, metadata: JsonObject, copy_in_use: CopyInUse | None
     ) -> None:
         name = snapshot_cid + _SNAPSHOT
         with Undo(self._log) as undo:
@@ -227,27 +232,8 @@ class VolumeDiskBackend(DiskBackend):
         self._pool.delete(snapshot_cid + _FACTS)
 
 
-class Scratch:
-    """Files that are made on this machine to be uploaded."""
-
-    def __init__(
-        self, folder: Path, lock: Callable[[str], Any], is_held: Callable[[str], bool]
-    ) -> None:
-        """lock, is_held: of the locks of CIDs, by which files of killed calls are known."""
-        self._folder = folder
-        self._lock = lock
-        self._is_held = is_held
-
-    @contextmanager
-    def file(self, cid: str) -> Iterator[Path]:
-        """Give the path of a file that is gone at the end. Nobody else has the CID yet."""
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with self._lock(cid):
-            for left in self._folder.iterdir():
-                if left.name != cid and not self._is_held(left.name):
-                    left.unlink(missing_ok=True)
-            path = self._folder / cid
-            try:
-                yield path
-            finally:
-                path.unlink(missing_ok=True)
+def _require_no(problem: str, disk: Disk) -> None:
+    if problem:
+        raise CloudError(
+            f"the disk {disk.cid} cannot be used: the volume {disk.cid}{_DISK} {problem}"
+        )

@@ -5,7 +5,6 @@ Which VM has a disk is in the disk's facts, so that a disk goes from a container
 
 import math
 import time
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from cpi.disks.raw_image import MIB
 from cpi.errors import CloudError, CPIError, NotSupported
 from cpi.host.undo import Undo
 from cpi.log import Log
-from cpi.model import Json
+from cpi.model import Json, JsonObject
 from runtimes.libvirt import client
 from runtimes.libvirt.client import translated_errors
 from runtimes.libvirt.disk_backend import DiskBackend
@@ -166,13 +165,8 @@ class Disks:
             raise CloudError(f"the VM {disk.attached_to} runs without its disk {disk.cid}")
         return attached
 
-    def snapshot(
-        self, domain: Any, disk: Disk, snapshot_cid: str, metadata: Mapping[str, str]
-    ) -> None:
-        """Take a snapshot of a disk. domain: the VM that runs with it, or None.
-
-        Raises NoDiskSpace.
-        """
+    def snapshot(self, domain: Any, disk: Disk, snapshot_cid: str, metadata: JsonObject) -> None:
+        """Take a snapshot. domain: the VM that runs with the disk, or None. Raises NoDiskSpace."""
         if domain is not None and not self._profile.backup:
             raise NotSupported(f"{self._profile.name} cannot copy a disk while a VM runs with it")
         copy_in_use = partial(self._back_up, domain, disk) if domain is not None else None

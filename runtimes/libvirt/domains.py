@@ -96,14 +96,14 @@ class Domains:
                 raise
 
     def stop(self, vm_cid: str) -> None:
-        """Shut a VM down, or turn it off when it does not within its time; gone is no error."""
+        """Shut down a VM that runs, or turn it off when it does not within its time."""
         domain = self.running_with(vm_cid)
         if domain is None:
             return
         seconds = self.config.integer(f"{self.profile.name}.shutdown_timeout")
-        if seconds and self._shuts_down(vm_cid, domain, seconds):
-            return
-        self._turn_off(vm_cid, domain)
+        if not seconds or not self._shuts_down(vm_cid, domain, seconds):
+            with translated_errors(f"turning off the VM {vm_cid}"):
+                client.destroy(domain)
 
     def _shuts_down(self, vm_cid: str, domain: Any, seconds: float) -> bool:
         """Press the power button, and wait until that has worked."""
@@ -121,13 +121,8 @@ class Domains:
             self.log.info(f"{vm_cid} did not shut down within {seconds:g} s; turning it off")
         return ended
 
-    def _turn_off(self, vm_cid: str, domain: Any) -> None:
-        """End a domain at once; one that has ended meanwhile is no error."""
-        with translated_errors(f"turning off the VM {vm_cid}"):
-            client.destroy(domain)
-
     def delete(self, vm_cid: str) -> None:
-        """Turn a VM off and forget it; gone is no error."""
+        """Turn a VM off and forget it, if it is there."""
         domain = self.find(vm_cid)
         if not self.profile.metadata:
             self.notes.forget(vm_cid)  # before it is gone: what is noted is defined again
@@ -135,7 +130,7 @@ class Domains:
             return
         with translated_errors(f"deleting the VM {vm_cid}"):
             if domain.isActive():
-                self._turn_off(vm_cid, domain)
+                client.destroy(domain)
             (client.undefine if self.profile.metadata else client.undefine_plain)(domain)
 
     # Defining again

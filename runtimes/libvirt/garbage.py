@@ -1,13 +1,13 @@
 """What calls that were killed left behind, recognised by having no owner.
 
-On this machine alone: another's CPI may use a pool that is elsewhere, and its locks are not seen.
+Only on this machine: another's CPI may use a pool that is elsewhere, and its locks are not seen.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 
 from cpi import cid
-from cpi.host import unfinished
+from cpi.host import locks, unfinished
 from cpi.host.folders import entries, size_of
 from cpi.model import Garbage
 from runtimes.libvirt.disk_backend_files import BACKUP
@@ -22,13 +22,11 @@ _PART = ".part"  # of a volume that is a file, before it is whole
 class Sweep:
     """Looks for garbage of one runtime."""
 
-    def __init__(self, vms: VMs, is_held: Callable[[str], bool]) -> None:
-        """is_held: tells whether a call is at work on a CID."""
+    def __init__(self, vms: VMs) -> None:
         self._vms = vms
         self._domains = vms.domains
         self._pool = vms.pool
         self._layout = vms.domains.layout
-        self._is_held = is_held
         self._runtime = vms.profile.name
 
     def orphans(self) -> list[Garbage]:
@@ -45,13 +43,16 @@ class Sweep:
         return [orphan for orphan in orphans.values() if not self._is_held(orphan.lock)]
 
     def all(self) -> list[Garbage]:
-        """Everything that nobody owns."""
+        """Everything that is orphaned."""
         garbage = {orphan.name: orphan for orphan in self.orphans()}
         imports = killed_imports(self._layout, self._runtime)
         for item in (*self._folders(), *self._stemcells(), *imports):
             if item.name not in garbage and not self._is_held(item.lock):
                 garbage[item.name] = item
         return list(garbage.values())
+
+    def _is_held(self, lock: str) -> bool:
+        return locks.is_held(str(self._layout.run_dir), lock)
 
     def _folders(self) -> Iterator[Garbage]:
         for path in entries(self._layout.vms):

@@ -8,19 +8,17 @@ the interface itself is the hypervisor's.
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Network, IPv6Network, ip_interface, ip_network
+from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
 from cpi.cni.networks import Networks, properties_of
-from cpi.config.config import Config
 from cpi.errors import CloudError, NetworkNotFound, NotSupported
-from cpi.log import Log
 from cpi.model import Network, VMSpec
 from cpi.text import shown
 from runtimes.libvirt.addresses import Addresses
-from runtimes.libvirt.client import Connection, translated_errors
-from runtimes.libvirt.profiles import Profile
+from runtimes.libvirt.client import translated_errors
+from runtimes.libvirt.domains import Domains
 from runtimes.libvirt.xml import network_xml
 from runtimes.libvirt.xml.domain_xml import Interface
 from runtimes.libvirt.xml.network_xml import IPInterface, LibvirtNetwork
@@ -34,24 +32,21 @@ class Nics:
 
     def __init__(
         self,
-        connection: Connection,
-        profile: Profile,
-        config: Config,
+        domains: Domains,
         host: Networks | None,
         addresses: Addresses,
         lock: Callable[[str], Any],
-        log: Log,
     ) -> None:
         """host: this machine's networks, None when libvirt is elsewhere; addresses: on libvirt's
         own networks.
         """
-        self._connection = connection
-        self._profile = profile
-        self._config = config
+        self._connection = domains.connection
+        self._profile = domains.profile
+        self._config = domains.config
+        self._log = domains.log
         self._host = host
-        self._lock = lock
-        self._log = log
         self._addresses = addresses
+        self._lock = lock
 
     def require_free(self, spec: VMSpec) -> None:
         """Refuse an address that another VM has. Raises CloudError naming that VM."""
@@ -111,13 +106,11 @@ class Nics:
     ) -> list[tuple[Network, Interface]]:
         networks = host.connect(spec, folder)
         bridges = host.hand_over(networks, folder)
-        for name in dict.fromkeys(name for name, _ in bridges):
-            own = [
-                network
-                for network, (bridge, _) in zip(networks, bridges, strict=True)
-                if bridge == name
-            ]
-            self._have_at_boot(name, own)
+        by_bridge: dict[str, list[Network]] = {}
+        for network, (bridge, _) in zip(networks, bridges, strict=True):
+            by_bridge.setdefault(bridge, []).append(network)
+        for bridge, own in by_bridge.items():
+            self._have_at_boot(bridge, own)
         return [
             (
                 replace(network, preconfigured=False),
@@ -211,7 +204,9 @@ class Nics:
                         f"libvirt has no network {name!r} (it has: {', '.join(there) or 'none'}); "
                         "define it there, or leave `name` out"
                     )
-                gateway = _gateways([network]) or [self._first_of(self._subnet())]
+                subnet = ip_network(self._config.strings("network.dynamic_subnets")[0])
+                first = ip_interface(f"{subnet[1]}/{subnet.prefixlen}")
+                gateway = _gateways([network]) or [first]
                 document = network_xml.network(LibvirtNetwork(name, "", "nat", tuple(gateway)))
                 self._log.info(f"making the libvirt network {name} ({gateway[0]})")
                 active = self._connection.raw.networkDefineXML(document)
@@ -219,13 +214,6 @@ class Nics:
             if not active.isActive():
                 active.create()
             return network_xml.read_network(active.XMLDesc())
-
-    def _subnet(self) -> str:
-        return self._config.strings("network.dynamic_subnets")[0]
-
-    def _first_of(self, subnet: str) -> IPInterface:
-        parsed: IPv4Network | IPv6Network = ip_network(subnet)
-        return ip_interface(f"{parsed[1]}/{parsed.prefixlen}")
 
 
 def _gateways(networks: Sequence[Network]) -> list[IPInterface]:
@@ -237,10 +225,7 @@ def _gateways(networks: Sequence[Network]) -> list[IPInterface]:
 
 
 def _addressed(
-    network: Network,
-    gateways: Sequence[IPInterface],
-    reserve: Callable[[str], str],
-    vm_cid: str,
+    network: Network, gateways: Sequence[IPInterface], reserve: Callable[[str], str], vm_cid: str
 ) -> Network:
     """Reserve the first free address of its subnets for a dynamic network. Raises CloudError.
 

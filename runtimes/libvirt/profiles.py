@@ -7,6 +7,7 @@ entry in the registry, and a test class. See docs/adding-a-runtime.md.
 
 from dataclasses import dataclass
 
+from cpi.config.config import Config
 from cpi.errors import NotSupported
 from cpi.model import VMProperties
 
@@ -64,6 +65,10 @@ class Profile:
     document: str = "qemu"
     without: tuple[str, ...] = ()
     interfaces: int | None = None
+
+    def setting(self, config: Config, name: str) -> str:
+        """What the configuration says, "" where there is no choice."""
+        return "" if name in self.without else config.text(f"{self.name}.{name}")
 
 
 KVM = Profile(

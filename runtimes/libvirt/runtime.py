@@ -21,7 +21,7 @@ from runtimes.libvirt.addresses import Addresses, FileAddresses, PoolAddresses
 from runtimes.libvirt.client import Connection
 from runtimes.libvirt.disk_backend import DiskBackend
 from runtimes.libvirt.disk_backend_files import FileDiskBackend
-from runtimes.libvirt.disk_backend_volumes import Scratch, VolumeDiskBackend
+from runtimes.libvirt.disk_backend_volumes import VolumeDiskBackend
 from runtimes.libvirt.disks import Disks
 from runtimes.libvirt.domains import Domains
 from runtimes.libvirt.garbage import Sweep
@@ -73,6 +73,8 @@ class LibvirtRuntime(Runtime):
                 f"{self._connection.uri} is of another machine, and the {self.name} runtime must "
                 "be on VirtualBox' own: libvirt's driver for it takes no disks from elsewhere"
             )
+
+        self._domains = Domains(self._connection, profile, config, self._layout, log)
 
     def close(self) -> None:
         self._connection.close()
@@ -219,7 +221,7 @@ class LibvirtRuntime(Runtime):
     def delete_snapshot(self, snapshot_cid: str) -> None:
         self._backend.delete_snapshot(snapshot_cid)
 
-    # What nobody owns
+    # Garbage
 
     def garbage(self) -> "list[Garbage]":
         if self._local:
@@ -239,19 +241,12 @@ class LibvirtRuntime(Runtime):
 
     @property
     def _sweeper(self) -> Sweep:
-        return Sweep(self._vms, self._is_held)
+        return Sweep(self._vms)
 
     def _lock(self, name: str) -> "AbstractContextManager[None]":
         return locks.hold(str(self._layout.run_dir), name, log=self.log)
 
-    def _is_held(self, name: str) -> bool:
-        return locks.is_held(str(self._layout.run_dir), name)
-
     # Made when first needed
-
-    @cached_property
-    def _domains(self) -> Domains:
-        return Domains(self._connection, self.profile, self.config, self._layout, self.log)
 
     @cached_property
     def _vms(self) -> VMs:
@@ -262,7 +257,9 @@ class LibvirtRuntime(Runtime):
             self._nics,
             self._disks,
             self._backend,
+            self.profile,
             self._lock,
+            self.log,
         )
 
     @cached_property
@@ -270,9 +267,8 @@ class LibvirtRuntime(Runtime):
         folders = folders_of(self.config)
         if self._local:
             return FileDiskBackend(folders, self._layout, self._pool)
-        scratch = Scratch(self._layout.scratch, self._lock, self._is_held)
         here = DiskStore(folders)
-        return VolumeDiskBackend(self._connection, self._pool, here, scratch, self.log)
+        return VolumeDiskBackend(self._connection, self._pool, here, self._layout, self.log)
 
     @cached_property
     def _disks(self) -> Disks:
@@ -304,9 +300,7 @@ class LibvirtRuntime(Runtime):
         addresses: Addresses = PoolAddresses(self._pool)
         if self._local:
             addresses = FileAddresses(self._layout.addresses)
-        return Nics(
-            self._connection, self.profile, self.config, host, addresses, self._lock, self.log
-        )
+        return Nics(self._domains, host, addresses, self._lock)
 
 
 def is_unprivileged() -> bool:

@@ -7,7 +7,6 @@ agent's settings, `.console` what the VM prints.
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from cpi.agent_settings import render as render_settings
 from cpi.disks.raw_image import MIB
 from cpi.errors import CloudError
 from cpi.host import unfinished
-from cpi.host.vm_creation import vm_creation
 from cpi.log import Log
 from cpi.model import Json, Network, VMSpec
 from runtimes.libvirt import settings_iso
@@ -56,15 +54,9 @@ class VMs:
     nics: Nics
     disks: Disks
     backend: DiskBackend
+    profile: Profile
     lock: Callable[[str], Any]
-
-    @property
-    def profile(self) -> Profile:
-        return self.domains.profile
-
-    @property
-    def log(self) -> Log:
-        return self.domains.log
+    log: Log
 
     # From its creation to its end
 
@@ -73,12 +65,14 @@ class VMs:
         self.nics.require_free(spec)
         folder = self.domains.layout.vm(spec.cid)
         is_local = self.domains.connection.is_local
-        make = partial(unfinished.make, folder) if is_local else lambda: None
-        remove = partial(_remove, folder)
-        with vm_creation(spec, folder, self.nics, self.log, make=make, remove=remove) as (
-            undo,
-            connecting,
-        ):
+        with unfinished.creation(
+            folder,
+            self.log,
+            make=lambda: unfinished.make(folder) if is_local else None,
+            remove=lambda: _remove(folder),
+            connect=lambda: self.nics.connect(spec, folder),
+            disconnect=lambda: self.nics.disconnect(spec.cid, folder),
+        ) as (undo, connecting):
             # CNI's plugins take as long as the volumes.
             base = self.stemcells.find(spec.stemcell_cid)
             undo.push(lambda: self._delete_volumes(spec.cid))
@@ -175,11 +169,7 @@ class VMs:
         return DomainDisk(path_of(volume), "raw", target, bus, device=device, read_only=True)
 
     def _domain(
-        self,
-        spec: VMSpec,
-        base: Base,
-        disks: Sequence[DomainDisk],
-        interfaces: Sequence[Interface],
+        self, spec: VMSpec, base: Base, disks: Sequence[DomainDisk], interfaces: Sequence[Interface]
     ) -> Domain:
         wanted, accelerator = spec.properties, self._text("accelerator")
         type_ = domain_type(self.domains.connection, self.profile, accelerator, self.log)
@@ -206,9 +196,7 @@ class VMs:
         )
 
     def _text(self, name: str) -> str:
-        if name in self.profile.without:
-            return ""
-        return self.domains.config.text(f"{self.profile.name}.{name}")
+        return self.profile.setting(self.domains.config, name)
 
     def _default(self, name: str) -> int:
         return self.domains.config.integer(f"{self.profile.name}.{name}")

@@ -1,6 +1,7 @@
 """Volumes of one storage pool, streamed, so that libvirt may be on another machine."""
 
 import errno
+import io
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,12 +14,7 @@ from cpi.errors import CloudError
 from cpi.log import Log
 from cpi.progress import Progress
 from runtimes.libvirt import client
-from runtimes.libvirt.client import (
-    AlreadyThere,
-    Connection,
-    lookup_or_none,
-    translated_errors,
-)
+from runtimes.libvirt.client import AlreadyThere, Connection, lookup_or_none, translated_errors
 from runtimes.libvirt.xml import storage_xml
 from runtimes.libvirt.xml.elements import parsed
 from runtimes.libvirt.xml.storage_xml import Volume
@@ -100,7 +96,7 @@ class StoragePool:
             self.raw.createXMLFrom(document, source, 0)
 
     def refresh(self) -> None:
-        """Have libvirt look again at what there is, when nobody uploads or makes anything."""
+        """Have libvirt look again at what there is, once no upload or creation is running."""
         end = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
@@ -125,9 +121,11 @@ class StoragePool:
 
     def write(self, volume: Any, data: bytes) -> None:
         """Write bytes into a volume, from its beginning."""
+        file = io.BytesIO(data)
         with self._stream(f"writing {volume.name()}") as stream:
             volume.upload(stream, 0, len(data), 0)
-            _send_bytes(stream, data)
+            stream.sendAll(lambda _stream, count, _opaque: file.read(count), None)
+            stream.finish()
 
     def read(self, volume: Any, offset: int = 0, length: int = 0, limit: int = SMALL) -> bytes:
         """Read a volume from an offset (bytes) on, `length` bytes, or all of them for 0.
@@ -152,7 +150,7 @@ class StoragePool:
                 raise
 
     def delete(self, name: str) -> None:
-        """Delete a volume; one that is gone is no error."""
+        """Delete a volume, if it is there."""
         volume = self.find(name)
         if volume is None:
             return
@@ -178,7 +176,7 @@ def path_of(volume: Any) -> str:
 
 
 def capacity_of(volume: Any, *, taken: bool = False) -> int:
-    """A volume's size for whoever uses it, or the room that it has taken, in bytes."""
+    """A volume's size as its user sees it, or the room that it has taken, in bytes."""
     with translated_errors("looking at a volume"):
         return int(volume.info()[2 if taken else 1])
 
@@ -221,20 +219,6 @@ def _next_offset(fd: int, here: int, what: int, size: int) -> int:
         if error.errno != errno.ENXIO:
             raise
         return size
-
-
-def _send_bytes(stream: Any, data: bytes) -> None:
-    """Send all of `data`."""
-    sent = 0
-
-    def send(_stream: Any, count: int, _opaque: Any) -> bytes:
-        nonlocal sent
-        piece = data[sent : sent + count]
-        sent += len(piece)
-        return piece
-
-    stream.sendAll(send, None)
-    stream.finish()
 
 
 def _receive_bytes(stream: Any, limit: int) -> bytes:

@@ -5,7 +5,6 @@ disk as `<disk cid>.vmdk`, which says where the raw file is.
 """
 
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from cpi.disks.disk import Disk
 from cpi.errors import CloudError, NotSupported
 from cpi.host.undo import Undo
 from cpi.log import Log
-from cpi.model import Json
+from cpi.model import Json, JsonObject
 from runtimes.libvirt.client import translated_errors
 from runtimes.libvirt.disk_backend import DiskBackend
 from runtimes.libvirt.disks import Disks
@@ -81,9 +80,7 @@ class ColdDisks(Disks):
         """Refuse to grow a disk that a VM has. Raises CloudError, naming the VM."""
         self._backend.resize(disk.cid, size_mib)
 
-    def snapshot(
-        self, domain: Any, disk: Disk, snapshot_cid: str, metadata: Mapping[str, str]
-    ) -> None:
+    def snapshot(self, domain: Any, disk: Disk, snapshot_cid: str, metadata: JsonObject) -> None:
         """Take a snapshot of a disk that no VM has. Raises NotSupported, NoDiskSpace."""
         if disk.attached_to:
             raise NotSupported(

@@ -5,11 +5,12 @@ and its own addresses would ask for it from the seventh disk on.
 """
 
 import re
+from dataclasses import replace
 from xml.etree import ElementTree as Xml
 
 from cpi.errors import NotSupported
 from runtimes.libvirt.virtualbox.media import uuid_of
-from runtimes.libvirt.xml.domain_xml import Domain, DomainDisk, Interface, free_target
+from runtimes.libvirt.xml.domain_xml import Domain, DomainDisk, free_target, interface_element
 from runtimes.libvirt.xml.elements import add_text, parsed, rendered
 
 _PORTS = 30  # of the controller
@@ -33,7 +34,7 @@ def domain(wanted: Domain) -> str:
     for disk in wanted.disks:
         devices.append(_disk(disk))
     for interface in wanted.interfaces:
-        devices.append(_interface(interface))
+        devices.append(interface_element(replace(interface, mtu=None)))
     if wanted.console:
         serial = Xml.SubElement(devices, "serial", type="file")
         Xml.SubElement(serial, "source", path=wanted.console)
@@ -59,14 +60,6 @@ def _port(target: str) -> int:
     while (name := free_target("sata", taken)) != target:
         taken.append(name)
     return len(taken)
-
-
-def _interface(wanted: Interface) -> Xml.Element:
-    root = Xml.Element("interface", type="bridge")
-    Xml.SubElement(root, "mac", address=wanted.mac)
-    Xml.SubElement(root, "source", bridge=wanted.bridge)
-    Xml.SubElement(root, "model", type=wanted.model)
-    return root
 
 
 # A document of ours, changed

@@ -130,7 +130,7 @@ def _devices(devices: Xml.Element, wanted: Domain) -> None:
                 devices, "controller", type="pci", index=str(index), model="pcie-root-port"
             )
     for interface in wanted.interfaces:
-        devices.append(_interface(interface))
+        devices.append(interface_element(interface))
     if wanted.console:
         serial = Xml.SubElement(devices, "serial", type="file")
         Xml.SubElement(serial, "source", path=wanted.console, append="on")
@@ -159,7 +159,8 @@ def _disk(wanted: DomainDisk) -> Xml.Element:
     return root
 
 
-def _interface(wanted: Interface) -> Xml.Element:
+def interface_element(wanted: Interface) -> Xml.Element:
+    """One network interface."""
     root = Xml.Element("interface", type="network" if wanted.network else "bridge")
     Xml.SubElement(root, "mac", address=wanted.mac)
     if wanted.network:

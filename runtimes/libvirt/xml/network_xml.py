@@ -53,10 +53,9 @@ def read_network(document: str) -> LibvirtNetwork:
     bridge, forward = root.find("bridge"), root.find("forward")
     gateways = []
     for address in root.iter("ip"):
-        if address.get("address") and address.get("prefix"):
-            gateways.append(ip_interface(f"{address.get('address')}/{address.get('prefix')}"))
-        elif address.get("address") and address.get("netmask"):
-            gateways.append(ip_interface(f"{address.get('address')}/{address.get('netmask')}"))
+        mask = address.get("prefix") or address.get("netmask")
+        if address.get("address") and mask:
+            gateways.append(ip_interface(f"{address.get('address')}/{mask}"))
     return LibvirtNetwork(
         name=root.findtext("name") or "",
         bridge="" if bridge is None else bridge.get("name", ""),

@@ -1,31 +1,16 @@
 """What is refused of a disk, and who has it, wherever its facts are kept."""
 
+from pathlib import Path
+
 import pytest
 
-from cpi.disks.disk import Disk, DiskFacts
-from cpi.errors import CloudError, CPIError, DiskNotAttached, DiskNotFound, NotSupported
+from cpi.disks.disk import Disk
+from cpi.disks.disk_store import DiskStore
+from cpi.errors import CloudError, CPIError, DiskNotAttached, NotSupported
 from cpi.log import Log
 
 DISK, VM, OTHER = "some-disk-1", "some-vm-1", "some-vm-2"
 DETACHED, ATTACHED = Disk(DISK, 64), Disk(DISK, 64, attached_to=VM)
-
-
-class Facts(DiskFacts):
-    """The facts of disks, in memory."""
-
-    def __init__(self, *disks: Disk) -> None:
-        self.disks = {disk.cid: disk for disk in disks}
-
-    def find(self, disk_cid: str) -> Disk | None:
-        return self.disks.get(disk_cid)
-
-    def get(self, disk_cid: str) -> Disk:
-        if disk_cid not in self.disks:
-            raise DiskNotFound(disk_cid)
-        return self.disks[disk_cid]
-
-    def save(self, disk: Disk) -> None:
-        self.disks[disk.cid] = disk
 
 
 def refusal(error: type[CPIError], disk: Disk, rule: str, *arguments: object) -> str:
@@ -63,9 +48,11 @@ def test_what_takes_a_new_disk() -> None:
     assert "64 MiB is too small" in refusal(CloudError, small, "require_room_for_filesystem")
 
 
-def test_a_disk_is_taken_from_a_vm_that_is_gone() -> None:
-    facts = Facts(ATTACHED)
-    assert facts.get_reclaimed(DISK, lambda vm_cid: vm_cid == VM, Log("error")) == ATTACHED
-    assert facts.user_of(DISK) == VM
-    assert facts.get_reclaimed(DISK, lambda _: False, Log("error")) == DETACHED
-    assert facts.user_of(DISK) == facts.user_of("some-disk-2") == ""
+def test_a_disk_is_taken_from_a_vm_that_is_gone(tmp_path: Path) -> None:
+    store = DiskStore({"default": tmp_path})
+    store.save(ATTACHED)
+    assert store.get_reclaimed(DISK, lambda vm_cid: vm_cid == VM, Log("error")) == ATTACHED
+    assert store.user_of(DISK) == VM
+    assert store.get_reclaimed(DISK, lambda _: False, Log("error")) == DETACHED
+    assert store.find(DISK) == DETACHED
+    assert store.user_of(DISK) == store.user_of("some-disk-2") == ""

@@ -6,8 +6,9 @@ import pytest
 
 from cpi.errors import CloudError
 from runtimes.containerd import cgroups
+from runtimes.containerd.oci_spec import Limits
 
-LIMITS = cgroups.Limits(cpu=1.5, memory=512 << 20, pids=100)
+LIMITS = Limits(cpu=1.5, memory=512 << 20, pids=100)
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def test_v1(root: Path) -> None:
 
 
 def test_privileged_may_use_any_device(root: Path) -> None:
-    cgroups.create("/bosh/containerd-vm-1", cgroups.Limits(any_device=True))
+    cgroups.create("/bosh/containerd-vm-1", Limits(privileged=True))
     assert list(root.iterdir()) == []
 
 

@@ -3,8 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-from runtimes.containerd.cgroups import Limits, limits_of
-from runtimes.containerd.oci_spec import CAPABILITIES, Container, FolderMount, render, renew
+from runtimes.containerd.oci_spec import (
+    CAPABILITIES,
+    Container,
+    FolderMount,
+    Limits,
+    limits_of,
+    render,
+    renew,
+)
 from tests.support.cpi_calls import matches_golden
 
 ALL = (*CAPABILITIES, "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")
@@ -19,9 +26,10 @@ LEAST = Container(
     capabilities=ALL,
     systemd=True,
 )
-LIMITED = replace(LEAST, cpu=1.5, memory=512 << 20, swap_accounting=True, pids=1000)
+LIMITS = Limits(cpu=1.5, memory=512 << 20, pids=1000)
+LIMITED = replace(LEAST, limits=LIMITS, swap_accounting=True)
 DEVICE = {"path": "/dev/fuse", "type": "c", "major": 10, "minor": 229}
-PRIVILEGED = replace(LEAST, privileged=True, devices=[DEVICE])
+PRIVILEGED = replace(LEAST, limits=Limits(privileged=True), devices=[DEVICE])
 FOLDERS = (
     FolderMount(
         "/mnt/shared", Path("/var/lib/bosh-containerd-cpi/vms/containerd-vm-1/mounts/0"), False
@@ -60,14 +68,14 @@ def test_no_capability_that_containerd_lacks_is_asked_for() -> None:
 
 def test_a_spec_tells_the_limits_that_it_was_rendered_with() -> None:
     assert limits_of(render(LEAST)) == Limits()
-    assert limits_of(render(LIMITED)) == Limits(cpu=1.5, memory=512 << 20, pids=1000)
-    assert limits_of(render(PRIVILEGED)) == Limits(any_device=True)
+    assert limits_of(render(LIMITED)) == LIMITS
+    assert limits_of(render(PRIVILEGED)) == Limits(privileged=True)
 
 
 def test_a_spec_is_renewed_to_what_it_would_be_now() -> None:
     few, other = {"CAP_CHOWN", "CAP_SYS_MODULE"}, {**DEVICE, "path": "/dev/kvm", "minor": 232}
     for container in (LIMITED, PRIVILEGED):
-        devices = [other] if container.privileged else []
+        devices = [other] if container.limits.privileged else []
         spec = render(container)
         renew(spec, few, [other])
         assert spec == render(replace(container, capabilities=few, devices=devices))
