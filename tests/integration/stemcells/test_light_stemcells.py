@@ -215,8 +215,8 @@ ROOTFS_MARK, EVIL_MARK = b'PRETTY_NAME="Test"', b'PRETTY_NAME="Evil"'
 STEPS = [
     "stemcell_convert.registry:Registry.manifest",
     "stemcell_convert.registry:Registry.pull",
-    "runtimes.containerd.imports:Import.rootfs",
-    "runtimes.containerd.imports:Import.layer",
+    "runtimes.containerd.image_writer:ImageWriter.rootfs",
+    "runtimes.containerd.image_writer:ImageWriter.layer",
     "runtimes.containerd.storage:Store.create_image",
 ]
 
