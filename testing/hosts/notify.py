@@ -42,10 +42,10 @@ def _await_ready(ready: socket.socket, daemon: Daemon) -> None:
     ended = os.pidfd_open(daemon.pid)
     try:
         while True:
-            found, _, _ = select.select([ready.fileno(), ended], [], [], PATIENCE)
-            if ended in found:
+            happened, _, _ = select.select([ready.fileno(), ended], [], [], PATIENCE)
+            if ended in happened:
                 raise daemon.failure("has ended")
-            if ready.fileno() not in found:
+            if ready.fileno() not in happened:
                 raise daemon.failure(f"was not ready within {PATIENCE} s")
             if b"READY=1" in ready.recv(4096):
                 return

@@ -31,9 +31,9 @@ if option:
     path += "/config.json" if option == "--bundle" else ""
     with open(path) as file:
         spec = json.load(file)
-    kinds = spec.get("process", spec)["capabilities"]
-    for kind, names in kinds.items():
-        kinds[kind] = [name for name in names if name in {capabilities}]
+    sets = spec.get("process", spec)["capabilities"]
+    for name_of_set, names in sets.items():
+        sets[name_of_set] = [name for name in names if name in {capabilities}]
     with open(path, "w") as file:
         json.dump(spec, file)
 os.execvp("runc", sys.argv)
@@ -66,7 +66,7 @@ class Docker:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:

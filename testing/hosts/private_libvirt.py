@@ -1,12 +1,14 @@
 """libvirt's daemons on a private host, with folders of their own."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
 from testing.hosts.daemon import Daemon
 from testing.hosts.notify import started
-from testing.hosts.private_host import PrivateHost
+from testing.hosts.private_host import PrivateHost, cgroup_hierarchies, remove_cgroups
+from testing.patience import wait_for
 
 # What Debian's libvirt was compiled to use, whatever it is told.
 _FOLDERS = ("/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
@@ -63,7 +65,7 @@ class Libvirt:
 
     def __exit__(
         self,
-        kind: type[BaseException] | None,
+        error_type: type[BaseException] | None,
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
@@ -92,11 +94,26 @@ class Libvirt:
         self.host.run("sh", "-c", "rm -f /run/libvirt/*/autostarted /run/libvirt/*/*.xml")
 
     def stop_all(self) -> None:
-        """Stop the daemons, kindly."""
+        """Stop the daemons, kindly, and end the VMs."""
         while self._daemons:
             self._daemons.pop().stop()
+        self._remove_guests()
         while self._mounted:
             self.host.run("umount", "--lazy", self._mounted.pop())
+
+    def _remove_guests(self) -> None:
+        """End the VMs, and remove the cgroups that libvirt has made for them beside the host's."""
+        files = self.host.run("find", "/run/libvirt/qemu", "-name", "*.pid", check=False).stdout
+        if files:
+            self.kill_guests()
+            qemu = ("pgrep", "qemu-system")
+            wait_for(lambda: self.host.run(*qemu, check=False).returncode, "the end of the VMs")
+        for hierarchy in cgroup_hierarchies():
+            for name in [Path(file).stem for file in files.split()]:
+                for folder in (hierarchy / "machine").glob(f"qemu-*-{name}.libvirt-qemu"):
+                    remove_cgroups(str(folder.relative_to(hierarchy)))
+            with suppress(OSError):  # it has those of others
+                (hierarchy / "machine").rmdir()
 
     def _mount(self, *words: str) -> None:
         self.host.run("mount", *words)

@@ -1,5 +1,6 @@
 """Where the demo and the benchmark get their stemcell: a given tarball, or one made and kept."""
 
+import fcntl
 import hashlib
 import re
 import shutil
@@ -61,13 +62,14 @@ def kept(name: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Pa
     what `make` does.
     """
     wanted = CACHE / f"{name}-{key_of(sources, REPOSITORY)}.tgz"
-    if wanted.exists():
-        return wanted
     CACHE.mkdir(parents=True, exist_ok=True)
-    make(wanted)
-    for old in CACHE.glob(f"{name}-*.tgz"):
-        if old != wanted:
-            old.unlink()
+    with open(CACHE / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be making it
+        if not wanted.exists():
+            make(wanted)
+            for old in CACHE.glob(f"{name}-*.tgz"):
+                if old != wanted:
+                    old.unlink()
     return wanted
 
 

@@ -49,15 +49,15 @@ class _StemcellContract(ContractBase):
         assert lab.vm()
 
     def test_missing_image_is_named(self, lab: Lab, tmp_path: Path) -> None:
-        kind, message = lab.fails("create_stemcell", str(tmp_path / "gone"), {})
-        assert kind == "CloudError"
+        error, message = lab.fails("create_stemcell", str(tmp_path / "gone"), {})
+        assert error == "CloudError"
         assert str(tmp_path / "gone") in message
 
     def test_garbage_instead_of_an_image_is_refused(self, lab: Lab, tmp_path: Path) -> None:
         image = tmp_path / "image"
         image.write_bytes(b"this is no stemcell")
-        kind, message = lab.fails("create_stemcell", str(image), {})
-        assert kind == "CloudError"
+        error, message = lab.fails("create_stemcell", str(image), {})
+        assert error == "CloudError"
         assert str(image) in message
 
     @pytest.mark.parametrize("odd", ODD_NAMES)
@@ -138,14 +138,14 @@ class _VMContract(ContractBase):
             "detach_disk": [vm, disk],
         }
         for method, arguments in calls.items():
-            kind, message = lab.fails(method, *arguments)
-            assert (method, kind) == (method, "VMNotFound")
+            error, message = lab.fails(method, *arguments)
+            assert (method, error) == (method, "VMNotFound")
             assert vm in message
 
     def test_unknown_stemcell(self, lab: Lab) -> None:
         unknown = lab.unknown("stemcell")
-        kind, message = lab.fails("create_vm", *lab.vm_arguments(unknown))
-        assert kind == "StemcellNotFound"
+        error, message = lab.fails("create_vm", *lab.vm_arguments(unknown))
+        assert error == "StemcellNotFound"
         assert unknown in message
 
     @pytest.mark.parametrize("odd", ODD_NAMES)
@@ -180,8 +180,8 @@ class _DiskContract(ContractBase):
         assert isinstance(hint, (str, dict))
         assert lab.ok("attach_disk", vm, disk) == hint
         assert lab.ok("get_disks", vm) == [disk]
-        kind, message = lab.fails("delete_disk", disk)
-        assert kind == "CloudError"
+        error, message = lab.fails("delete_disk", disk)
+        assert error == "CloudError"
         assert disk in message
         assert lab.ok("has_disk", disk) is True
         assert lab.ok("detach_disk", vm, disk) is None
@@ -209,8 +209,8 @@ class _DiskContract(ContractBase):
         second = lab.vm()
         disk = lab.disk(first)
         lab.ok("attach_disk", first, disk)
-        kind, message = lab.fails("attach_disk", second, disk)
-        assert kind == "CloudError"
+        error, message = lab.fails("attach_disk", second, disk)
+        assert error == "CloudError"
         assert first in message
         assert lab.fails("detach_disk", second, disk)[0] == "DiskNotAttached"
         lab.ok("detach_disk", first, disk)
@@ -236,8 +236,8 @@ class _DiskContract(ContractBase):
             "detach_disk": [vm, disk],
         }
         for method, arguments in calls.items():
-            kind, message = lab.fails(method, *arguments)
-            assert (method, kind) == (method, "DiskNotFound")
+            error, message = lab.fails(method, *arguments)
+            assert (method, error) == (method, "DiskNotFound")
             assert disk in message
 
     @pytest.mark.parametrize("odd", ODD_NAMES)
@@ -311,8 +311,8 @@ class _DiskContract(ContractBase):
         assert metadata_of(disk) == {}
 
     def test_unknown_disk_properties_are_refused_by_name(self, lab: Lab) -> None:
-        kind, message = lab.fails("create_disk", 32, {"typ": "ssd"}, None)
-        assert kind == "CloudError"
+        error, message = lab.fails("create_disk", 32, {"typ": "ssd"}, None)
+        assert error == "CloudError"
         assert "'typ'" in message
 
     def test_changes_of_unknown_disks(self, lab: Lab) -> None:

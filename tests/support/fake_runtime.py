@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass
-class Machine:
+class FakeVM:
     """A VM."""
 
     spec: VMSpec
@@ -39,7 +39,7 @@ class Machine:
 
 
 @dataclasses.dataclass
-class Disk:
+class FakeDisk:
     """A persistent disk, and the VM that has it."""
 
     size_mib: int
@@ -48,18 +48,18 @@ class Disk:
 
 
 @dataclasses.dataclass
-class World:
+class FakeWorld:
     """Everything that there is."""
 
     stemcells: set[str] = dataclasses.field(default_factory=set)
-    machines: dict[str, Machine] = dataclasses.field(default_factory=dict)
-    disks: dict[str, Disk] = dataclasses.field(default_factory=dict)
+    machines: dict[str, FakeVM] = dataclasses.field(default_factory=dict)
+    disks: dict[str, FakeDisk] = dataclasses.field(default_factory=dict)
     snapshots: set[str] = dataclasses.field(default_factory=set)
     addresses_given: int = 0
     findings: list[Finding] = dataclasses.field(default_factory=list)
 
 
-WORLDS: dict[str, World] = {}
+WORLDS: dict[str, FakeWorld] = {}
 
 
 def metadata_of(config: "Config", cid: str) -> dict[str, str]:
@@ -79,7 +79,7 @@ class FakeRuntime(Runtime):
 
     def __init__(self, config: "Config", log: "Log") -> None:
         super().__init__(config, log)
-        self.world = WORLDS.setdefault(config.text("state_dir"), World())
+        self.world = WORLDS.setdefault(config.text("state_dir"), FakeWorld())
 
     def create_stemcell(self, image: Path, cloud_properties: JsonObject, tags: JsonObject) -> str:
         try:
@@ -100,12 +100,12 @@ class FakeRuntime(Runtime):
             raise CloudError(f"{spec.cid} exists")
         if spec.stemcell_cid not in self.world.stemcells:
             raise StemcellNotFound(f"there is no stemcell {spec.stemcell_cid}")
-        used = {one.ip for machine in self.world.machines.values() for one in machine.networks}
+        used = {nic.ip for machine in self.world.machines.values() for nic in machine.networks}
         for network in spec.networks:
             if network.ip in used and network.ip is not None:
                 raise CloudError(f"address {network.ip} is in use")
         networks = tuple(self._addressed(network) for network in spec.networks)
-        self.world.machines[spec.cid] = Machine(spec, networks)
+        self.world.machines[spec.cid] = FakeVM(spec, networks)
         return networks
 
     def delete_vm(self, vm_cid: str) -> None:
@@ -128,7 +128,7 @@ class FakeRuntime(Runtime):
         if vm_cid is not None:
             self._machine(vm_cid)
         disk = cid.new("fake", cid.DISK)
-        self.world.disks[disk] = Disk(size_mib)
+        self.world.disks[disk] = FakeDisk(size_mib)
         return disk
 
     def delete_disk(self, disk_cid: str) -> None:
@@ -210,12 +210,12 @@ class FakeRuntime(Runtime):
     def checks(self) -> list[Finding]:
         return self.world.findings
 
-    def _machine(self, vm_cid: str) -> Machine:
+    def _machine(self, vm_cid: str) -> FakeVM:
         if vm_cid not in self.world.machines:
             raise VMNotFound(f"there is no VM {vm_cid}")
         return self.world.machines[vm_cid]
 
-    def _disk(self, disk_cid: str) -> Disk:
+    def _disk(self, disk_cid: str) -> FakeDisk:
         if disk_cid not in self.world.disks:
             raise DiskNotFound(f"there is no disk {disk_cid}")
         return self.world.disks[disk_cid]

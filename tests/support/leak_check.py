@@ -147,10 +147,11 @@ def pytest_runtestloop(session: pytest.Session) -> None:
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Check the machine, when all fixtures are torn down and all workers, if any, have ended."""
     config, failed = session.config, session.testsfailed
-    if _RUN in config.stash and session.testscollected and not config.option.collectonly:
+    has_run = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
+    if _RUN in config.stash and has_run and not config.option.collectonly:
         item = MachineAsItWas.from_parent(
             session, name=_NAME, path=Path(__file__), nodeid=f"tests/support/leak_check.py::{_NAME}"
         )
@@ -159,4 +160,4 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
             reporter.currentfspath = None  # it has ended its last line
         item.ihook.pytest_runtest_protocol(item=item, nextitem=None)
         if session.testsfailed > failed:
-            session.exitstatus = session.exitstatus or pytest.ExitCode.TESTS_FAILED
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED

@@ -207,8 +207,8 @@ class Machine:
 
     def loops(self) -> list[str]:
         """The files below the host's folder that loop devices are over."""
-        found = json.loads(self.host.run("losetup", "--list", "--json").stdout or "{}")
-        files = [str(loop["back-file"]) for loop in found.get("loopdevices", [])]
+        listed = json.loads(self.host.run("losetup", "--list", "--json").stdout or "{}")
+        files = [str(loop["back-file"]) for loop in listed.get("loopdevices", [])]
         return sorted(file for file in files if file.startswith(str(self.host.folder)))
 
     def _interfaces(self) -> list[str]:

@@ -59,16 +59,16 @@ class KvmMachine(Machine):
 
     def leftovers(self) -> dict[str, Sequence[str]]:
         """Everything on the host that a VM or disk consists of; stemcells and bridges stay."""
-        found = super().leftovers()
+        leftovers = super().leftovers()
         kept = (".stemcell", ".json")
         pool = str(self.host.state / "kvm")
-        files = [path for path in found["files"] if not path.startswith(pool)]
+        files = [path for path in leftovers["files"] if not path.startswith(pool)]
         links = json.loads(self.host.run("ip", "-json", "link").stdout)
         volumes = [name for name in self.volumes() if not name.endswith(kept)]
         taps = sorted(link["ifname"] for link in links if link["ifname"].startswith("vnet"))
         qemu = self.host.run("pgrep", "--list-full", "qemu-system", check=False).stdout
         return {
-            **found,
+            **leftovers,
             "files": files,
             "domains": self.domains(),
             "volumes": volumes,

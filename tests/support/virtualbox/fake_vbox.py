@@ -20,7 +20,7 @@ from tests.support.virtualbox.fake_vbox_documents import (
     OFF,
     RUNNING,
     VBOX,
-    Machine,
+    VBoxMachine,
     dump,
     error,
     failed,
@@ -42,13 +42,13 @@ def _check_flags(flags: int, allowed: int, function: str) -> None:
         raise error(libvirt.VIR_ERR_INVALID_ARG, VBOX, text)
 
 
-def _absent(kind: str, real: type, name: str) -> Callable[..., Any]:
+def _absent(prefix: str, real: type, name: str) -> Callable[..., Any]:
     """A method that libvirt has and the driver has not."""
     if not hasattr(real, name):
         raise AttributeError(f"libvirt has no {real.__name__}.{name}")
 
     def refuse(*_arguments: object) -> Any:
-        function = f"{kind}{name[0].upper()}{name[1:]}"
+        function = f"{prefix}{name[0].upper()}{name[1:]}"
         text = f"this function is not supported by the connection driver: {function}"
         raise error(libvirt.VIR_ERR_NO_SUPPORT, DOMAIN, text)
 
@@ -56,10 +56,10 @@ def _absent(kind: str, real: type, name: str) -> Callable[..., Any]:
 
 
 @dataclass
-class World:
+class FakeVBox:
     """One user's VirtualBox. The switches are for tests."""
 
-    machines: dict[str, Machine] = field(default_factory=dict)
+    machines: dict[str, VBoxMachine] = field(default_factory=dict)
     media: Media = field(default_factory=Media)
     documents: list[str] = field(default_factory=list)  # that were defined
     calls: list[str] = field(default_factory=list)
@@ -73,9 +73,9 @@ class World:
             raise error(1, NONE, f"internal error: unexpected vbox URI path in {uri}")
         return Connection(self)
 
-    def named(self, name: str) -> Machine:
+    def named(self, name: str) -> VBoxMachine:
         """A machine by its name."""
-        return next(one for one in self.machines.values() if one.name == name)
+        return next(machine for machine in self.machines.values() if machine.name == name)
 
     def run(
         self,
@@ -94,7 +94,7 @@ class World:
                 raise AssertionError(f"VBoxManage is not called like that: {argv}")
         return b"VM has been successfully started.\n"
 
-    def _start(self, argv: Sequence[str], machine: Machine | None) -> None:
+    def _start(self, argv: Sequence[str], machine: VBoxMachine | None) -> None:
         def refuse(stderr: str) -> CommandFailed:
             return CommandFailed(f"{argv} failed: {stderr}", status=1, stderr=stderr)
 
@@ -117,7 +117,7 @@ class World:
 class Connection:
     """virConnect, as far as the driver has it."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: FakeVBox) -> None:
         self._world = world
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -142,7 +142,7 @@ class Connection:
     def defineXML(self, document: str) -> "Domain":
         validate(document)
         machine = parse(document)
-        taken = [one.name for one in self._world.machines.values()]
+        taken = [known.name for known in self._world.machines.values()]
         if machine.name in taken:
             raise internal("could not define a domain, rc=80bb0004")
         if machine.uuid in self._world.machines:
@@ -151,9 +151,9 @@ class Connection:
             try:
                 self._world.media.open(path, device)
             except Refused as refused:
-                kind = {"disk": "disk", "cdrom": "dvd"}[device]
+                medium = {"disk": "disk", "cdrom": "dvd"}[device]
                 raise internal(
-                    f"Failed to open the following {kind} to the machine: {path}, {refused}"
+                    f"Failed to open the following {medium} to the machine: {path}, {refused}"
                 ) from None
         if self._world.loses == "memory":
             machine.memory = 128 << 10
@@ -168,7 +168,7 @@ class Connection:
 class Domain:
     """virDomain, as far as the driver has it."""
 
-    def __init__(self, world: World, uuid: str) -> None:
+    def __init__(self, world: FakeVBox, uuid: str) -> None:
         self._world = world
         self._uuid = uuid
         self._name = world.machines[uuid].name
@@ -269,11 +269,11 @@ class Domain:
         text = f"argument unsupported: Unsupported device type {number}"
         return error(libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED, VBOX, text)
 
-    def _machine(self) -> Machine:
+    def _machine(self) -> VBoxMachine:
         if self._uuid not in self._world.machines:
             raise no_domain("no domain with matching uuid")
         return self._world.machines[self._uuid]
 
-    def _off(self, machine: Machine) -> None:
+    def _off(self, machine: VBoxMachine) -> None:
         machine.state, machine.slow, machine.held = OFF, 0, 1
         self._world.calls.append(f"off {machine.name}")

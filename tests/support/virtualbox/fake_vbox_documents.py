@@ -49,7 +49,7 @@ def no_domain(message: str) -> libvirt.libvirtError:
 
 
 @dataclass
-class Machine:
+class VBoxMachine:
     """What VirtualBox keeps of a domain."""
 
     name: str
@@ -71,7 +71,7 @@ def validate(document: str) -> None:
     assert done.returncode == 0, done.stderr.decode()
 
 
-def parse(document: str) -> Machine:
+def parse(document: str) -> VBoxMachine:
     root = Xml.fromstring(document)  # noqa: S314 (ours)
     devices = root.find("devices")
     assert devices is not None
@@ -95,7 +95,7 @@ def parse(document: str) -> Machine:
     serial = devices.find("serial[@type='file']/source")
     assert root.findtext("memory")
     unit = {"KiB": 1, "MiB": 1 << 10}[root.find("memory").get("unit", "KiB")]  # type: ignore[union-attr]
-    return Machine(
+    return VBoxMachine(
         name=root.findtext("name") or "",
         uuid=root.findtext("uuid") or "",
         memory=int(root.findtext("memory") or 0) * unit,
@@ -139,7 +139,7 @@ def _interface(one: Xml.Element) -> tuple[str, str, str]:
     return kind, address, "" if source is None else source.get(kind, "")
 
 
-def dump(machine: Machine) -> str:
+def dump(machine: VBoxMachine) -> str:
     """What the driver says of a machine: names of targets are made anew, by counting."""
     root = Xml.Element("domain", type="vbox")
     for tag, text in (("name", machine.name), ("uuid", machine.uuid)):

@@ -19,7 +19,7 @@ from cpi.model import Network, VMSpec
 from runtimes.libvirt import client, runtime
 from runtimes.libvirt.virtualbox import vboxmanage
 from tests.support.cpi_calls import call
-from tests.support.virtualbox.fake_vbox import World
+from tests.support.virtualbox.fake_vbox import FakeVBox
 
 MIB = 1 << 20
 BRIDGE, MTU = "bosh0", 1500
@@ -56,9 +56,9 @@ class FakeNetworks:
 
 
 @contextmanager
-def fake_virtualbox() -> Iterator[World]:
+def fake_virtualbox() -> Iterator[FakeVBox]:
     """Have the runtime talk to a fake driver, VBoxManage and host."""
-    world = World()
+    world = FakeVBox()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(libvirt, "open", world.open)
         patch.setattr(vboxmanage, "run", world.run)
@@ -101,10 +101,10 @@ def machine_image(folder: Path, source: str = "CDROM", resolution: str = "scsi")
     return image
 
 
-class Lab:
+class VBoxLab:
     """Calls on one configuration, and the files that they leave."""
 
-    def __init__(self, world: World, folder: Path, image: Path) -> None:
+    def __init__(self, world: FakeVBox, folder: Path, image: Path) -> None:
         self.world = world
         self.folder = folder
         self.image = image

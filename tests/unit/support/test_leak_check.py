@@ -130,10 +130,19 @@ def test_it(folder): pass
     assert pytest_run(tmp_path, test, "--collect-only").returncode == 0
 
 
+def test_a_run_is_checked_after_its_first_failure_and_not_without_tests(tmp_path: Path) -> None:
+    test = "import tempfile\ndef test_it(): assert not tempfile.mkdtemp()\ndef test_more(): pass"
+    (tmp_path / "conftest.py").write_text(IMPATIENT)
+    assert "2 failed" in pytest_run(tmp_path, test, "-x").stdout.splitlines()[-1]
+    assert "1 error" in pytest_run(tmp_path, "import nosuch").stdout.splitlines()[-1]
+
+
+IMPATIENT = "import tests.support.leak_check as check; check._SETTLE_SECONDS = 0"
+
+
 def leaking(folder: Path, leak: str) -> str:
     """Run a test that leaves something; return what the check says of it."""
-    script = "import tests.support.leak_check as check; check._SETTLE_SECONDS = 0"
-    (folder / "conftest.py").write_text(script)
+    (folder / "conftest.py").write_text(IMPATIENT)
     done = pytest_run(folder, f"import os, subprocess, tempfile\ndef test_it(): {leak}")
     assert (done.returncode, "1 failed, 1 passed" in done.stdout) == (1, True), done.stdout
     return done.stdout

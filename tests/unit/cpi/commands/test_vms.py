@@ -22,7 +22,7 @@ from cpi.views import Usage, VMView, name_of
 from runtimes import catalog
 from testing.patience import PATIENCE
 from tests.support.cpi_calls import call
-from tests.support.fake_runtime import WORLDS, FakeRuntime, Machine
+from tests.support.fake_runtime import WORLDS, FakeRuntime, FakeVM
 
 
 def vm(cid: str, **metadata: str) -> VMView:
@@ -125,7 +125,7 @@ def path(config: Config, tmp_path: Path) -> str:
     return str(file)
 
 
-def machines(config: Config) -> dict[str, Machine]:
+def machines(config: Config) -> dict[str, FakeVM]:
     return WORLDS[config.text("state_dir")].machines
 
 

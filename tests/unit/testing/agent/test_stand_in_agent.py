@@ -46,7 +46,7 @@ class Mounts:
         return ""
 
 
-class Machine:
+class AgentMachine:
     """A stand-in agent that listens, and a client for it."""
 
     def __init__(self, folder: Path, **settings: Any) -> None:
@@ -111,16 +111,16 @@ class Machine:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
+def machine(tmp_path: Path) -> Iterator[AgentMachine]:
     """A machine whose agent listens on plain HTTP with a password."""
-    machine = Machine(tmp_path, mbus="http://mbus:secret@127.0.0.1:0", vm={"name": "vm-1"})
+    machine = AgentMachine(tmp_path, mbus="http://mbus:secret@127.0.0.1:0", vm={"name": "vm-1"})
     server = machine.serve()
     yield machine
     server.shutdown()
     server.server_close()
 
 
-def test_quick_methods_answer_at_once(machine: Machine) -> None:
+def test_quick_methods_answer_at_once(machine: AgentMachine) -> None:
     assert machine.ask("ping") == {"value": "pong"}
     assert machine.ask("info") == {"value": {"api_version": 1}}
     assert machine.ask("list_disk") == {"value": []}
@@ -131,7 +131,7 @@ def test_quick_methods_answer_at_once(machine: Machine) -> None:
     assert state["networks"] == {}
 
 
-def test_a_disks_whole_life(machine: Machine) -> None:
+def test_a_disks_whole_life(machine: AgentMachine) -> None:
     machine.mounts.table.append(("/dev/sdz", DISK))  # by the CPI
     assert machine.do("add_persistent_disk", "d1", DISK) == {}
     assert machine.do("mount_disk", "d1") == {}
@@ -149,7 +149,7 @@ def test_a_disks_whole_life(machine: Machine) -> None:
     assert machine.ask("list_disk") == {"value": []}
 
 
-def test_a_second_disk_goes_beside_the_store(machine: Machine) -> None:
+def test_a_second_disk_goes_beside_the_store(machine: AgentMachine) -> None:
     machine.do("add_persistent_disk", "d1", DISK)
     machine.do("add_persistent_disk", "d2", {"path": OTHER})
     machine.do("mount_disk", "d1")
@@ -167,7 +167,7 @@ def test_a_second_disk_goes_beside_the_store(machine: Machine) -> None:
 
 
 def test_mount_options_come_from_the_manifest(tmp_path: Path) -> None:
-    machine = Machine(
+    machine = AgentMachine(
         tmp_path,
         disks={"persistent": {"d1": {"path": DISK}}},
         env={"persistent_disk_mount_options": ["noatime"]},
@@ -177,14 +177,14 @@ def test_mount_options_come_from_the_manifest(tmp_path: Path) -> None:
 
 
 def test_partitions_of_devices(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, disks={"persistent": {"d1": "/dev/sdb"}})
+    machine = AgentMachine(tmp_path, disks={"persistent": {"d1": "/dev/sdb"}})
     machine.agent.disks.whole = machine.agent.disks.bind = False
     for _ in range(2):  # the second time there is nothing left to do
         machine.agent.perform("mount_disk", ["d1"])
     assert machine.mounts.calls == [f"mount /dev/sdb1 {tmp_path / 'store'}"]
 
 
-def test_what_create_env_asks_for(machine: Machine) -> None:
+def test_what_create_env_asks_for(machine: AgentMachine) -> None:
     assert machine.request("PUT", "/blobs/6d/templates-1", b"data") == (201, b"")
     assert (machine.folder / "data/blobs/templates-1").read_bytes() == b"data"
     assert machine.request("PUT", "/blobs/..", b"data")[0] == 404
@@ -199,7 +199,7 @@ def test_what_create_env_asks_for(machine: Machine) -> None:
     assert state["agent_id"] == "agent-1"
 
 
-def test_failures_are_exceptions(machine: Machine) -> None:
+def test_failures_are_exceptions(machine: AgentMachine) -> None:
     unknown = machine.ask("compile_package", "x")
     assert unknown == {"exception": {"message": "unknown message compile_package"}}
     lost = machine.ask("get_task", "nope")["exception"]["message"]
@@ -212,11 +212,11 @@ def test_failures_are_exceptions(machine: Machine) -> None:
     assert machine.ask("ping") == {"value": "pong"}
 
 
-def test_list_disk_is_slow_in_protocol_3(machine: Machine) -> None:
+def test_list_disk_is_slow_in_protocol_3(machine: AgentMachine) -> None:
     assert "agent_task_id" in machine.ask("list_disk", protocol=3)["value"]
 
 
-def test_http_statuses(machine: Machine) -> None:
+def test_http_statuses(machine: AgentMachine) -> None:
     assert machine.request("POST", "/agent", b"not json")[0] == 500
     assert machine.request("POST", "/agent", b"[]")[0] == 500
     assert machine.request("POST", "/other", b"{}")[0] == 404
@@ -227,7 +227,7 @@ def test_http_statuses(machine: Machine) -> None:
     assert machine.request("POST", "/agent", b"{}")[0] == 401
 
 
-def test_files_are_for_root_only(machine: Machine) -> None:
+def test_files_are_for_root_only(machine: AgentMachine) -> None:
     machine.do("add_persistent_disk", "d1", DISK)
     machine.do("apply", {})
     for name in ("settings.json", "persistent_disk_hints.json", "spec.json"):
@@ -235,25 +235,25 @@ def test_files_are_for_root_only(machine: Machine) -> None:
 
 
 def test_hints_survive_a_restart(tmp_path: Path) -> None:
-    Machine(tmp_path, vm={}).agent.perform("add_persistent_disk", ["d1", DISK])
-    assert Machine(tmp_path).agent.disks.all() == {"d1": DISK}
+    AgentMachine(tmp_path, vm={}).agent.perform("add_persistent_disk", ["d1", DISK])
+    assert AgentMachine(tmp_path).agent.disks.all() == {"d1": DISK}
 
 
 def test_lost_settings_are_replaced_by_the_copy(tmp_path: Path) -> None:
-    Machine(tmp_path, vm={}).settings.unlink()
-    assert Machine(tmp_path).agent.settings["agent_id"] == "agent-1"
+    AgentMachine(tmp_path, vm={}).settings.unlink()
+    assert AgentMachine(tmp_path).agent.settings["agent_id"] == "agent-1"
 
 
 def test_no_settings_no_agent(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(AgentError, match="settings"):
-        Machine(tmp_path)
+        AgentMachine(tmp_path)
     assert main(["-P", "ubuntu", "-C", str(tmp_path / "nothing.json")]) == 1
     assert "nothing.json" in capsys.readouterr().err
 
 
 def test_two_disks_at_the_start_are_refused(tmp_path: Path) -> None:
     with pytest.raises(AgentError, match="Unexpected disk attached"):
-        Machine(tmp_path, disks={"persistent": {"d1": DISK, "d2": OTHER}})
+        AgentMachine(tmp_path, disks={"persistent": {"d1": DISK, "d2": OTHER}})
 
 
 @pytest.mark.parametrize(
@@ -268,7 +268,7 @@ def test_two_disks_at_the_start_are_refused(tmp_path: Path) -> None:
     ],
 )
 def test_where_it_listens(settings: dict[str, Any], url: str, tmp_path: Path) -> None:
-    assert Machine(tmp_path, **settings).agent.mbus()[0].geturl() == url
+    assert AgentMachine(tmp_path, **settings).agent.mbus()[0].geturl() == url
 
 
 def test_https(tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_https(tmp_path: Path) -> None:
     key, certificate = (Path(name).read_text() for name in files)
     pair = {"certificate": certificate, "private_key": key}
     url = "https://mbus:secret@127.0.0.1:0"
-    machine = Machine(tmp_path, mbus=url, env={"bosh": {"mbus": {"cert": pair}}})
+    machine = AgentMachine(tmp_path, mbus=url, env={"bosh": {"mbus": {"cert": pair}}})
     server = machine.serve()
     try:
         machine.tls = ssl.create_default_context(cadata=certificate)
@@ -290,6 +290,6 @@ def test_https(tmp_path: Path) -> None:
 
 
 def test_https_without_a_certificate(tmp_path: Path) -> None:
-    machine = Machine(tmp_path, mbus="https://mbus:secret@127.0.0.1:0")
+    machine = AgentMachine(tmp_path, mbus="https://mbus:secret@127.0.0.1:0")
     with pytest.raises(AgentError, match="certificate"):
         Server(machine.agent)

@@ -19,14 +19,14 @@ from runtimes.libvirt import settings_iso
 from runtimes.libvirt.domains import Domains
 from runtimes.libvirt.runtime import VirtualBoxRuntime
 from runtimes.libvirt.virtualbox import media
-from tests.support.contract_lab import Cpi, Lab as ContractLab, MetadataOf
+from tests.support.contract_lab import Cpi, Lab, MetadataOf
 from tests.support.contract_suite import RuntimeContract
 from tests.support.cpi_calls import call
 from tests.support.operator_contract import OperatorContract
 from tests.support.runtime_verb import call_verb
-from tests.support.virtualbox.fake_vbox import World
+from tests.support.virtualbox.fake_vbox import FakeVBox
 from tests.support.virtualbox.fake_vbox_documents import ABORTED, OFF, RUNNING
-from tests.support.virtualbox.vbox_lab import Lab, fake_virtualbox, machine_image, settings
+from tests.support.virtualbox.vbox_lab import VBoxLab, fake_virtualbox, machine_image, settings
 
 
 @pytest.fixture(scope="module")
@@ -35,14 +35,14 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
+def world() -> Iterator[FakeVBox]:
     with fake_virtualbox() as made:
         yield made
 
 
 @pytest.fixture
-def lab(world: World, tmp_path: Path, image: Path) -> Lab:
-    return Lab(world, tmp_path, image)
+def lab(world: FakeVBox, tmp_path: Path, image: Path) -> VBoxLab:
+    return VBoxLab(world, tmp_path, image)
 
 
 class TestVirtualBoxContract(RuntimeContract, OperatorContract):
@@ -51,7 +51,7 @@ class TestVirtualBoxContract(RuntimeContract, OperatorContract):
     preconfigured: ClassVar[bool] = False
 
     @pytest.fixture
-    def cpi(self, world: World, tmp_path: Path) -> Iterator[Cpi]:
+    def cpi(self, world: FakeVBox, tmp_path: Path) -> Iterator[Cpi]:
         config = settings(tmp_path)
 
         def send(
@@ -71,7 +71,7 @@ class TestVirtualBoxContract(RuntimeContract, OperatorContract):
         return image
 
     @pytest.fixture
-    def metadata_of(self, world: World, tmp_path: Path) -> MetadataOf:
+    def metadata_of(self, world: FakeVBox, tmp_path: Path) -> MetadataOf:
         def metadata(cid: str) -> dict[str, str]:
             config = settings(tmp_path)
             if "-disk-" in cid:
@@ -82,24 +82,24 @@ class TestVirtualBoxContract(RuntimeContract, OperatorContract):
         return metadata
 
     @pytest.fixture
-    def verb(self, world: World, tmp_path: Path) -> Callable[..., Any]:
+    def verb(self, world: FakeVBox, tmp_path: Path) -> Callable[..., Any]:
         return partial(call_verb, settings(tmp_path))
 
     # A file system grows while it is mounted, which takes root.
 
     @pytest.mark.integration
-    def test_a_detached_disk_grows_and_never_shrinks(self, lab: ContractLab) -> None:
+    def test_a_detached_disk_grows_and_never_shrinks(self, lab: Lab) -> None:
         super().test_a_detached_disk_grows_and_never_shrinks(lab)
 
     @pytest.mark.integration
-    def test_update_changes_a_detached_disk_or_is_not_supported(self, lab: ContractLab) -> None:
+    def test_update_changes_a_detached_disk_or_is_not_supported(self, lab: Lab) -> None:
         super().test_update_changes_a_detached_disk_or_is_not_supported(lab)
 
 
 # A VM
 
 
-def test_a_vm_is_vdis_a_cd_and_a_domain_that_the_schema_takes(lab: Lab) -> None:
+def test_a_vm_is_vdis_a_cd_and_a_domain_that_the_schema_takes(lab: VBoxLab) -> None:
     vm = lab.vm(root_disk=40, cpu=2, memory=96)
     machine = lab.world.named(vm)
     assert machine.state == RUNNING
@@ -119,14 +119,16 @@ def test_a_vm_is_vdis_a_cd_and_a_domain_that_the_schema_takes(lab: Lab) -> None:
     assert lab.files() == [f"{vm}{part}" for part in (".console", ".data", ".iso", ".root")]
 
 
-def test_settings_name_the_ephemeral_disk_by_its_serial(lab: Lab) -> None:
+def test_settings_name_the_ephemeral_disk_by_its_serial(lab: VBoxLab) -> None:
     vm = lab.vm()
     found = settings_iso.read("cdrom", (lab.pool / f"{vm}.iso").read_bytes())
     assert found["disks"]["ephemeral"] == media.hint_of(f"{vm}.data", "scsi")
 
 
-def test_an_openstack_stemcell_gets_its_config_drive_as_a_cd(world: World, tmp_path: Path) -> None:
-    lab = Lab(world, tmp_path, machine_image(tmp_path, "ConfigDrive", "virtio"))
+def test_an_openstack_stemcell_gets_its_config_drive_as_a_cd(
+    world: FakeVBox, tmp_path: Path
+) -> None:
+    lab = VBoxLab(world, tmp_path, machine_image(tmp_path, "ConfigDrive", "virtio"))
     vm, disk = lab.vm(), lab.ok("create_disk", 32, {}, None)
     assert world.named(vm).disks[2][0] == "cdrom"
     hint = lab.ok("attach_disk", vm, disk)
@@ -134,7 +136,7 @@ def test_an_openstack_stemcell_gets_its_config_drive_as_a_cd(world: World, tmp_p
     assert hint == {"path": f"/dev/disk/by-id/ata-VBOX_HARDDISK_{serial}"}
 
 
-def test_stop_is_graceful_and_forced_when_the_guest_does_not_obey(lab: Lab) -> None:
+def test_stop_is_graceful_and_forced_when_the_guest_does_not_obey(lab: VBoxLab) -> None:
     vm = lab.vm()
     lab.ok("reboot_vm", vm)
     lab.world.obeys = False
@@ -146,7 +148,7 @@ def test_stop_is_graceful_and_forced_when_the_guest_does_not_obey(lab: Lab) -> N
 
 
 @pytest.mark.parametrize("state", [OFF, ABORTED])
-def test_a_vm_that_has_ended_is_started_and_deleted(lab: Lab, state: str) -> None:
+def test_a_vm_that_has_ended_is_started_and_deleted(lab: VBoxLab, state: str) -> None:
     vm = lab.vm()
     lab.world.named(vm).state = state
     lab.ok("reboot_vm", vm)
@@ -156,7 +158,7 @@ def test_a_vm_that_has_ended_is_started_and_deleted(lab: Lab, state: str) -> Non
     assert not lab.world.machines
 
 
-def test_a_start_that_fails_leaves_nothing(lab: Lab) -> None:
+def test_a_start_that_fails_leaves_nothing(lab: VBoxLab) -> None:
     arguments = lab.arguments()
     lab.world.fail_start = 1
     kind, message = lab.fails("create_vm", *arguments)
@@ -167,7 +169,7 @@ def test_a_start_that_fails_leaves_nothing(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("what", ["memory", "interfaces"])
-def test_what_the_driver_loses_silently_is_an_error(lab: Lab, what: str) -> None:
+def test_what_the_driver_loses_silently_is_an_error(lab: VBoxLab, what: str) -> None:
     arguments = lab.arguments()
     lab.world.loses = what
     _, message = lab.fails("create_vm", *arguments)
@@ -188,7 +190,7 @@ def test_what_the_driver_loses_silently_is_an_error(lab: Lab, what: str) -> None
     ],
 )
 def test_what_the_driver_cannot_set_is_not_supported(
-    lab: Lab, properties: dict[str, object], named: str
+    lab: VBoxLab, properties: dict[str, object], named: str
 ) -> None:
     kind, message = lab.fails("create_vm", *lab.arguments(properties))
     assert kind == "NotSupported"
@@ -196,7 +198,7 @@ def test_what_the_driver_cannot_set_is_not_supported(
     assert not lab.files()
 
 
-def test_nine_networks_are_more_than_it_has_interfaces(lab: Lab) -> None:
+def test_nine_networks_are_more_than_it_has_interfaces(lab: VBoxLab) -> None:
     assert lab.fails("create_vm", *lab.arguments({}, 9))[0] == "NotSupported"
     assert len(lab.ok("create_vm", *lab.arguments({}, 8))[1]) == 8
 
@@ -204,7 +206,7 @@ def test_nine_networks_are_more_than_it_has_interfaces(lab: Lab) -> None:
 # Power cycles
 
 
-def _power(lab: Lab, vm: str) -> list[str]:
+def _power(lab: VBoxLab, vm: str) -> list[str]:
     """What has happened to a VM since it was last looked at."""
     calls, lab.world.calls = lab.world.calls, []
     assert all(line.endswith(vm) for line in calls)
@@ -214,7 +216,7 @@ def _power(lab: Lab, vm: str) -> list[str]:
 CYCLE = ["off", "undefine", "define", "start"]
 
 
-def test_attach_and_detach_are_power_cycles_that_keep_everything_else(lab: Lab) -> None:
+def test_attach_and_detach_are_power_cycles_that_keep_everything_else(lab: VBoxLab) -> None:
     vm, disk = lab.vm(), lab.ok("create_disk", 32, {}, None)
     before, _ = replace(lab.world.named(vm), held=0), _power(lab, vm)
     written = (lab.pool / f"{vm}.root").read_bytes()
@@ -236,7 +238,7 @@ def test_attach_and_detach_are_power_cycles_that_keep_everything_else(lab: Lab) 
     assert not descriptor.exists()
 
 
-def test_a_disk_goes_from_vm_to_vm_with_the_same_serial(lab: Lab) -> None:
+def test_a_disk_goes_from_vm_to_vm_with_the_same_serial(lab: VBoxLab) -> None:
     first, second, disk = lab.vm(), lab.vm(), lab.ok("create_disk", 32, {}, None)
     hint = lab.ok("attach_disk", first, disk)
     assert re.fullmatch(r"VB[0-9a-f]{8}\?[0-9a-f]{8}", hint["id"])
@@ -245,7 +247,7 @@ def test_a_disk_goes_from_vm_to_vm_with_the_same_serial(lab: Lab) -> None:
     assert lab.ok("attach_disk", second, disk) == hint
 
 
-def test_a_vm_that_does_not_run_is_not_started(lab: Lab) -> None:
+def test_a_vm_that_does_not_run_is_not_started(lab: VBoxLab) -> None:
     vm, disk = lab.vm(), lab.ok("create_disk", 32, {}, None)
     lab.world.named(vm).state = OFF
     lab.ok("attach_disk", vm, disk)
@@ -253,7 +255,7 @@ def test_a_vm_that_does_not_run_is_not_started(lab: Lab) -> None:
     assert 3 in lab.world.named(vm).disks
 
 
-def test_an_attach_that_fails_leaves_the_vm_as_it_was(lab: Lab) -> None:
+def test_an_attach_that_fails_leaves_the_vm_as_it_was(lab: VBoxLab) -> None:
     vm, disk = lab.vm(), lab.ok("create_disk", 32, {}, None)
     before = replace(lab.world.named(vm))
     lab.world.fail_start = 1
@@ -266,7 +268,7 @@ def test_an_attach_that_fails_leaves_the_vm_as_it_was(lab: Lab) -> None:
 
 
 def test_an_attach_that_is_killed_between_undefine_and_define(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
+    lab: VBoxLab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm, disk, other = lab.vm(), lab.ok("create_disk", 32, {}, None), ""
 
@@ -294,7 +296,7 @@ def test_an_attach_that_is_killed_between_undefine_and_define(
     assert not lab.files()
 
 
-def test_metadata_is_kept_beside_the_vm(lab: Lab) -> None:
+def test_metadata_is_kept_beside_the_vm(lab: VBoxLab) -> None:
     vm = lab.vm()
     lab.ok("set_vm_metadata", vm, {"deployment": "one"})
     notes = json.loads((lab.folder / f"state/vms/{vm}/vm.json").read_text())
@@ -304,7 +306,7 @@ def test_metadata_is_kept_beside_the_vm(lab: Lab) -> None:
     assert not (lab.folder / f"state/vms/{vm}").exists()
 
 
-def test_a_vm_whose_notes_are_lost_can_only_be_deleted(lab: Lab) -> None:
+def test_a_vm_whose_notes_are_lost_can_only_be_deleted(lab: VBoxLab) -> None:
     vm, disk = lab.vm(), lab.ok("create_disk", 32, {}, None)
     (lab.folder / f"state/vms/{vm}/vm.json").unlink()
     assert "recreate the VM" in lab.fails("attach_disk", vm, disk)[1]
@@ -313,7 +315,7 @@ def test_a_vm_whose_notes_are_lost_can_only_be_deleted(lab: Lab) -> None:
     assert not lab.files()
 
 
-def test_leftovers_of_a_killed_create_go_with_the_next(lab: Lab) -> None:
+def test_leftovers_of_a_killed_create_go_with_the_next(lab: VBoxLab) -> None:
     lab.pool.mkdir(parents=True)
     killed = "virtualbox-vm-0123456789abcdef"
     for part in (".root.part", ".data"):
@@ -325,7 +327,7 @@ def test_leftovers_of_a_killed_create_go_with_the_next(lab: Lab) -> None:
 # Refusals
 
 
-def test_a_disk_that_a_vm_has_is_neither_grown_nor_copied(lab: Lab) -> None:
+def test_a_disk_that_a_vm_has_is_neither_grown_nor_copied(lab: VBoxLab) -> None:
     vm, disk = lab.vm(), lab.ok("create_disk", 32, {}, None)
     lab.ok("attach_disk", vm, disk)
     assert lab.fails("snapshot_disk", disk, {})[0] == "NotSupported"
@@ -336,7 +338,7 @@ def test_a_disk_that_a_vm_has_is_neither_grown_nor_copied(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("uri", ["vbox+ssh://root@other/session", "vbox+tcp://other/system"])
-def test_other_machines_are_not_supported(lab: Lab, uri: str) -> None:
+def test_other_machines_are_not_supported(lab: VBoxLab, uri: str) -> None:
     lab.config = settings(lab.folder, uri=uri)
     kind, message = lab.fails("create_stemcell", str(lab.image), {})
     assert kind == "NotSupported"
@@ -344,7 +346,7 @@ def test_other_machines_are_not_supported(lab: Lab, uri: str) -> None:
     assert lab.fails("delete_vm", "virtualbox-vm-0123456789abcdef")[0] == "NotSupported"
 
 
-def test_without_root_there_is_no_bridge(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_root_there_is_no_bridge(lab: VBoxLab, monkeypatch: pytest.MonkeyPatch) -> None:
     from runtimes.libvirt import runtime
 
     monkeypatch.setattr(runtime, "is_unprivileged", lambda: True)

@@ -20,7 +20,7 @@ from runtimes.libvirt.virtualbox.folder_pool import FolderPool
 from runtimes.libvirt.virtualbox.one_at_a_time import OneAtATime
 from runtimes.libvirt.xml import domain_xml, storage_xml
 from runtimes.libvirt.xml.domain_xml import Domain, DomainDisk, Facts, Interface
-from tests.support.virtualbox.fake_vbox import Connection as Fake, World
+from tests.support.virtualbox.fake_vbox import Connection as Fake, FakeVBox
 from tests.support.virtualbox.fake_vbox_documents import error
 from tests.support.virtualbox.vbox_lab import fake_virtualbox
 
@@ -34,7 +34,7 @@ WARNING: The character device /dev/vboxdrv does not exist.
 
 
 @pytest.fixture
-def world() -> Iterator[World]:
+def world() -> Iterator[FakeVBox]:
     with fake_virtualbox() as made:
         yield made
 
@@ -75,7 +75,7 @@ def refused(call: Callable[[], Any]) -> tuple[int, int, str]:
 # The fake is as strict as the driver
 
 
-def test_documents_of_other_hypervisors_are_refused(world: World, wanted: Domain) -> None:
+def test_documents_of_other_hypervisors_are_refused(world: FakeVBox, wanted: Domain) -> None:
     virtio = virtualbox_xml.domain(wanted).replace('bus="sata"', 'bus="virtio"')
     message = "unsupported configuration: The vbox driver does not support virtio bus type"
     assert refused(lambda: Fake(world).defineXML(virtio)) == (67, 25, message)
@@ -86,7 +86,7 @@ def test_documents_of_other_hypervisors_are_refused(world: World, wanted: Domain
 
 
 def test_a_raw_file_is_no_disk_and_is_one_by_its_descriptor(
-    world: World, wanted: Domain, tmp_path: Path
+    world: FakeVBox, wanted: Domain, tmp_path: Path
 ) -> None:
     raw = tmp_path / "disk.raw"
     raw.write_bytes(b"\0" * MIB)
@@ -104,7 +104,9 @@ def test_a_raw_file_is_no_disk_and_is_one_by_its_descriptor(
     assert "rc=80070057" in refused(lambda: Fake(world).defineXML(third))[2]
 
 
-def test_a_domain_is_not_defined_again_nor_found_by_its_name(world: World, wanted: Domain) -> None:
+def test_a_domain_is_not_defined_again_nor_found_by_its_name(
+    world: FakeVBox, wanted: Domain
+) -> None:
     document = virtualbox_xml.domain(wanted)
     Fake(world).defineXML(document)
     assert "rc=80bb0004" in refused(lambda: Fake(world).defineXML(document))[2]
@@ -128,7 +130,7 @@ def test_a_domain_is_not_defined_again_nor_found_by_its_name(world: World, wante
     ],
 )
 def test_what_the_driver_has_not(
-    world: World, wanted: Domain, name: str, arguments: tuple[object, ...]
+    world: FakeVBox, wanted: Domain, name: str, arguments: tuple[object, ...]
 ) -> None:
     domain = Fake(world).defineXML(virtualbox_xml.domain(wanted))
     code, where, message = refused(lambda: getattr(domain, name)(*arguments))
@@ -138,14 +140,14 @@ def test_what_the_driver_has_not(
         getattr(domain, name)(*arguments)
 
 
-def test_events_and_storage_are_not_there(world: World) -> None:
+def test_events_and_storage_are_not_there(world: FakeVBox) -> None:
     for name in ("domainEventRegisterAny", "listAllStoragePools", "listAllNetworks", "newStream"):
         assert refused(getattr(Fake(world), name))[0] == libvirt.VIR_ERR_NO_SUPPORT
     with pytest.raises(AttributeError):
         Fake(world).no_such_method  # noqa: B018
 
 
-def test_flags_disks_and_running_domains(world: World, wanted: Domain) -> None:
+def test_flags_disks_and_running_domains(world: FakeVBox, wanted: Domain) -> None:
     domain = Fake(world).defineXML(virtualbox_xml.domain(wanted))
     flags = "unsupported flags (0x2) in function vboxDomainAttachDeviceFlags"
     disk = domain_xml.disk(wanted.disks[0])
@@ -277,7 +279,7 @@ def test_a_volume_that_fails_leaves_nothing(folder: FolderPool, tmp_path: Path) 
     assert folder.names() == []
 
 
-def test_every_call_waits_for_its_turn(world: World, wanted: Domain) -> None:
+def test_every_call_waits_for_its_turn(world: FakeVBox, wanted: Domain) -> None:
     depth, taken = 0, 0
 
     @contextmanager
