@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from cpi.config.config import Config
     from cpi.log import Log
 
-    class Guard(Protocol):
+    class CallGuard(Protocol):
         """What stands between a client of the host's service and the methods."""
 
         def run(
@@ -37,7 +37,7 @@ def handle(
     request: object,
     config: Config,
     log: Log,
-    guard: Guard | None = None,
+    guard: CallGuard | None = None,
     client_config: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
     """Answer one request, given as bytes of JSON or as the object that they are.
@@ -107,7 +107,7 @@ def _run(
     api_version: int,
     config: Config,
     log: Log,
-    guard: Guard | None,
+    guard: CallGuard | None,
 ) -> object:
     """Run a method. Raises what is wrong with the call, and whatever its runtime raises."""
     # What the host's own log has of its clients is not for them to say.

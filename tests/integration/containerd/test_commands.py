@@ -1,7 +1,6 @@
-"""`bosh-cpi vms`, `logs`, `exec`, `top` and `doctor` on a host with two VMs and mishaps."""
+"""`bosh-cpi vms`, `logs`, `exec`, and `top` on a host with two VMs and mishaps."""
 
 import fcntl
-import json
 import os
 import pty
 import select
@@ -12,62 +11,13 @@ import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from testing.patience import PATIENCE, wait_for
 from tests.support.containerd.machine import BOSH_CPI, VM, Machine
+from tests.support.containerd.operator import DB, ROUTER, check, listed
 from tests.support.processes import ended
-
-ROUTER, DB = "router/aaaa-1", "db/bbbb-2"
-
-
-@pytest.fixture(scope="module")
-def before(machine: Machine) -> Iterator[None]:
-    """Nothing of these VMs is left in the end."""
-    left = machine.leftovers()
-    yield
-    machine.delete_all()
-    assert machine.leftovers() == left
-
-
-@pytest.fixture(scope="module")
-def router(machine: Machine, stemcell: str, before: None) -> VM:
-    """A VM with runit, all limits and a port."""
-    limits = {"cpu": 1.5, "memory": 512, "pids": 300, "ephemeral_disk": 64, "ports": ["8080:80"]}
-    return _named(machine.create_vm(stemcell, limits), "router", "aaaa-1", "0")
-
-
-@pytest.fixture(scope="module")
-def db(machine: Machine, systemd: str, before: None) -> VM:
-    """A VM with systemd and a persistent disk."""
-    vm = _named(machine.create_vm(systemd), "db", "bbbb-2", "3")
-    machine.call("attach_disk", vm.cid, machine.create_disk(64, vm=vm.cid))
-    return vm
-
-
-def _named(vm: VM, group: str, identifier: str, index: str) -> VM:
-    vm.machine.call(
-        "set_vm_metadata",
-        vm.cid,
-        {"deployment": "cf", "job": group, "instance_group": group, "id": identifier,
-         "index": index},
-    )  # fmt: skip
-    return vm
-
-
-def listed(machine: Machine, *words: str) -> Any:
-    return json.loads(machine.bosh_cpi(*words, "--json").stdout)
-
-
-def check(machine: Machine, name: str, config: Path | None = None) -> dict[str, Any]:
-    """One finding of the doctor."""
-    done = machine.bosh_cpi("doctor", "--json", check=False, config=config)
-    found = json.loads(done.stdout)
-    assert done.returncode == (1 if found["failures"] else 0)
-    return next(one for one in found["checks"] if one["check"] == name)
-
 
 # Lists
 
@@ -286,12 +236,12 @@ def test_top(machine: Machine, router: VM, db: VM) -> None:
         router.sh(f"kill {pid}")
     assert set(found) == {router.cid, db.cid}
     used = found[router.cid]
-    assert used["cpu"] > 10
+    assert used["cpu_percent"] > 10
     assert used["instance"] == ROUTER
-    assert used["memory_limit"] == 512 << 20
-    assert 0 < used["memory"] < 512 << 20
+    assert used["memory_limit_bytes"] == 512 << 20
+    assert 0 < used["memory_bytes"] < 512 << 20
     assert used["pids"] >= 2
-    assert used["disk"] > 0
+    assert used["disk_bytes"] > 0
     table = machine.bosh_cpi("top", "--once", "--interval", "0.2").stdout
     assert ROUTER in table
     assert "512 MiB" in table
@@ -305,78 +255,6 @@ def test_top_goes_on_until_ctrl_c(machine: Machine, router: VM) -> None:
         os.write(near, b"\x03")
         _read_until(near, b"\x1b[?25h")  # the cursor is back
         assert process.wait(PATIENCE) == 0
-
-
-# doctor. The VMs are there; each test breaks something, and mends it with what the doctor says.
-
-
-def test_a_host_that_is_well(machine: Machine, router: VM) -> None:
-    done = machine.bosh_cpi("doctor")
-    for word in ("✓ containerd: ", "✓ snapshotter: ", "✓ bridge: bosh0 is up", "0 failed"):
-        assert word in done.stdout
-    assert "(only for runtime kvm)" in done.stdout
-
-
-@pytest.mark.parametrize(
-    ("name", "changes", "fix"),
-    [
-        ("containerd", {"containerd": {"address": "/nosuch.sock"}}, "containerd --address /nosuch"),
-        ("snapshotter", {"containerd": {"snapshotter": "zfs"}}, '"snapshotter": "overlayfs"'),
-        ("CNI plugins", {"network": {"cni_plugin_dirs": ["/nosuch"]}}, '["/usr/lib/cni"]'),
-        ("libvirt", {"runtimes": ["kvm"]}, "systemctl start libvirtd"),
-    ],
-)
-def test_what_is_configured_wrongly_names_what_mends_it(
-    machine: Machine, router: VM, name: str, changes: dict[str, Any], fix: str
-) -> None:
-    own = machine.host.config()
-    merged = {
-        key: {**own[key], **value} if isinstance(value, dict) else value
-        for key, value in changes.items()
-    }
-    found = check(machine, name, machine.host.write_config("wrong.json", **merged))
-    assert found["status"] == "failure"
-    assert fix in found["fix"]
-
-
-@pytest.mark.parametrize(
-    ("name", "breaking"),
-    [
-        ("bridge", "ip link set bosh0 down"),
-        ("forwarding", "sysctl -qw net.ipv4.ip_forward=0"),
-        ("rp_filter", "sysctl -qw net.ipv4.conf.bosh0.rp_filter=1"),
-        ("firewall", "iptables -P FORWARD DROP"),
-        ("subnets", "ip route add 10.245.9.0/24 dev lo"),
-    ],
-)
-def test_what_is_broken_is_mended_by_what_the_doctor_says(
-    machine: Machine, router: VM, name: str, breaking: str
-) -> None:
-    assert check(machine, name)["status"] == "ok"
-    machine.host.run("sh", "-c", breaking)
-    try:
-        found = check(machine, name)
-        assert found["status"] != "ok"
-        if name == "subnets":
-            changes = json.loads(found["fix"].removeprefix("set in cpi.json: "))
-            network = {**machine.host.config()["network"], **changes["network"]}
-            mended = machine.host.write_config("mended.json", network=network)
-            assert check(machine, name, mended)["status"] == "ok"
-        elif name == "firewall":  # published ports are let through; what docker set stays
-            machine.host.run("sh", "-c", found["fix"])
-            assert "CNI-ADMIN" in found["fix"]
-            machine.host.run("sh", "-c", found["fix"].replace(" -A ", " -D "))
-        else:
-            machine.host.run("sh", "-c", found["fix"])
-            assert check(machine, name)["status"] == "ok"
-    finally:
-        machine.host.run("sh", "-c", _UNDO)
-
-
-_UNDO = """
-ip link set bosh0 up; sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.bosh0.rp_filter=0
-iptables -P FORWARD ACCEPT; ip route del 10.245.9.0/24 dev lo 2>/dev/null; true
-"""
 
 
 # A VM that does not run. The last tests, as it stays like that.

@@ -1,4 +1,4 @@
-"""The doctor's checks of host and network: one that is well and one that is not for each."""
+"""The doctor's checks of the host: one that is well and one that is not for each."""
 
 import fcntl
 import json
@@ -6,24 +6,20 @@ import os
 import socketserver
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
-from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cpi.commands import doctor, host_checks, network_checks
+from cpi.commands import doctor, host_checks
 from cpi.commands.host_checks import Host
 from cpi.commands.main import main
 from cpi.config.config import Config
 from cpi.disks import loop
 from cpi.errors import CloudError
 from cpi.findings import FAILURE, OK, WARNING, Checks, Finding, failure, ok, warning
-from cpi.host import iproute
-from cpi.host.iproute import Route
-from cpi.host.process import CommandFailed
 from cpi.service.sockets import main_socket
 from tests.support.cpi_calls import fake_config
 
@@ -36,10 +32,6 @@ def host(config: Config) -> Host:
 def of_host(name: str, host: Host) -> Finding:
     checks = [*host_checks.FIRST.run(host), *host_checks.CHECKS.run(host)]
     return next(found for found in checks if found.check == name)
-
-
-def of_network(name: str, config: Config) -> Finding:
-    return next(found for found in network_checks.CHECKS.run(config) if found.check == name)
 
 
 # How checks are run
@@ -223,186 +215,3 @@ def test_a_socket_that_nobody_answers_is_a_failure(host: Host) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
     assert of_host("service", host).status == FAILURE
-
-
-# The network
-
-
-Programs = dict[str, Any]
-
-
-@pytest.fixture
-def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
-    """What programs print, by a word in how they are called; an exception is raised."""
-    answers: Programs = {
-        "POSTROUTING": b"",
-        "FORWARD": b"-P FORWARD ACCEPT\n",
-        "-4": b"[]",
-        "-6": b"[]",
-        "address": b"[]",
-    }
-
-    def run(argv: list[str], **_: Any) -> bytes:
-        answer = next(found for word, found in answers.items() if word in argv)
-        if isinstance(answer, Exception):
-            raise answer
-        return bytes(answer)
-
-    monkeypatch.setattr(network_checks, "run", run)
-    monkeypatch.setattr(iproute, "run", run)
-    return answers
-
-
-@pytest.fixture
-def sysctls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
-    """Sets a setting of the kernel."""
-    folder = tmp_path / "sysctls"
-    monkeypatch.setattr(network_checks, "_SYSCTLS", folder)
-
-    def write(name: str, value: str) -> None:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"{value}\n")
-
-    return write
-
-
-def _link(name: str = "bosh0", kind: str = "bridge", *flags: str) -> bytes:
-    address = {"local": "10.245.0.1", "prefixlen": 16, "scope": "global"}
-    link = {"ifname": name, "mtu": 1500, "flags": flags, "addr_info": [address]}
-    return json.dumps([{**link, "linkinfo": {"info_kind": kind}}]).encode()
-
-
-def test_cni_plugins(tmp_path: Path) -> None:
-    def config(folder: Path) -> Config:
-        return fake_config(tmp_path, network={"cni_plugin_dirs": [str(folder)]})
-
-    assert of_network("CNI plugins", config(tmp_path / "nosuch")).status == FAILURE
-    folder = tmp_path / "plugins"
-    folder.mkdir()
-    found = of_network("CNI plugins", config(folder))
-    assert (found.status, found.fix) == (FAILURE, "apt-get install containernetworking-plugins")
-    _write_plugins(folder, "0.4.0")
-    assert "CNI 0.4.0" in of_network("CNI plugins", config(folder)).message
-    _write_plugins(folder, "1.0.0")
-    assert of_network("CNI plugins", config(folder)).status == OK
-
-
-def _write_plugins(folder: Path, version: str) -> None:
-    for name in network_checks.PLUGINS:
-        answer = json.dumps({"supportedVersions": [version]})
-        (folder / name).write_text(f"#!/bin/sh\necho '{answer}'\n")
-        (folder / name).chmod(0o755)
-
-
-def test_iptables(config: Config, programs: Programs) -> None:
-    assert of_network("iptables", config).status == OK
-    programs["POSTROUTING"] = CommandFailed("no table", status=3)
-    assert of_network("iptables", config).fix == "modprobe iptable_nat"
-    programs["POSTROUTING"] = CommandFailed("not installed")
-    assert of_network("iptables", config).fix == "apt-get install iptables"
-
-
-@pytest.mark.parametrize(
-    ("links", "status", "fix"),
-    [
-        (b"[]", OK, ""),
-        (_link("bosh0", "bridge", "UP"), OK, ""),
-        (_link(), FAILURE, "ip link set bosh0 up"),
-        (_link("bosh0", "dummy"), FAILURE, '"bridge": "bosh9"'),
-    ],
-)
-def test_bridge(config: Config, programs: Programs, links: bytes, status: str, fix: str) -> None:
-    programs["address"] = links
-    found = of_network("bridge", config)
-    assert (found.status, fix in found.fix) == (status, True)
-
-
-def test_a_bridge_that_vms_miss(config: Config, programs: Programs) -> None:
-    folder = Path(config.text("state_dir")) / "vms" / "fake-vm-1"
-    folder.mkdir(parents=True)
-    attachment = {
-        "network": "bosh0",
-        "interface": "eth0",
-        "plugins": [{"type": "bridge", "bridge": "bosh0", "ipMasq": True}],
-        "runtime": {},
-        "result": {"ips": [{"address": "10.245.0.2/16"}]},
-    }
-    (folder / "network.json").write_text(json.dumps([attachment]))
-    found = of_network("bridge", config)
-    assert (found.status, "missing" in found.message) == (FAILURE, True)
-
-
-def test_forwarding(
-    config: Config, programs: Programs, sysctls: Callable[[str, str], None]
-) -> None:
-    sysctls("ipv4/ip_forward", "0")
-    assert of_network("forwarding", config).status == OK  # no bridge yet
-    programs["address"] = _link("bosh0", "bridge", "UP")
-    found = of_network("forwarding", config)
-    assert (found.status, found.fix) == (FAILURE, "sysctl -w net.ipv4.ip_forward=1")
-    sysctls("ipv4/ip_forward", "1")
-    assert of_network("forwarding", config).status == OK
-
-
-@pytest.mark.parametrize(
-    ("everywhere", "there", "status"),
-    [("0", "0", OK), ("1", "0", WARNING), ("0", "1", WARNING), ("2", "1", OK), ("1", "2", OK)],
-)
-def test_rp_filter(
-    config: Config,
-    programs: Programs,
-    sysctls: Callable[[str, str], None],
-    everywhere: str,
-    there: str,
-    status: str,
-) -> None:
-    programs["address"] = _link("bosh0", "bridge", "UP")
-    sysctls("ipv4/conf/all/rp_filter", everywhere)
-    sysctls("ipv4/conf/bosh0/rp_filter", there)
-    found = of_network("rp_filter", config)
-    assert found.status == status
-    assert found.fix == ("sysctl -w net.ipv4.conf.bosh0.rp_filter=2" if status != OK else "")
-
-
-def test_firewall(config: Config, programs: Programs, sysctls: Callable[[str, str], None]) -> None:
-    assert of_network("firewall", config).status == OK
-    programs["FORWARD"] = b"-P FORWARD DROP\n"
-    assert "CNI-ADMIN" in of_network("firewall", config).fix
-    sysctls("bridge/bridge-nf-call-iptables", "1")
-    found = of_network("firewall", config)
-    assert found.fix == "sysctl -w net.bridge.bridge-nf-call-iptables=0"
-    programs["FORWARD"] += b"-A FORWARD -m comment -j CNI-FORWARD\n"
-    assert "CNI-ADMIN" in of_network("firewall", config).fix
-
-
-@pytest.mark.parametrize(
-    ("route", "status"),
-    [
-        ("default", OK),
-        ("192.168.0.0/16", OK),
-        ("fd00::/8", OK),
-        ("10.0.0.0/8", WARNING),
-        ("10.245.0.0/16", FAILURE),
-        ("10.245.3.0/24", FAILURE),
-        ("10.245.3.4", FAILURE),
-    ],
-)
-def test_subnets(config: Config, programs: Programs, route: str, status: str) -> None:
-    programs["-4"] = json.dumps([{"dst": route, "dev": "tun0"}]).encode()
-    found = of_network("subnets", config)
-    assert found.status == status
-    if status != OK:
-        assert route.partition("/")[0] in found.message
-        wanted = json.loads(found.fix.removeprefix("set in cpi.json: "))
-        changed = fake_config(Path(config.text("state_dir")), **wanted)
-        assert of_network("subnets", changed).status == OK
-    programs["-4"] = b'[{"dst": "10.245.0.0/16", "dev": "bosh0"}]'  # our own bridge
-    assert of_network("subnets", config).status == OK
-
-
-def test_a_free_subnet_is_free_of_all() -> None:
-    routes = [
-        Route(ip_network("10.0.0.0/8"), "a"),
-        Route(ip_network("172.16.0.0/15"), "b"),
-    ]
-    assert network_checks.free_subnet(routes) == "172.18.0.0/16"

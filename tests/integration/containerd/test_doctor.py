@@ -1,0 +1,78 @@
+"""`bosh-cpi doctor` on a host with two VMs: each test breaks something, and does what it says."""
+
+import json
+from typing import Any
+
+import pytest
+
+from tests.support.containerd.machine import VM, Machine
+from tests.support.containerd.operator import check
+
+
+def test_a_host_that_is_well(machine: Machine, router: VM) -> None:
+    done = machine.bosh_cpi("doctor")
+    for word in ("✓ containerd: ", "✓ snapshotter: ", "✓ bridge: bosh0 is up", "0 failed"):
+        assert word in done.stdout
+    assert "(only for runtime kvm)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "fix"),
+    [
+        ("containerd", {"containerd": {"address": "/nosuch.sock"}}, "containerd --address /nosuch"),
+        ("snapshotter", {"containerd": {"snapshotter": "zfs"}}, '"snapshotter": "overlayfs"'),
+        ("CNI plugins", {"network": {"cni_plugin_dirs": ["/nosuch"]}}, '["/usr/lib/cni"]'),
+        ("libvirt", {"runtimes": ["kvm"]}, "systemctl start libvirtd"),
+    ],
+)
+def test_what_is_configured_wrongly_names_what_mends_it(
+    machine: Machine, router: VM, name: str, changes: dict[str, Any], fix: str
+) -> None:
+    own = machine.host.config()
+    merged = {
+        key: {**own[key], **value} if isinstance(value, dict) else value
+        for key, value in changes.items()
+    }
+    found = check(machine, name, machine.host.write_config("wrong.json", **merged))
+    assert found["status"] == "failure"
+    assert fix in found["fix"]
+
+
+@pytest.mark.parametrize(
+    ("name", "breaking"),
+    [
+        ("bridge", "ip link set bosh0 down"),
+        ("forwarding", "sysctl -qw net.ipv4.ip_forward=0"),
+        ("rp_filter", "sysctl -qw net.ipv4.conf.bosh0.rp_filter=1"),
+        ("firewall", "iptables -P FORWARD DROP"),
+        ("subnets", "ip route add 10.245.9.0/24 dev lo"),
+    ],
+)
+def test_what_is_broken_is_mended_by_what_the_doctor_says(
+    machine: Machine, router: VM, name: str, breaking: str
+) -> None:
+    assert check(machine, name)["status"] == "ok"
+    machine.host.run("sh", "-c", breaking)
+    try:
+        found = check(machine, name)
+        assert found["status"] != "ok"
+        if name == "subnets":
+            changes = json.loads(found["fix"].removeprefix("set in cpi.json: "))
+            network = {**machine.host.config()["network"], **changes["network"]}
+            mended = machine.host.write_config("mended.json", network=network)
+            assert check(machine, name, mended)["status"] == "ok"
+        elif name == "firewall":  # published ports are let through; what docker set stays
+            machine.host.run("sh", "-c", found["fix"])
+            assert "CNI-ADMIN" in found["fix"]
+            machine.host.run("sh", "-c", found["fix"].replace(" -A ", " -D "))
+        else:
+            machine.host.run("sh", "-c", found["fix"])
+            assert check(machine, name)["status"] == "ok"
+    finally:
+        machine.host.run("sh", "-c", _UNDO)
+
+
+_UNDO = """
+ip link set bosh0 up; sysctl -qw net.ipv4.ip_forward=1 net.ipv4.conf.bosh0.rp_filter=0
+iptables -P FORWARD ACCEPT; ip route del 10.245.9.0/24 dev lo 2>/dev/null; true
+"""
