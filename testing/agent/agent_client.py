@@ -1,4 +1,4 @@
-"""Speaks to the agent of a VM as `bosh create-env` does: BOSH's messages over HTTPS.
+"""Speak to the agent of a VM as `bosh create-env` does: BOSH's messages over HTTPS.
 
 Without openssl(1), which makes the certificate, over plain HTTP; then only our stand-in answers.
 """
@@ -21,7 +21,7 @@ _TASK_SECONDS = 120.0
 
 @dataclass(frozen=True)
 class Access:
-    """How agents let us in: one certificate and password for all VMs of a run."""
+    """Credentials for agents: one certificate and password for all VMs of a run."""
 
     certificate: str
     private_key: str
@@ -66,18 +66,18 @@ class Agent:
         self.starts_now()
 
     def starts_now(self) -> None:
-        """Its VM was started just now, or started again."""
+        """Note that the agent's VM was started, or restarted, just now."""
         self._started = time.monotonic()
 
     def age(self) -> float:
-        """Seconds since its VM was started."""
+        """Return the seconds since its VM was started."""
         return time.monotonic() - self._started
 
     def wait(self, seconds: float) -> int:
         """Wait until the agent answers; return how often it was tried. Raises DriverError.
 
-        Nothing tells from outside when a program starts to listen, so this tries to connect; while
-        the VM boots that is refused at once.
+        No event tells from outside when a program starts to listen, so this polls; while the VM
+        boots, connections are refused at once.
         """
         deadline = time.monotonic() + seconds
         tries = 0
@@ -96,7 +96,7 @@ class Agent:
             time.sleep(_RETRY_SECONDS)
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Send a message and return the value, waiting for it if the agent takes its time.
+        """Send a message and return its value, waiting for the task of a slow method.
 
         Raises DriverError with what the agent says.
         """
@@ -116,6 +116,6 @@ class Agent:
             self.address, PORT, message, user=user, ca=self._access.certificate, timeout=timeout
         )
         if not isinstance(answer, dict) or "value" not in answer:
-            said = answer.get("exception", answer) if isinstance(answer, dict) else answer
-            raise DriverError(f"the agent at {self.address} refuses {method}: {said}")
+            reason = answer.get("exception", answer) if isinstance(answer, dict) else answer
+            raise DriverError(f"the agent at {self.address} refuses {method}: {reason}")
         return answer["value"]

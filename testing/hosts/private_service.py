@@ -15,7 +15,7 @@ from testing.patience import PATIENCE
 from tools import client_zipapp
 
 BOSH_CPI = CPI.with_name("bosh-cpi")
-SYSTEM_PYTHON = "/usr/bin/python3"  # what a client finds on any machine
+SYSTEM_PYTHON = "/usr/bin/python3"  # present on any machine of a client
 
 
 class Service:
@@ -46,12 +46,12 @@ class Service:
         self.stop()
 
     def start(self) -> None:
-        """Start it and wait until it takes calls."""
+        """Start the service and wait until it accepts calls."""
         argv = [str(BOSH_CPI), "--config", str(self.config), "serve"]
         self._daemon = notify.started(self.host, *argv, folder=self.host.folder)
 
     def stop(self, seconds: float = PATIENCE) -> None:
-        """Have it finish what runs, and wait for its end."""
+        """End the service after its running calls."""
         if self._daemon is not None:
             daemon, self._daemon = self._daemon, None
             daemon.stop(seconds)
@@ -65,13 +65,13 @@ class Service:
         return int(children)
 
     def client(self, *around: str, **config: Any) -> "Client":
-        """A client of its unix socket; `around` are words before the command."""
+        """Return a client of its unix socket; `around`: words before the command."""
         return Client(
             self.host, self.zipapp, {"endpoint": f"unix://{self.socket}", **config}, around
         )
 
     def get(self, path: str, socket: Path | None = None) -> str:
-        """Ask for /healthz or /metrics; by the main socket if no other is named."""
+        """Return /healthz or /metrics, from the main socket by default."""
         ask = "import http.client, socket, sys; c = http.client.HTTPConnection('x'); "
         ask += "c.sock = socket.socket(socket.AF_UNIX); c.sock.connect(sys.argv[1]); "
         ask += "c.request('GET', sys.argv[2]); print(c.getresponse().read().decode())"
@@ -91,7 +91,7 @@ class Client:
         around: Sequence[str] = (),
         folder: Path | None = None,
     ) -> None:
-        """`around` are words before the command; `folder` is where its configuration may be."""
+        """Write the configuration to `folder`; `around`: words before the command."""
         Client._count += 1
         self._host = host
         path = (folder or host.folder) / f"client-{Client._count}.json"
@@ -110,13 +110,13 @@ class Client:
         return response
 
     def started(self, method: str, *arguments: object, **more: Any) -> "subprocess.Popen[str]":
-        """Start a call, for those that are interrupted or run beside others."""
-        with tempfile.TemporaryFile("w+") as given:
-            given.write(request(method, *arguments, **more))
-            given.seek(0)
+        """Start a call; return its process, to interrupt it or to run others beside it."""
+        with tempfile.TemporaryFile("w+") as stdin:
+            stdin.write(request(method, *arguments, **more))
+            stdin.seek(0)
             return subprocess.Popen(
                 self._host.enter(*self.argv),
-                stdin=given,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -124,8 +124,8 @@ class Client:
 
 
 def request(method: str, *arguments: object, api_version: int = 2, context: Any = None) -> str:
-    """A request as BOSH writes it."""
-    given = {"director_uuid": "tests"} if context is None else context
+    """Return a request as BOSH writes it."""
+    defaulted = {"director_uuid": "tests"} if context is None else context
     return json.dumps(
-        {"method": method, "arguments": arguments, "context": given, "api_version": api_version}
+        {"method": method, "arguments": arguments, "context": defaulted, "api_version": api_version}
     )

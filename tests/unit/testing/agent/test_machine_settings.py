@@ -1,4 +1,4 @@
-"""Where the stand-in agent of a machine gets its settings, and the network it makes of them."""
+"""The settings sources of the stand-in agent of a machine, and the network it configures."""
 
 import threading
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from testing.agent.stand_in_machine_sources import CDROM, Sources, user_data
 
 
 class Drives:
-    """Programs that only note, but for a CD-ROM that can be mounted; below a folder as root."""
+    """Recorded programs, and files on a mounted CD-ROM; below a folder as root."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.calls, self.files = root, list[str](), dict[str, str]()
@@ -49,7 +49,7 @@ SIX: dict[str, Any] = {
 
 
 def lines(networks: dict[str, dict[str, Any]], cards: dict[str, str]) -> list[str]:
-    """The commands for networks, one a line."""
+    """Return the commands for networks, one a line."""
     return [" ".join(argv) for argv in commands(networks, cards)]
 
 
@@ -131,17 +131,17 @@ class Metadata(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def test_settings_from_a_metadata_service(machine: Drives) -> None:
-    server, asked = HTTPServer(("127.0.0.1", 0), Metadata), list[str]()
+    server, calls = HTTPServer(("127.0.0.1", 0), Metadata), list[str]()
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     option = {"Type": "HTTP", "URI": f"http://127.0.0.1:{server.server_port}"}
     option = {**option, "UserDataPath": "/user", "TokenPath": "/token"}
 
     def read(**changes: str) -> dict[str, Any]:
-        network = lambda: asked.append("dhcp")  # noqa: E731
+        network = lambda: calls.append("dhcp")  # noqa: E731
         return Sources([{**option, **changes}], machine, network, machine.root).read()
 
     try:
@@ -151,7 +151,7 @@ def test_settings_from_a_metadata_service(machine: Drives) -> None:
     finally:
         server.shutdown()
         server.server_close()
-    assert asked == ["dhcp", "dhcp"]
+    assert calls == ["dhcp", "dhcp"]
 
 
 def test_user_data() -> None:
