@@ -31,7 +31,7 @@ from bench.figures import (
     stemcell_table,
 )
 from demo.demo_text import leftovers, network_of
-from testing.agent.agent_client import Access, Agent
+from testing.agent.agent_client import Agent, Credentials
 from testing.command_line import count, run_as_root
 from testing.hosts.driver import Driver
 from testing.hosts.private_host import PrivateHost
@@ -59,13 +59,15 @@ class BenchFailed(Exception):
 class CallBench:
     """One host, one stemcell, and what was measured so far."""
 
-    def __init__(self, driver: Driver, stemcell: Stemcell, access: Access, runs: int) -> None:
+    def __init__(
+        self, driver: Driver, stemcell: Stemcell, credentials: Credentials, runs: int
+    ) -> None:
         self.samples = Samples.none()
         self.imports: dict[str, list[Import]] = {}
         self.stemcells: dict[str, list[dict[str, float]]] = {CPI: [], CTR: []}
         self._driver = driver
         self._stemcell = stemcell
-        self._access = access
+        self._credentials = credentials
         self._runs = runs
 
     def call(self, method: str, *arguments: Any, name: str | None = "") -> Any:
@@ -135,9 +137,9 @@ class CallBench:
         call("info")
         properties = call("calculate_vm_cloud_properties", RESOURCES)
         networks = {"default": network_of(SUBNET, _address(0))}
-        env = self._access.env
+        env = self._credentials.env
         vm = call("create_vm", "bench", stemcell, properties, networks, [], env)[0]
-        agent = Agent(self._driver, self._access, _address(0))
+        agent = Agent(self._driver, self._credentials, _address(0))
         self._wait(agent, "agent answers after create_vm")
         call("has_vm", vm)
         call("set_vm_metadata", vm, {"deployment": "bench", "job": "bench", "index": "0"})
@@ -280,7 +282,7 @@ def measure(options: argparse.Namespace, console: Console) -> None:
             stack.enter_context(Driver(host, config, programs))
             for _ in range(PARALLEL if options.vms else 1)
         ]
-        bench = CallBench(drivers[0], stemcell, Access.make(host.folder), options.runs)
+        bench = CallBench(drivers[0], stemcell, Credentials.make(host.folder), options.runs)
         document: dict[str, Any] = {
             "machine": _machine(drivers[0], programs),
             "stemcell": {"name": stemcell.name, "image_bytes": stemcell.size},

@@ -24,7 +24,7 @@ from cpi.progress import LogReport
 from demo.demo_text import network_of
 from stemcell_convert.convert import Means, opened, raw_disk
 from stemcell_convert.recognise import recognise
-from testing.agent.agent_client import Access, Agent
+from testing.agent.agent_client import Agent, Credentials
 from testing.command_line import count, run_as_root
 from testing.hosts.driver import Driver
 from testing.hosts.private_host import PrivateHost
@@ -48,10 +48,10 @@ GOALS = {"create_vm": 1000.0, "has_vm": 150.0}
 class KvmBench:
     """One host, and what was measured so far."""
 
-    def __init__(self, driver: Driver, access: Access) -> None:
+    def __init__(self, driver: Driver, credentials: Credentials) -> None:
         self.samples = Samples.none()
         self._driver = driver
-        self._access = access
+        self._credentials = credentials
 
     def call(self, method: str, *arguments: Any, name: str = "") -> Any:
         """Make a call and keep its times."""
@@ -74,9 +74,9 @@ class KvmBench:
         call = self.call
         call("info")
         networks = {"default": network_of(SUBNET, address)}
-        env = self._access.env
+        env = self._credentials.env
         vm = call("create_vm", "bench", stemcell, PROPERTIES, networks, [], env)[0]
-        agent = Agent(self._driver, self._access, address)
+        agent = Agent(self._driver, self._credentials, address)
         self._wait(agent, "agent answers after create_vm")
         call("has_vm", vm)
         call("set_vm_metadata", vm, {"deployment": "bench"})
@@ -141,7 +141,7 @@ def bench(options: argparse.Namespace, console: Console) -> None:
         kvm = {"accelerator": "qemu", "shutdown_timeout": 0}
         config = host.write_config(runtime="kvm", kvm=kvm)
         with Driver(host, config) as driver:
-            made = KvmBench(driver, Access.make(Path(work)))
+            made = KvmBench(driver, Credentials.make(Path(work)))
             made.measure(image, options.runs, console.print)
         console.print(table(made.samples, box.SIMPLE_HEAD if console.is_terminal else None))
 

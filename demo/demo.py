@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from demo.demo_text import Row, leftovers, network_of, shortened
-from testing.agent.agent_client import Access, Agent
+from testing.agent.agent_client import Agent, Credentials
 from testing.command_line import run_as_root
 from testing.hosts.driver import Done, Driver, DriverError
 from testing.hosts.private_host import PrivateHost
@@ -110,11 +110,13 @@ class Demo:
 class Life:
     """What the demo shows: a stemcell, two VMs, and a disk that moves from one to the other."""
 
-    def __init__(self, demo: Demo, stemcell: Stemcell, access: Access, undo: ExitStack) -> None:
+    def __init__(
+        self, demo: Demo, stemcell: Stemcell, credentials: Credentials, undo: ExitStack
+    ) -> None:
         self._demo = demo
         self._driver = demo.driver
         self._stemcell = stemcell
-        self._access = access
+        self._credentials = credentials
         self._undo = undo
 
     def run(self) -> None:
@@ -160,12 +162,12 @@ class Life:
     ) -> tuple[str, Agent]:
         """Create a VM with a static address, or a dynamic one (None)."""
         networks = {"default": network_of(SUBNET, address)}
-        env = self._access.env
+        env = self._credentials.env
         vm, actual = self._demo.call("create_vm", name, image, properties, networks, [], env)
         self._undo.callback(self._quietly, "delete_vm", vm)
         default = actual["default"]
         self._demo.fact("address", f"{default['ip']}/{default['prefix']} ({default['type']})")
-        return vm, Agent(self._driver, self._access, default["ip"])
+        return vm, Agent(self._driver, self._credentials, default["ip"])
 
     def _answers(self, vm: str, agent: Agent) -> str:
         """Wait for an agent; return how long after its VM's start it answered."""
@@ -297,7 +299,7 @@ def live(options: argparse.Namespace, console: Console) -> None:
         with Driver(host, config) as driver:
             demo = Demo(driver, console)
             undo = ExitStack()
-            life = Life(demo, stemcell, Access.make(host.folder), undo)
+            life = Life(demo, stemcell, Credentials.make(host.folder), undo)
             if options.address:
                 driver.before = interrupts.check
                 signal.signal(signal.SIGINT, interrupts.catch)

@@ -183,7 +183,7 @@ def test_files_have_names_of_their_own() -> None:
 
 
 def _place_of(path: Path) -> Path:
-    """A file's folder, the same for both runtimes and the interface that they implement."""
+    """Return a file's folder, the same for both runtimes and the interface that they implement."""
     is_runtimes = len(path.parts) == 3 and path.parts[0] == "runtimes"
     return Path("cpi") if is_runtimes else path.parent
 

@@ -39,13 +39,13 @@ def code(page: Path) -> Iterator[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives to a page's headings."""
+    """Return the anchors that GitHub gives to a page's headings."""
     headings = re.findall(r"^#+ +(.+)$", _FENCED.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
 
 
 def nouns(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The sub-commands of a command."""
+    """Return the sub-commands of a command."""
     actions = of._actions
     found = [a.choices for a in actions if isinstance(a, argparse._SubParsersAction)]
     return dict(chain.from_iterable(choices.items() for choices in found))
@@ -114,7 +114,7 @@ def test_every_page_is_in_the_index() -> None:
 
 @cache
 def literals() -> str:
-    """Every text of the code, one a line; what is filled in is `…`."""
+    """Return every text of the code, one a line; what is filled in is `…`."""
     found = []
     for folder in ("cpi", "runtimes", "stemcell_convert"):
         for path in sorted((REPOSITORY / folder).rglob("*.py")):
@@ -131,7 +131,7 @@ def _piece(value: ast.expr) -> str:
 
 
 def quoted() -> list[str]:
-    """The messages in the first column of tables whose heading is "the CPI says"."""
+    """Return the messages in the first column of tables whose heading is "the CPI says"."""
     found: list[str] = []
     ours = False
     for line in TROUBLES.read_text().splitlines():

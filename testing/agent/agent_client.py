@@ -20,7 +20,7 @@ _TASK_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Access:
+class Credentials:
     """Credentials for agents: one certificate and password for all VMs of a run."""
 
     certificate: str
@@ -28,7 +28,7 @@ class Access:
     password: str
 
     @classmethod
-    def make(cls, folder: Path) -> "Access":
+    def make(cls, folder: Path) -> "Credentials":
         """Make a certificate for a day, with openssl if there is one; files stay in `folder`."""
         if shutil.which("openssl") is None:
             return cls("", "", "")
@@ -59,10 +59,10 @@ class Access:
 class Agent:
     """The agent of one VM at an address."""
 
-    def __init__(self, driver: Driver, access: Access, address: str) -> None:
+    def __init__(self, driver: Driver, credentials: Credentials, address: str) -> None:
         self.address = address
         self._driver = driver
-        self._access = access
+        self._credentials = credentials
         self.starts_now()
 
     def starts_now(self) -> None:
@@ -88,7 +88,9 @@ class Agent:
                 return tries
             except DriverError as error:
                 if time.monotonic() > deadline:
-                    hint = "" if self._access.certificate else "; BOSH's agent needs openssl here"
+                    hint = (
+                        "" if self._credentials.certificate else "; BOSH's agent needs openssl here"
+                    )
                     raise DriverError(
                         f"the agent at {self.address}:{PORT} does not answer after {seconds:g} s: "
                         f"{error}{hint}"
@@ -111,9 +113,14 @@ class Agent:
 
     def _exchange(self, method: str, arguments: list[Any], timeout: float) -> Any:
         message = {"method": method, "arguments": arguments, "reply_to": "tools"}
-        user = f"mbus:{self._access.password}" if self._access.certificate else ""
+        user = f"mbus:{self._credentials.password}" if self._credentials.certificate else ""
         answer = self._driver.post(
-            self.address, PORT, message, user=user, ca=self._access.certificate, timeout=timeout
+            self.address,
+            PORT,
+            message,
+            user=user,
+            ca=self._credentials.certificate,
+            timeout=timeout,
         )
         if not isinstance(answer, dict) or "value" not in answer:
             reason = answer.get("exception", answer) if isinstance(answer, dict) else answer

@@ -21,7 +21,7 @@ from testing.agent.stand_in_agent import METHODS, StandInAgent, main as run_agen
 from testing.agent.stand_in_disks import Disks, Runner
 from testing.agent.stand_in_machine_devices import Devices
 from testing.agent.stand_in_machine_disks import MachineDisks
-from testing.agent.stand_in_machine_network import Network
+from testing.agent.stand_in_machine_network import MachineNetwork
 from testing.agent.stand_in_machine_sources import Sources
 
 SHELL_TIMEOUT = 120  # seconds
@@ -37,7 +37,7 @@ class MachineAgent(StandInAgent):
         """Read agent.json; return what handles disks."""
         self.methods = {**METHODS, "stand_in_shell": lambda a, script: shell(script)}
         linux = document["Platform"]["Linux"]
-        self.network = Network(run, self.root)
+        self.network = MachineNetwork(run, self.root)
         sources = document["Infrastructure"]["Settings"]["Sources"]
         self.sources = Sources(sources, run, self.network.dhcp, self.root)
         devices = Devices(linux.get("DevicePathResolutionType", ""), run, self.root)

@@ -137,7 +137,7 @@ def _path_in(hint: dict[str, Any]) -> str:
     return str(path)
 
 
-class Part(NamedTuple):
+class Partition(NamedTuple):
     """One partition: its number, place and size, and the file system that parted detects."""
 
     number: int
@@ -148,15 +148,15 @@ class Part(NamedTuple):
     name: str
 
 
-class Table(NamedTuple):
+class PartitionTable(NamedTuple):
     """A disk's size in bytes, type of partition table ("unknown" for none), and partitions."""
 
     size: int
     label: str
-    parts: tuple[Part, ...]
+    parts: tuple[Partition, ...]
 
 
-def read_table(run: Runner, device: str) -> Table:
+def read_table(run: Runner, device: str) -> PartitionTable:
     """Return a disk's partition table, from parted; raises AgentError."""
     try:
         text = run(["parted", "-s", "-m", device, "unit", "B", "print"])
@@ -164,23 +164,23 @@ def read_table(run: Runner, device: str) -> Table:
         if "unrecognised disk label" not in str(error):
             raise
         size = run(["lsblk", "--nodeps", "-nb", "-o", "SIZE", device])
-        return Table(int(size), "unknown", ())
+        return PartitionTable(int(size), "unknown", ())
     return parse_table(text)
 
 
-def parse_table(text: str) -> Table:
+def parse_table(text: str) -> PartitionTable:
     """Read parted's output for machines; raises AgentError."""
     rows = [line.rstrip(";").split(":") for line in text.splitlines() if line.endswith(";")]
     if len(rows) < 2 or rows[0] != ["BYT"]:
         raise AgentError(f"Parsing existing partitions: {text!r}")
     size, label = int(rows[1][1].rstrip("B")), rows[1][5]
-    return Table(size, label, tuple(_parts(rows[2:])))
+    return PartitionTable(size, label, tuple(_parts(rows[2:])))
 
 
-def _parts(rows: list[list[str]]) -> Iterator[Part]:
+def _parts(rows: list[list[str]]) -> Iterator[Partition]:
     for number, start, end, size, system, name, *_ in rows:
         edges = [int(text.rstrip("B")) for text in (start, end, size)]
-        yield Part(int(number), edges[0], edges[1], edges[2], system, name)
+        yield Partition(int(number), edges[0], edges[1], edges[2], system, name)
 
 
 def partition(run: Runner, device: str, name: str) -> str:

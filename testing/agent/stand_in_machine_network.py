@@ -25,7 +25,7 @@ ff02::3 ip6-allhosts
 Networks = Mapping[str, Mapping[str, Any]]
 
 
-class Network:
+class MachineNetwork:
     """Sets up what the settings say; `root` is / except in tests. Raises AgentError."""
 
     def __init__(self, run: Runner, root: Path = Path("/")) -> None:

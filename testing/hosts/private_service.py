@@ -64,9 +64,9 @@ class Service:
         children = Path(f"/proc/{self._daemon.pid}/task/{self._daemon.pid}/children").read_text()
         return int(children)
 
-    def client(self, *around: str, **config: Any) -> "Client":
+    def client(self, *around: str, **config: Any) -> "ThinClient":
         """Return a client of its unix socket; `around`: words before the command."""
-        return Client(
+        return ThinClient(
             self.host, self.zipapp, {"endpoint": f"unix://{self.socket}", **config}, around
         )
 
@@ -78,7 +78,7 @@ class Service:
         return str(self.host.run(SYSTEM_PYTHON, "-c", ask, str(socket or self.socket), path).stdout)
 
 
-class Client:
+class ThinClient:
     """Calls the thin client, one process a call, as BOSH does."""
 
     _count = 0
@@ -92,9 +92,9 @@ class Client:
         folder: Path | None = None,
     ) -> None:
         """Write the configuration to `folder`; `around`: words before the command."""
-        Client._count += 1
+        ThinClient._count += 1
         self._host = host
-        path = (folder or host.folder) / f"client-{Client._count}.json"
+        path = (folder or host.folder) / f"client-{ThinClient._count}.json"
         path.write_text(json.dumps(config))
         path.chmod(0o644)
         self.argv = [*around, SYSTEM_PYTHON, "-I", str(zipapp), "-c", str(path)]

@@ -32,7 +32,7 @@ LABEL machine
 """
 
 
-class Loader:
+class BootLoader:
     """extlinux of a rootfs, kept for use after the rootfs has been trimmed."""
 
     def __init__(self, root: Path, folder: Path) -> None:

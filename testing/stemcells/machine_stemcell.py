@@ -113,7 +113,7 @@ def make(work: Path, iaas: Infrastructure, output: Path) -> None:
     say("adding the kernel and the agent")
     machine_rootfs.furnish(root, boot, iaas, version)
     machine_disk.configure(root)
-    loader = machine_disk.Loader(root, work / "loader")
+    loader = machine_disk.BootLoader(root, work / "loader")
     machine_rootfs.trim(root)
     (stage / "packages.txt").write_text(packages(root))
     (stage / "dev_tools_file_list.txt").write_text("")

@@ -17,8 +17,8 @@ from testing.hosts.private_docker import Docker
 from testing.hosts.private_host import PrivateHost
 from testing.stemcells import stemcell_source
 from tests.support.containerd.machine import VM, Machine
-from tests.support.registries import registries
-from tests.support.registries.registries import Authority, Registry
+from tests.support.registries import docker_registry
+from tests.support.registries.docker_registry import Authority, Registry
 from tests.support.registries.registry_user import User
 from tests.support.stemcells.small_stemcells import MANIFEST, ROOTFS, tar, tarball, zipped
 
@@ -62,7 +62,7 @@ def runit_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def image(runit_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image most tests use."""
+    """Return the image most tests use."""
     named = os.environ.get("BOSH_CPI_TEST_STEMCELL")
     return _image(Path(named), tmp_path_factory) if named else runit_image
 
@@ -80,7 +80,7 @@ def machine(host: PrivateHost) -> Machine:
 
 @pytest.fixture(scope="session")
 def other_machine() -> Iterator[Machine]:
-    """A second host, for tests after which a host is not what it was."""
+    """Yield a second host, for tests after which a host is not what it was."""
     with PrivateHost() as private:
         yield Machine(private)
 
@@ -121,7 +121,7 @@ def vm(make_vm: Callable[..., VM]) -> VM:
 
 @pytest.fixture
 def fast(machine: Machine, clean: None) -> Iterator[Path]:
-    """A second store, "fast", on a file system of its own that shares blocks."""
+    """Yield a second store, "fast", on a file system of its own that shares blocks."""
     folder, image = machine.host.folder / "fast", machine.host.folder / "fast.img"
     folder.mkdir()
     machine.host.run("truncate", "--size", "2G", str(image))
@@ -145,7 +145,7 @@ def run_on_host(host: PrivateHost) -> Callable[..., "subprocess.CompletedProcess
 
 @pytest.fixture(scope="session")
 def small_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest image that is taken: a root file system of one program."""
+    """Return the smallest image that is taken: a root file system of one program."""
     path = tmp_path_factory.mktemp("small") / "image"
     with tarfile.open(path, "w:gz") as tar:
         tar.add("/bin/true", "./bin/sh")
@@ -165,7 +165,7 @@ def docker(host: PrivateHost) -> Iterator[Docker]:
 
 @pytest.fixture(scope="session")
 def registry_image(docker: Docker) -> str:
-    return registries.image(docker)
+    return docker_registry.image(docker)
 
 
 @pytest.fixture(scope="session")
@@ -175,8 +175,8 @@ def authority(docker: Docker) -> Authority:
 
 @pytest.fixture(scope="session")
 def registry(docker: Docker, registry_image: str) -> Iterator[Registry]:
-    """A registry that speaks plain HTTP with everyone."""
-    with registries.serving(docker, registry_image, 5000) as serving:
+    """Yield a registry that speaks plain HTTP with everyone."""
+    with docker_registry.serving(docker, registry_image, 5000) as serving:
         yield serving
 
 
@@ -184,25 +184,25 @@ def registry(docker: Docker, registry_image: str) -> Iterator[Registry]:
 def secure_registry(
     docker: Docker, registry_image: str, authority: Authority
 ) -> Iterator[Registry]:
-    """A registry with TLS that wants a password."""
-    auth = registries.basic(docker)
-    with registries.serving(docker, registry_image, 5001, authority, auth) as serving:
+    """Yield a registry with TLS that wants a password."""
+    auth = docker_registry.basic(docker)
+    with docker_registry.serving(docker, registry_image, 5001, authority, auth) as serving:
         yield serving
 
 
 @pytest.fixture(scope="session")
 def token_registry(docker: Docker, registry_image: str, authority: Authority) -> Iterator[Registry]:
-    """A registry with TLS that wants a token, which another server gives for a password."""
+    """Yield a registry with TLS that wants a token, which another server gives for a password."""
     with (
-        registries.token(docker, authority) as auth,
-        registries.serving(docker, registry_image, 5002, authority, auth) as serving,
+        docker_registry.token(docker, authority) as auth,
+        docker_registry.serving(docker, registry_image, 5002, authority, auth) as serving,
     ):
         yield serving
 
 
 @pytest.fixture
 def named(request: pytest.FixtureRequest) -> Registry:
-    """The registry that the test is parametrized with."""
+    """Return the registry that the test is parametrized with."""
     found: Registry = request.getfixturevalue(request.param)
     return found
 
@@ -214,7 +214,7 @@ def user(machine: Machine, registry: Registry) -> User:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A stemcell of some MiB, which no other test has."""
+    """Return a stemcell of some MiB, which no other test has."""
     members = {"image": zipped(tar({**ROOTFS, "./var/more": os.urandom(4 << 20)}))}
     return tarball(tmp_path / "small.tgz", {**members, "stemcell.MF": MANIFEST})
 

@@ -28,15 +28,15 @@ class CA:
             str(self._key), "-out", str(self.certificate))  # fmt: skip
 
     def server(self, address: str) -> Pair:
-        """A service's certificate for an IP address."""
+        """Return a service's certificate for an IP address."""
         return self._issue("server", f"subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth")
 
     def client(self, name: str, *, days: int = 2) -> Pair:
-        """A client's certificate; of less than none it has expired."""
+        """Return a client's certificate; of less than none it has expired."""
         return self._issue(name, "extendedKeyUsage=clientAuth", days)
 
     def settings(self, client: Pair, *, as_text: bool = False) -> Mapping[str, str]:
-        """The section `tls` of a client's configuration."""
+        """Return the section `tls` of a client's configuration."""
         files = {
             "ca": self.certificate,
             "certificate": client.certificate,

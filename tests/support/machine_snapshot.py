@@ -93,7 +93,7 @@ def _read(path: str) -> str:
 
 
 def _open_paths(pid: str) -> Iterator[str]:
-    """What a process has open, and its current folder."""
+    """Yield what a process has open, and its current folder."""
     try:
         links = [f"/proc/{pid}/cwd", *(entry.path for entry in os.scandir(f"/proc/{pid}/fd"))]
     except OSError:
@@ -172,7 +172,7 @@ def _identifies(name: str, processes: Processes) -> bool:
 
 
 def _with_parents(cgroup: Path) -> list[Path]:
-    """A cgroup and those that it is in, up to where they are mounted."""
+    """Return a cgroup and those that it is in, up to where they are mounted."""
     hierarchies = cgroup_hierarchies()
     folders = (cgroup, *cgroup.parents)
     return list(takewhile(lambda folder: folder not in hierarchies, folders))
@@ -183,7 +183,7 @@ def _names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _mounts() -> dict[str, str]:
-    """What is mounted, by where, as this process sees it."""
+    """Return what is mounted, by where, as this process sees it."""
     mounts = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         words = line.split()
@@ -214,7 +214,7 @@ def _beside_cgroups() -> Iterator[str]:
 
 
 def _in_run() -> Iterator[str]:
-    """What lies below /run, on its own file system."""
+    """Yield what lies below /run, on its own file system."""
     device = os.stat("/run").st_dev
     for folder, names, files in os.walk("/run"):
         if folder == "/run":

@@ -16,7 +16,7 @@ import pytest
 
 from testing.patience import PATIENCE, wait_for
 from tests.support.containerd.machine import BOSH_CPI, VM, Machine
-from tests.support.containerd.operator import DB, ROUTER, check, listed
+from tests.support.containerd.operator_output import DB, ROUTER, check, listed
 from tests.support.processes import ended
 
 # Lists

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from testing.patience import wait_for
-from tests.support.containerd.disks import KINDS, fill, hint, is_sound, look
+from tests.support.containerd.disk_actions import KINDS, fill, hint, is_sound, look
 from tests.support.containerd.machine import VM, Machine, failing
 
 

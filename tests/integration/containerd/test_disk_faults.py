@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from testing.patience import PATIENCE, wait_for
-from tests.support.containerd.disks import (
+from tests.support.containerd.disk_actions import (
     KINDS,
     attach_and_mount,
     fill,
@@ -17,18 +17,18 @@ from tests.support.containerd.disks import (
     look,
     unmount_and_detach,
 )
-from tests.support.containerd.killing import killed_at_every_step
+from tests.support.containerd.killed_calls import killed_at_every_step
 from tests.support.containerd.machine import VM, Machine, failing
 
 
 def traces(machine: Machine, disk: str) -> list[str]:
-    """What on the host a detached disk must not have: loop devices and mounts."""
+    """Return what on the host a detached disk must not have: loop devices and mounts."""
     left = machine.leftovers()
     return [entry for kind in ("loops", "mounts") for entry in left[kind] if disk in entry]
 
 
 def files(machine: Machine, disk: str) -> list[str]:
-    """The names of all files of a disk, in any store."""
+    """Return the names of all files of a disk, in any store."""
     folders = [str(machine.host.state / "disks"), str(machine.host.folder / "fast")]
     found = machine.host.run("find", *folders, "-name", f"{disk}*", check=False).stdout.split()
     return sorted(Path(path).name for path in found)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from testing.patience import wait_for
-from tests.support.containerd.disks import attach_and_mount, hint, unmount_and_detach
+from tests.support.containerd.disk_actions import attach_and_mount, hint, unmount_and_detach
 from tests.support.containerd.machine import VM, Machine, failing
 
 STORE = "/var/vcap/store"
@@ -15,7 +15,7 @@ STORE = "/var/vcap/store"
 
 @pytest.fixture
 def mounted(machine: Machine, make_vm: Callable[..., VM]) -> tuple[VM, str]:
-    """A VM and a disk that its agent has mounted."""
+    """Return a VM and a disk that its agent has mounted."""
     vm, disk = make_vm(), machine.create_disk()
     vm.wait_for_agent()
     attach_and_mount(vm, disk)

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from tests.support.containerd.machine import VM, Machine
-from tests.support.containerd.operator import check
+from tests.support.containerd.operator_output import check
 
 
 def test_a_host_that_is_well(machine: Machine, router: VM) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from testing.hosts.private_host import cgroup_hierarchies
-from tests.support.containerd.breaking import broken
+from tests.support.containerd.broken_calls import broken
 from tests.support.containerd.machine import VM, Machine
 from tests.support.processes import write_end
 from tests.support.stemcells.small_stemcells import ROOTFS, tar, zipped
@@ -32,7 +32,7 @@ def stemcell(machine: Machine, runit_image: Path) -> str:
 
 @pytest.fixture
 def healthy(machine: Machine, stemcell: str) -> Iterator[VM]:
-    """A VM with a disk, beside which garbage is collected."""
+    """Yield a VM with a disk, beside which garbage is collected."""
     before = machine.leftovers(), machine.stored()
     vm = machine.create_vm(stemcell, {"ephemeral_disk": 64})
     disk = machine.create_disk(vm=vm.cid)

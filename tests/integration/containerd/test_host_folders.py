@@ -26,7 +26,7 @@ with socket.socket(socket.AF_UNIX) as it:
 
 @pytest.fixture
 def shared(machine: Machine) -> Iterator[Path]:
-    """A folder of the host with files, and beside it what is no folder."""
+    """Yield a folder of the host with files, and beside it what is no folder."""
     folder = machine.host.folder / "shared"
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "file").write_text("of the host")
@@ -39,7 +39,7 @@ def shared(machine: Machine) -> Iterator[Path]:
 
 @contextmanager
 def service(machine: Machine, says: str) -> Iterator[None]:
-    """What stands for the host's service: it says something to the first who connects."""
+    """Yield what stands for the host's service: it says something to the first who connects."""
     path = machine.host.folder / "run" / "guest" / "cpi.sock"
     with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as thread:
         listener.settimeout(PATIENCE)

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.containerd.breaking import broken, drop_leases
+from tests.support.containerd.broken_calls import broken, drop_leases
+from tests.support.containerd.host_reboot import reboot
 from tests.support.containerd.machine import VM, Machine, failing
-from tests.support.containerd.rebooting import reboot
 
 STATIC = {
     "default": {
@@ -60,7 +60,7 @@ def mac_of(vm: VM, interface: str) -> str:
 
 
 def limits(vm: VM) -> dict[str, str]:
-    """What the cgroup above the VM's says, on either version."""
+    """Return what the cgroup above the VM's says, on either version."""
     names = ("memory.limit_in_bytes", "cpu.cfs_quota_us", "memory.max", "cpu.max")
     root = Path("/sys/fs/cgroup")
     found = [*root.glob(f"*/{vm.machine.host.folder.name}/{vm.cid}/*"),

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.containerd.breaking import broken, drop_leases, fails
+from tests.support.containerd.broken_calls import broken, drop_leases, fails
 from tests.support.containerd.machine import VM, Machine
 
 CREATE_VM = [

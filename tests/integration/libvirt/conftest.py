@@ -41,7 +41,7 @@ def machine(libvirt: Libvirt) -> KvmMachine:
 
 
 def opened(tarball: Path, folders: pytest.TempPathFactory) -> Path:
-    """The `image` of a stemcell."""
+    """Return the `image` of a stemcell."""
     return stemcell_source.opened(tarball, folders.mktemp("stemcell")).image
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from testing.patience import PATIENCE
-from tests.support.containerd.disks import attach_and_mount, unmount_and_detach
+from tests.support.containerd.disk_actions import attach_and_mount, unmount_and_detach
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import Guest, KvmMachine
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from testing.patience import wait_for
-from tests.support.containerd.breaking import broken, fails
+from tests.support.containerd.broken_calls import broken, fails
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import Guest, KvmMachine
 from tests.support.processes import write_end

@@ -8,7 +8,7 @@ import pytest
 
 from testing.stemcells import stemcell_source
 from tests.integration.libvirt.conftest import opened
-from tests.support.containerd.disks import attach_and_mount, unmount_and_detach
+from tests.support.containerd.disk_actions import attach_and_mount, unmount_and_detach
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import KvmMachine
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.support.containerd.disks import attach_and_mount, unmount_and_detach
+from tests.support.containerd.disk_actions import attach_and_mount, unmount_and_detach
 from tests.support.containerd.machine import BOSH_CPI, failing
 from tests.support.contract_lab import Cpi, MetadataOf
 from tests.support.contract_suite import RuntimeContract
@@ -48,7 +48,7 @@ def remote_stemcell(remote: RemoteMachine, image: Path) -> str:
 
 @pytest.fixture(scope="module")
 def guests(remote: RemoteMachine, remote_stemcell: str) -> list[Guest]:
-    """Two VMs, whose agents listen."""
+    """Return two VMs, whose agents listen."""
     guests = [remote.create_guest(remote_stemcell) for _ in range(2)]
     for guest in guests:
         guest.wait_for_agent()
@@ -86,7 +86,7 @@ class TestRemote(RuntimeContract, OperatorContract):
 
 
 def store_mib(guest: Guest) -> int:
-    """The size of the mounted persistent disk's file system."""
+    """Return the size of the mounted persistent disk's file system."""
     return int(guest.sh("df -P -m /var/vcap/store | awk 'END {print $2}'"))
 
 
@@ -133,7 +133,7 @@ def test_a_snapshot_has_what_the_disk_had(
 
 
 def content(remote: RemoteMachine, snapshot: str) -> str:
-    """The file `mark` in a snapshot, read where libvirt has it."""
+    """Return the file `mark` in a snapshot, read where libvirt has it."""
     source, raw = remote.pool / f"{snapshot}.snapshot", remote.host.folder / "read.raw"
     remote.host.run("qemu-img", "convert", "-O", "raw", str(source), str(raw))
     # As a mount would: what was written last may be in the journal alone.

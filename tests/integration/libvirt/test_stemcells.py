@@ -8,10 +8,10 @@ import pytest
 from testing.stemcells import stemcell_source
 from testing.stemcells.machine_stemcell import stand_in_machine
 from tests.integration.libvirt.conftest import opened
-from tests.support.containerd.disks import attach_and_mount, unmount_and_detach
+from tests.support.containerd.disk_actions import attach_and_mount, unmount_and_detach
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import KvmMachine
-from tests.support.opens import counted_opens
+from tests.support.open_counter import counted_opens
 
 
 @pytest.mark.parametrize("kind", ["vsphere", "aws"])

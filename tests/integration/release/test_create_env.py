@@ -108,7 +108,7 @@ def environment(request: pytest.FixtureRequest) -> Iterator[Environment]:
 
 
 def another_stemcell(folder: Path) -> Path:
-    """The stemcell with one more file, as a later version."""
+    """Return the stemcell with one more file, as a later version."""
     unpacked = folder / "stemcell"
     with tarfile.open(str(STEMCELL)) as archive:
         archive.extractall(unpacked, filter="data")

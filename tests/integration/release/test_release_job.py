@@ -85,7 +85,7 @@ def call(script: Path, environment: dict[str, str]) -> dict[str, Any]:
 
 
 def script_with(folder: Path, folders: str) -> Path:
-    """The script, as if a machine had its Pythons in these folders."""
+    """Return the script, as if a machine had its Pythons in these folders."""
     text = rendered("cpi", {})
     assert text.count(f"in {FOLDERS};") == 1
     script = folder / "cpi"

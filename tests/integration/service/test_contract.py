@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testing.hosts.private_service import Client, Service
+from testing.hosts.private_service import Service, ThinClient
 from tests.integration.service.conftest import ADDRESS, APART, AS_NOBODY, PORT
 from tests.support.certificates import CA
 from tests.support.containerd.machine import Machine
@@ -31,7 +31,7 @@ def _of_vms(machine: Machine) -> dict[str, Sequence[str]]:
 
 
 @pytest.fixture(scope="class")
-def client_over_tls(service: Service, authority: CA) -> Client:
+def client_over_tls(service: Service, authority: CA) -> ThinClient:
     tls = authority.settings(authority.client("director"), as_text=True)
     endpoint = f"https://{ADDRESS}:{PORT}"
     return service.client(*APART, *AS_NOBODY, endpoint=endpoint, tls=tls)
@@ -40,7 +40,7 @@ def client_over_tls(service: Service, authority: CA) -> Client:
 @pytest.fixture(scope="class")
 def client_inside(
     machine: Machine, service: Service, public: Path, image: Path
-) -> Iterator[Client]:
+) -> Iterator[ThinClient]:
     """A client in a VM of root's, as user and group vcap are in one, without any capability."""
     stemcell = machine.call("create_stemcell", str(image), {})
     shared = {"host": str(public), "vm": str(public)}
@@ -51,7 +51,7 @@ def client_inside(
     inside = ("--mount", "--net", "--pid", "--uts", "--ipc")
     as_vcap = ("--reuid", "1000", "--regid", "1000", "--clear-groups", "--bounding-set=-all")
     around = ("nsenter", "--target", str(vm.pid), *inside, "--", "setpriv", *as_vcap, "--")
-    yield Client(machine.host, zipapp, config, around, folder=public)
+    yield ThinClient(machine.host, zipapp, config, around, folder=public)
     vm.delete()
     machine.vms.remove(vm)
 
@@ -84,7 +84,7 @@ class TestOverTls(_ThroughTheService):
     """From another network namespace, by certificates."""
 
     @pytest.fixture
-    def cpi(self, client_over_tls: Client) -> Cpi:
+    def cpi(self, client_over_tls: ThinClient) -> Cpi:
         return client_over_tls
 
 
@@ -92,5 +92,5 @@ class TestInside(_ThroughTheService):
     """From a VM with `host_service`."""
 
     @pytest.fixture
-    def cpi(self, client_inside: Client) -> Cpi:
+    def cpi(self, client_inside: ThinClient) -> Cpi:
         return client_inside

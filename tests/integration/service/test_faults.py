@@ -30,7 +30,7 @@ HAS_VM = {"method": "has_vm", "arguments": ["containerd-vm-0"], "context": {}, "
 
 
 def post(size: int, parts: str, body: bytes = b"") -> bytes:
-    """A call's head and what is sent of its body."""
+    """Return a call's head and what is sent of its body."""
     head = f"POST /v1/call HTTP/1.0\r\nContent-Length: {size}\r\nCpi-Parts: {parts}\r\n\r\n"
     return head.encode() + body
 
@@ -43,7 +43,7 @@ def connect(service: Service) -> socket.socket:
 
 
 def answer_to(service: Service, sent: bytes) -> dict[str, Any]:
-    """What the service answers to these bytes."""
+    """Return what the service answers to these bytes."""
     with connect(service) as connection:
         connection.sendall(sent)
         received = b""
@@ -88,7 +88,7 @@ def test_a_gigabyte_of_garbage_is_not_kept(service: Service) -> None:
 
 
 def _resident(pid: int) -> int:
-    """Bytes of memory that a process has."""
+    """Return bytes of memory that a process has."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
 
@@ -198,7 +198,7 @@ def slow(host: PrivateHost) -> Slow:
 def slow_service(
     host: PrivateHost, slow: Slow, service: Service, settings: dict[str, object]
 ) -> Iterator[Service]:
-    """A service of its own whose VMs may use the slow network."""
+    """Yield a service of its own whose VMs may use the slow network."""
     service.stop()
     usual = host.config()["network"]
     network = {**usual, "cni_plugin_dirs": [str(slow.plugins), "/usr/lib/cni"]}

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from testing.hosts.private_host import PrivateHost
-from testing.hosts.private_service import BOSH_CPI, Client, Service
+from testing.hosts.private_service import BOSH_CPI, Service, ThinClient
 from testing.patience import PATIENCE, wait_for
 from tests.integration.service.conftest import ADDRESS, APART, AS_NOBODY, PORT
 from tests.support.certificates import CA
@@ -25,7 +25,7 @@ NETWORKS = {"default": {"type": "dynamic"}}
 
 @pytest.fixture
 def vm(service: Service, machine: Machine, image: Path) -> Iterator[VM]:
-    """A VM that a client has made, whose configuration and manifest hold secrets."""
+    """Yield a VM that a client has made, whose configuration and manifest hold secrets."""
     client = service.client(agent={"mbus": f"https://mbus:{SECRET}@0.0.0.0:6868"})
     context = {"request_id": "cpi-424242", "director_uuid": "tests"}
     stemcell = client("create_stemcell", str(image), {}, context=context)["result"]
@@ -170,7 +170,7 @@ def test_systemd_opens_the_socket(host: PrivateHost, service: Service) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
-        client = Client(host, service.zipapp, {"endpoint": f"unix://{path}"})
+        client = ThinClient(host, service.zipapp, {"endpoint": f"unix://{path}"})
         script = 'exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
         argv = ["sh", "-c", script, "sh", str(BOSH_CPI), "--config", str(config), "serve"]
         with (

@@ -10,8 +10,8 @@ import pytest
 from testing.hosts.private_host import PrivateHost
 from testing.hosts.private_service import Service
 from testing.stemcells import stemcell_source
+from tests.support.containerd.host_reboot import reboot
 from tests.support.containerd.machine import VM, Machine
-from tests.support.containerd.rebooting import reboot
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from testing.hosts.private_service import Client, Service
+from testing.hosts.private_service import Service, ThinClient
 from tests.integration.service.conftest import ADDRESS, APART, PORT
 from tests.support.certificates import CA
 
@@ -15,7 +15,7 @@ SMALL = {"cpu": 0.5, "memory": 128, "ephemeral_disk": 64}
 
 
 @pytest.fixture(scope="module")
-def clients(service: Service, authority: CA) -> dict[str, Client]:
+def clients(service: Service, authority: CA) -> dict[str, ThinClient]:
     """Clients by name; what each may is in the service's configuration."""
     endpoint = f"https://{ADDRESS}:{PORT}"
     return {
@@ -38,15 +38,15 @@ def refusal(response: dict[str, Any]) -> tuple[str, str]:
 
 
 @pytest.fixture(scope="module")
-def stemcells(clients: dict[str, Client], image: Path) -> dict[str, str]:
+def stemcells(clients: dict[str, ThinClient], image: Path) -> dict[str, str]:
     return {
         name: done(client("create_stemcell", str(image), {})) for name, client in clients.items()
     }
 
 
 @pytest.fixture
-def vm(clients: dict[str, Client], stemcells: dict[str, str]) -> Iterator[str]:
-    """A VM of the client `small`."""
+def vm(clients: dict[str, ThinClient], stemcells: dict[str, str]) -> Iterator[str]:
+    """Yield a VM of the client `small`."""
     arguments: list[Any] = ["a", stemcells["small"], SMALL, NETWORKS, [], {}]
     made = done(clients["small"]("create_vm", *arguments))[0]
     yield made
@@ -54,7 +54,7 @@ def vm(clients: dict[str, Client], stemcells: dict[str, str]) -> Iterator[str]:
 
 
 def test_a_quota_holds_and_is_given_back(
-    clients: dict[str, Client], stemcells: dict[str, str], vm: str
+    clients: dict[str, ThinClient], stemcells: dict[str, str], vm: str
 ) -> None:
     arguments: list[Any] = ["a", stemcells["small"], SMALL, NETWORKS, [], {}]
     kind, message = refusal(clients["small"]("create_vm", *arguments))
@@ -71,7 +71,7 @@ def test_a_quota_holds_and_is_given_back(
     assert "quotas" in refusal(clients["small"]("create_vm", *unlimited))[1]
 
 
-def test_what_others_have_is_not_there(clients: dict[str, Client], vm: str) -> None:
+def test_what_others_have_is_not_there(clients: dict[str, ThinClient], vm: str) -> None:
     other, small = clients["other"], clients["small"]
     disk = done(small("create_disk", 32, {}, vm))
     done(small("attach_disk", vm, disk))
@@ -113,7 +113,7 @@ def test_what_others_have_is_not_there(clients: dict[str, Client], vm: str) -> N
     ],
 )
 def test_what_the_host_does_not_allow_names_its_rule(
-    clients: dict[str, Client],
+    clients: dict[str, ThinClient],
     stemcells: dict[str, str],
     properties: dict[str, Any],
     networks: dict[str, Any],
@@ -126,7 +126,7 @@ def test_what_the_host_does_not_allow_names_its_rule(
 
 
 def test_the_context_does_not_move_the_hosts_folders(
-    service: Service, clients: dict[str, Client]
+    service: Service, clients: dict[str, ThinClient]
 ) -> None:
     """A client's configuration is no way around the host's."""
     context = {"state_dir": "/etc", "run_dir": "/etc", "disk_dir": "/etc", "log_level": "debug"}

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from testing.hosts.private_host import PrivateHost
-from testing.hosts.private_service import Client, Service
+from testing.hosts.private_service import Service, ThinClient
 from testing.patience import wait_for
 from testing.stemcells import stemcell_source
 from tests.integration.service.conftest import PORT
@@ -49,7 +49,7 @@ ip link set fabric0 up
 
 
 def fabric(first: str, last: str) -> dict[str, Any]:
-    """The CNI network that both hosts have, each with addresses of its own."""
+    """Return the CNI network that both hosts have, each with addresses of its own."""
     pool = {"subnet": "10.99.0.0/16", "rangeStart": first, "rangeEnd": last}
     ipam = {"type": "host-local", "ranges": [[pool]]}
     bridge = {"type": "bridge", "bridge": "fabric0", "mtu": 1450, "ipam": ipam}
@@ -69,7 +69,7 @@ class TwoHosts:
         pair = authority.client("director")
         self.tls = authority.settings(pair, as_text=True)
         around = ("ip", "netns", "exec", "director")
-        self.cpi = Client(first, first.folder / "cpi.pyz", {}, around)
+        self.cpi = ThinClient(first, first.folder / "cpi.pyz", {}, around)
         self.machines = {zone: Machine(host) for zone, host in self.hosts.items()}
 
     def _wire(self) -> None:

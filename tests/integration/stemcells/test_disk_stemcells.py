@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from testing.stemcells.stemcell_disks import NO_TABLE, archive, converted, disk
-from tests.support.containerd.disks import attach_and_mount
+from tests.support.containerd.disk_actions import attach_and_mount
 from tests.support.containerd.machine import VM, Machine, failing
-from tests.support.opens import counted_opens
-from tests.support.stemcells.disk_stemcells import CAPABILITY, machine_root
+from tests.support.open_counter import counted_opens
+from tests.support.stemcells.machine_root import CAPABILITY, machine_root
 
 OVF = b"<?xml version='1.0'?><Envelope/>"
 _PIECE = 8 << 20  # bytes
@@ -91,7 +91,7 @@ class Maker:
 
 
 def _bzipped(disk: Path, path: Path) -> Path:
-    """The disk in bzip2, which is slow, in as many streams as there are pieces of it."""
+    """Return the disk in bzip2, which is slow, in as many streams as there are pieces of it."""
     data = memoryview(disk.read_bytes())
     pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
     with ThreadPoolExecutor() as pool:
@@ -127,7 +127,7 @@ def test_every_format_boots(machine: Machine, maker: Maker, clean: None, kind: s
 
 
 def _layer(machine: Machine, stemcell: str) -> str:
-    """The digest of a stemcell's root file system."""
+    """Return the digest of a stemcell's root file system."""
     name = f"bosh.local/stemcell/{stemcell.rsplit('-', 1)[1]}:latest"
     row = machine.ctr("images", "ls", f"name=={name}").splitlines()[1]
     digest = next(word for word in row.split() if word.startswith("sha256:"))

@@ -10,9 +10,9 @@ import pytest
 
 from testing.hosts.private_docker import Docker
 from testing.stemcells import stemcell_source
-from tests.support.containerd.breaking import broken, drop_leases, fails
+from tests.support.containerd.broken_calls import broken, drop_leases, fails
 from tests.support.containerd.machine import Machine, failing, sha_of
-from tests.support.registries.registries import Registry
+from tests.support.registries.docker_registry import Registry
 from tests.support.registries.registry_user import User
 from tests.support.stemcells.small_stemcells import MANIFEST, tar, tarball
 
@@ -77,7 +77,7 @@ def test_somebody_elses_image_is_adapted_and_runs(
 
 
 def _foreign(tgz: Path, folder: Path) -> tuple[Path, str]:
-    """A layout with the stemcell's root file system, another layer, and none of ours."""
+    """Return a layout with the stemcell's root file system, another layer, and none of ours."""
     opened = stemcell_source.opened(tgz, folder).image
     layout, upper = folder / "layout", folder / "upper.tar"
     upper.write_bytes(tar({"./opt/added": b"added", "./usr/share/.wh.doc": b""}))
@@ -173,7 +173,7 @@ def test_what_cannot_be_fetched_is_named(
 
 
 def _blob(docker: Docker, registry: Registry, digest: str) -> Path:
-    """Where a registry keeps a blob (distribution's storage driver)."""
+    """Return where a registry keeps a blob (distribution's storage driver)."""
     port, name = registry.address.rsplit(":", 1)[1], digest.partition(":")[2]
     blobs = docker.folder / "registries" / port / "docker/registry/v2/blobs/sha256"
     return blobs / name[:2] / name / "data"

@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.containerd.machine import Machine, failing
 from tests.support.registries.cutting_proxy import DOWN, UP, cutting
-from tests.support.registries.registries import Registry
+from tests.support.registries.docker_registry import Registry
 from tests.support.registries.registry_user import User
 
 

@@ -18,7 +18,7 @@ from testing.hosts.private_host import PrivateHost
 from tests.support.containerd.machine import Machine, sha_of
 from tests.support.registries import cutting_proxy
 from tests.support.registries.cutting_proxy import DOWN, UP
-from tests.support.registries.registries import Registry
+from tests.support.registries.docker_registry import Registry
 
 BOTH = ("secure_registry", "token_registry")
 ALL = ("registry", *BOTH)
@@ -27,7 +27,7 @@ SIZE = 4 << 20
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An OCI layout with one image, latest, of /bin/cat and something that it can show."""
+    """Return an OCI layout with one image, latest, of /bin/cat and something that it can show."""
     folder = tmp_path_factory.mktemp("oci")
     root, path = folder / "root", folder / "layout"
     root.mkdir()
@@ -212,7 +212,7 @@ print(answer.status, answer.headers["WWW-Authenticate"])
 
 
 def left(machine: Machine) -> dict[str, Sequence[str]]:
-    """What Docker could leave on a host."""
+    """Return what Docker could leave on a host."""
     show = {
         "processes": "ps -e -o comm=",
         "mounts": "cut -d ' ' -f 5 /proc/self/mountinfo",

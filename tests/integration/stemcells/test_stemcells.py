@@ -40,7 +40,7 @@ def test_the_tarballs_bytes_are_the_layer(machine: Machine, stemcell: str, image
 
 
 def _reference(stemcell: str) -> str:
-    """The image's name in containerd."""
+    """Return the image's name in containerd."""
     return f"bosh.local/stemcell/{stemcell.rsplit('-', 1)[1]}:latest"
 
 

@@ -119,7 +119,7 @@ class Machine:
         return done
 
     def facts(self, disk: str) -> dict[str, Any]:
-        """What `bosh-cpi disk show` tells of a disk."""
+        """Return what `bosh-cpi disk show` tells of a disk."""
         shown: dict[str, Any] = json.loads(self.bosh_cpi("disk", "show", disk, "--json").stdout)
         return shown
 
@@ -144,7 +144,7 @@ class Machine:
         return answer["result"]
 
     def image(self, disk: str) -> Path:
-        """The file of a disk."""
+        """Return the file of a disk."""
         return Path(self.facts(disk)["path"])
 
     def delete_all(self) -> None:
@@ -162,7 +162,7 @@ class Machine:
         return str(self.host.run(*argv).stdout)
 
     def stored(self) -> list[str]:
-        """Everything of stemcells that is in containerd, or on its way there."""
+        """Return everything of stemcells that is in containerd, or on its way there."""
         imports = self.host.state / "imports"
         return [
             *self.ctr("images", "ls", "-q").split(),
@@ -174,7 +174,7 @@ class Machine:
         ]
 
     def leftovers(self) -> dict[str, Sequence[str]]:
-        """Everything on the host that a VM or disk consists of; images and bridges stay."""
+        """Return everything on the host that a VM or disk consists of; images and bridges stay."""
         folder = str(self.host.folder)
         mounts = self.host.run("cat", "/proc/self/mountinfo").stdout.splitlines()
         state = [path for path in self.host.state.rglob("*") if path.is_file()]
@@ -206,7 +206,7 @@ class Machine:
         return self.ctr("snapshots", "ls").splitlines()[1:]
 
     def loops(self) -> list[str]:
-        """The files below the host's folder that loop devices are over."""
+        """Return the files below the host's folder that loop devices are over."""
         listed = json.loads(self.host.run("losetup", "--list", "--json").stdout or "{}")
         files = [str(loop["back-file"]) for loop in listed.get("loopdevices", [])]
         return sorted(file for file in files if file.startswith(str(self.host.folder)))
@@ -278,6 +278,6 @@ def failing(call: Callable[[], Any]) -> CallFailed:
 
 
 def sha_of(path: Path) -> str:
-    """The sha256 of a file, as sha256sum prints it."""
+    """Return the sha256 of a file, as sha256sum prints it."""
     done = subprocess.run(["sha256sum", str(path)], check=True, capture_output=True, text=True)
     return done.stdout.split()[0]

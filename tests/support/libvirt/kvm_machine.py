@@ -53,7 +53,7 @@ class KvmMachine(Machine):
         return sorted(self.virsh("list", "--all", "--name").split())
 
     def volumes(self) -> list[str]:
-        """Files of the pool, whatever libvirt knows of them."""
+        """Return files of the pool, whatever libvirt knows of them."""
         folder = self.host.state / "kvm"
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 

@@ -49,14 +49,14 @@ class Certificates:
         return folder
 
     def stranger(self) -> Path:
-        """A client's folder with a certificate that the server's CA has not signed."""
+        """Return a client's folder with a certificate that the server's CA has not signed."""
         other = self.folder / "other"
         other.mkdir(mode=0o755)
         self._authority(other)
         return self.client_of(other, "stranger")
 
     def settings(self) -> str:
-        """Lines of libvirtd.conf."""
+        """Return lines of libvirtd.conf."""
         return "\n".join(
             [
                 "listen_tls = 1",
@@ -103,7 +103,7 @@ class RemoteMachine(KvmMachine):
         super().__init__(libvirt)
 
     def uri(self, client: Path | None = None) -> str:
-        """The URI for a client's folder of certificates."""
+        """Return the URI for a client's folder of certificates."""
         return f"qemu+tls://127.0.0.1/system?pkipath={client or self.certificates.client}"
 
     def configure(self, kvm: dict[str, Any] | None = None, **changes: Any) -> Path:
@@ -119,11 +119,11 @@ class RemoteMachine(KvmMachine):
         return super().metadata_of(cid)
 
     def kept_by_cpi(self) -> list[str]:
-        """The files that the CPI has on its own machine."""
+        """Return the files that the CPI has on its own machine."""
         return sorted(str(path) for path in own_state(self.host).rglob("*") if path.is_file())
 
     def leftovers(self) -> dict[str, Sequence[str]]:
-        """Everything that a VM or disk consists of, there and here."""
+        """Return everything that a VM or disk consists of, there and here."""
         kept = (".stemcell", ".json")
         qemu = self.host.run("pgrep", "--list-full", "qemu-system", check=False).stdout
         return {
@@ -137,13 +137,13 @@ class RemoteMachine(KvmMachine):
 
 
 def own_state(host: PrivateHost) -> Path:
-    """Where the CPI's state is, seen from outside of its namespace."""
+    """Return where the CPI's state is, seen from outside of its namespace."""
     return host.folder / "state-of-the-cpi"
 
 
 @contextmanager
 def remote_machine() -> Iterator[RemoteMachine]:
-    """A private host with libvirt, and the CPI as if on another machine."""
+    """Yield a private host with libvirt, and the CPI as if on another machine."""
     with PrivateHost() as host:
         certificates = Certificates(host.folder / "pki")
         with (

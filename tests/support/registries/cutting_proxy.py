@@ -28,7 +28,7 @@ class CuttingProxy:
     daemon: Daemon
 
     def cuts(self) -> int:
-        """How many connections it has cut; whoever sees one broken sees it counted."""
+        """Return how many connections it has cut; whoever sees one broken sees it counted."""
         return len(self.daemon.lines()) - 1
 
 

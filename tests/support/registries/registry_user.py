@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from tests.support.containerd.machine import Machine
-from tests.support.registries.registries import Registry
+from tests.support.registries.docker_registry import Registry
 
 
 class User:
@@ -59,7 +59,7 @@ class User:
         return str(self.machine.call("create_stemcell", image, properties, config=self.config))
 
     def empty_image(self) -> Path:
-        """The `image` of a light stemcell."""
+        """Return the `image` of a light stemcell."""
         image = self._folder / "image"
         image.touch()
         return image

@@ -45,7 +45,7 @@ def tried(call: Callable[[], T], name: str) -> T | None:
 
 
 def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytearray:
-    """One header, which may say what is not so."""
+    """Return one header, which may say what is not so."""
     info = tarfile.TarInfo(name)
     info.size, info.type = size, kind
     return bytearray(info.tobuf(tarfile.GNU_FORMAT)[-BLOCK:])
@@ -60,14 +60,14 @@ def sparse_header(name: str, size: int, kept: int) -> bytearray:
 
 
 def sealed(made: bytearray, at: int = 0) -> bytearray:
-    """A tar whose header at an offset has the right checksum again."""
+    """Return a tar whose header at an offset has the right checksum again."""
     made[at + 148 : at + 156] = b" " * 8
     made[at + 148 : at + 156] = b"%06o\0 " % sum(made[at : at + BLOCK])
     return made
 
 
 def allocated(folder: Path) -> int:
-    """Bytes that a folder's files take on the disk, whatever size they have."""
+    """Return bytes that a folder's files take on the disk, whatever size they have."""
     files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
     return sum(path.lstat().st_blocks * 512 for path in files)
 

@@ -53,12 +53,12 @@ def no_mounts(*arguments: object) -> NoReturn:
 
 
 def means(limit: int = 64 << 20, at: Callable[[str], None] = lambda what: None) -> Means:
-    """What conversions without disks work with."""
+    """Return what conversions without disks work with."""
     return Means(no_mounts, limit, Quiet(at))
 
 
 def tar(members: Mapping[str, bytes | str]) -> bytes:
-    """A tar of files (bytes), folders (""), and links ("-> target")."""
+    """Return a tar of files (bytes), folders (""), and links ("-> target")."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content in members.items():
@@ -85,11 +85,11 @@ def zipped(data: bytes) -> bytes:
 
 
 def image() -> bytes:
-    """A warden stemcell's `image`."""
+    """Return a warden stemcell's `image`."""
     return zipped(tar(ROOTFS))
 
 
 def tarball(path: Path, members: Mapping[str, bytes] | None = None) -> Path:
-    """A stemcell; by default as the stemcell builder orders it, the manifest last."""
+    """Return a stemcell; by default as the stemcell builder orders it, the manifest last."""
     path.write_bytes(zipped(tar(members or {"image": image(), "stemcell.MF": MANIFEST})))
     return path

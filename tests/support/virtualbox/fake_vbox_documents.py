@@ -38,7 +38,7 @@ def unsupported(message: str) -> libvirt.libvirtError:
 
 
 def unknown() -> libvirt.libvirtError:
-    """What libvirt says when a driver fails without a word."""
+    """Return what libvirt says when a driver fails without a word."""
     return error(
         libvirt.VIR_ERR_INTERNAL_ERROR, NONE, "An error occurred, but the cause is unknown"
     )
@@ -140,7 +140,7 @@ def _interface(one: Xml.Element) -> tuple[str, str, str]:
 
 
 def dump(machine: VBoxMachine) -> str:
-    """What the driver says of a machine: names of targets are made anew, by counting."""
+    """Return what the driver says of a machine: names of targets are made anew, by counting."""
     root = Xml.Element("domain", type="vbox")
     for tag, text in (("name", machine.name), ("uuid", machine.uuid)):
         Xml.SubElement(root, tag).text = text

@@ -72,7 +72,7 @@ def fake_virtualbox() -> Iterator[FakeVBox]:
 
 
 def settings(folder: Path, **more: object) -> Config:
-    """A configuration whose VMs are VirtualBox'."""
+    """Return a configuration whose VMs are VirtualBox'."""
     folders = {"state_dir": str(folder / "state"), "run_dir": str(folder / "run")}
     own = {"ephemeral_disk": 16, "memory": 64, "shutdown_timeout": 2, **more}
     return config_of({"runtime": "virtualbox", **folders, "virtualbox": own})
@@ -112,11 +112,11 @@ class VBoxLab:
         self.pool = folder / "state/virtualbox"
 
     def send(self, method: str, *arguments: object, context: Any = None) -> dict[str, Any]:
-        """One call's whole response."""
+        """Return one call's whole response."""
         return call(self.config, method, *arguments, context=context)
 
     def ok(self, method: str, *arguments: object) -> Any:
-        """The result of a call that has to succeed."""
+        """Return the result of a call that has to succeed."""
         response = self.send(method, *arguments)
         assert response["error"] is None, response["error"]
         return response["result"]
@@ -137,10 +137,10 @@ class VBoxLab:
         return ["agent-1", stemcell, properties or {}, wanted, [], {}]
 
     def vm(self, **properties: object) -> str:
-        """A VM."""
+        """Return a VM."""
         return str(self.ok("create_vm", *self.arguments(properties))[0])
 
     def files(self) -> list[str]:
-        """The volumes that are no stemcell's."""
+        """Return the volumes that are no stemcell's."""
         names = [path.name for path in self.pool.iterdir()] if self.pool.is_dir() else []
         return sorted(name for name in names if not name.endswith((".stemcell", ".json")))

@@ -24,7 +24,7 @@ BEFORE: Snapshot = {
 
 
 def changed(category: str, **values: str | None) -> Snapshot:
-    """A snapshot that differs in one category; None: gone."""
+    """Return a snapshot that differs in one category; None: gone."""
     mixed = {**BEFORE[category], **values}
     left = {name: value for name, value in mixed.items() if value is not None}
     return {**BEFORE, category: left}

@@ -9,7 +9,12 @@ from typing import Any
 import pytest
 
 from testing.agent.stand_in_disks import AgentError
-from testing.agent.stand_in_machine_network import Network, commands, name_servers, preconfigured
+from testing.agent.stand_in_machine_network import (
+    MachineNetwork,
+    commands,
+    name_servers,
+    preconfigured,
+)
 from testing.agent.stand_in_machine_sources import CDROM, Sources, user_data
 
 
@@ -91,7 +96,7 @@ def test_routes_and_networks_without_cards() -> None:
 def test_networks_that_the_cpi_has_configured(machine: Drives) -> None:
     networks = {"a": {**STATIC, "preconfigured": True, "dns": ["10.0.0.2"]}}
     assert preconfigured(networks)
-    Network(machine, machine.root).set_up(networks)
+    MachineNetwork(machine, machine.root).set_up(networks)
     assert machine.calls == []
     assert "10.0.0.2" in (machine.root / "etc/resolv.conf").read_text()
     assert not preconfigured({**networks, "b": STATIC})

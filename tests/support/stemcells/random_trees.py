@@ -155,7 +155,7 @@ class About(NamedTuple):
 
 
 def seen(folder: Path) -> dict[bytes, About]:
-    """All about each file below a folder, and the folder itself, that a copy has to keep."""
+    """Return all about each file below a folder, and the folder itself, that a copy has to keep."""
     found: dict[bytes, About] = {}
     first: dict[int, bytes] = {}
     top = os.fsencode(folder)

@@ -14,7 +14,7 @@ def listed(machine: Machine, *words: str) -> Any:
 
 
 def check(machine: Machine, name: str, config: Path | None = None) -> dict[str, Any]:
-    """One finding of the doctor."""
+    """Return one finding of the doctor."""
     done = machine.bosh_cpi("doctor", "--json", check=False, config=config)
     found = json.loads(done.stdout)
     assert done.returncode == (1 if found["failures"] else 0)

@@ -11,7 +11,8 @@ from cpi.contract.handle import handle
 from cpi.log import Log
 from cpi.service.guard import Guard
 from cpi.service.policy import Policies
-from tests.support.cpi_calls import fake_config, request
+from tests.support.cpi_calls import request
+from tests.support.fake_config import fake_config
 
 NETWORKS = {"default": {"type": "dynamic"}}
 
@@ -77,5 +78,5 @@ class Client:
 
 
 def client(folder: Path, name: str = "guest", **policies: Any) -> Client:
-    """A client of a service whose configuration has these policies."""
+    """Return a client of a service whose configuration has these policies."""
     return Client(name, fake_config(folder, service={"clients": policies}), folder)

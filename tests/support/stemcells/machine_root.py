@@ -12,7 +12,7 @@ CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 
 
 def machine_root(image: Path, folder: Path) -> Path:
-    """A root file system made for a machine, from a warden stemcell's `image`."""
+    """Return a root file system made for a machine, from a warden stemcell's `image`."""
     root = folder / "root"
     root.mkdir()
     subprocess.run(["tar", "-xf", str(image), "-C", str(root)], check=True)
