@@ -1,4 +1,4 @@
-"""Fixtures of the fast tests, and what every run of tests does at its start and its end."""
+"""Fixtures of the fast tests, and the hooks of the leak check."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A CA of the tests' own, with certificates for a service and its clients."""
+"""A CA for tests, with certificates for a service and its clients."""
 
 import subprocess
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ class CA:
         return self._issue("server", f"subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth")
 
     def client(self, name: str, *, days: int = 2) -> Pair:
-        """Return a client's certificate; of less than none it has expired."""
+        """Return a client's certificate; with negative `days` it has expired."""
         return self._issue(name, "extendedKeyUsage=clientAuth", days)
 
     def settings(self, client: Pair, *, as_text: bool = False) -> Mapping[str, str]:
@@ -56,7 +56,7 @@ class CA:
         _openssl("x509", "-req", "-days", str(days), "-in", str(request), "-CAcreateserial",
             "-CA", str(self.certificate), "-CAkey", str(self._key), "-extfile", str(wanted),
             "-out", str(made.certificate))  # fmt: skip
-        made.key.chmod(0o644)  # the client that reads it is no root
+        made.key.chmod(0o644)  # the client that reads it is not root
         return made
 
 

@@ -25,13 +25,13 @@ def call(
     api_version: int | None = 2,
     context: object = None,
 ) -> dict[str, Any]:
-    """Send one request through the JSON handling and return the response as BOSH reads it."""
+    """Send a request through the JSON handling; return the response as BOSH reads it."""
     sent = request(method, *arguments, api_version=api_version, context=context)
     answered: dict[str, Any] = json.loads(json.dumps(handle(sent, config, Log("error"))))
     return answered
 
 
 def error_of(response: dict[str, Any]) -> tuple[str, str]:
-    """Return type and message of the error."""
+    """Return type and message of a response's error."""
     assert response["result"] is None
     return response["error"]["type"], response["error"]["message"]

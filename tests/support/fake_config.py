@@ -15,7 +15,7 @@ FAKE = catalog.Entry(
 
 @contextmanager
 def fake_registered() -> Iterator[None]:
-    """Have the fake runtime among the known ones."""
+    """Register the fake runtime."""
     catalog.REGISTRY["fake"] = FAKE
     try:
         yield
@@ -24,6 +24,6 @@ def fake_registered() -> Iterator[None]:
 
 
 def fake_config(folder: Path, **more: object) -> Config:
-    """Return a configuration whose VMs run on the fake runtime, in a world named by the folder."""
+    """Return a configuration of the fake runtime, with a separate world for each folder."""
     folders = {"state_dir": str(folder / "state"), "run_dir": str(folder / "run")}
     return config_of({"runtime": "fake", **folders, **more})

@@ -7,7 +7,7 @@ from testing.repository import REPOSITORY
 
 
 def matches_golden(name: str, rendered: object) -> bool:
-    """Tell whether a rendering is what the golden file has; UPDATE_GOLDEN=1 writes it anew."""
+    """Return whether a rendering equals the golden file; UPDATE_GOLDEN=1 updates the file."""
     golden = REPOSITORY / "tests" / "golden" / f"{name}.json"
     text = json.dumps(rendered, indent=2) + "\n"
     if os.environ.get("UPDATE_GOLDEN"):

@@ -1,4 +1,4 @@
-"""Two VMs as BOSH names them, for what operators do with VMs."""
+"""Two VMs with BOSH's metadata, for tests of operators' commands."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from tests.support.containerd.machine import VM, Machine
 
 @pytest.fixture(scope="module")
 def before(machine: Machine) -> Iterator[None]:
-    """Nothing of these VMs is left in the end."""
+    """Check at the end that nothing of these VMs is leaked."""
     left = machine.leftovers()
     yield
     machine.delete_all()

@@ -24,7 +24,7 @@ def _clean(machine: Machine, service: Service) -> Iterator[None]:
 
 
 def _of_vms(machine: Machine) -> dict[str, Sequence[str]]:
-    """What is left of VMs and disks: the contract's stemcell stays, with its owner's record."""
+    """Return what is left of VMs and disks, without the contract's stemcell and its record."""
     left = machine.leftovers()
     files = [path for path in left["files"] if "-stemcell-" not in path]
     return {**left, "snapshots": [], "files": files}
@@ -41,7 +41,7 @@ def client_over_tls(service: Service, authority: CA) -> ThinClient:
 def client_inside(
     machine: Machine, service: Service, public: Path, image: Path
 ) -> Iterator[ThinClient]:
-    """A client in a VM of root's, as user and group vcap are in one, without any capability."""
+    """Yield a client in a VM, with user and group vcap and no capability."""
     stemcell = machine.call("create_stemcell", str(image), {})
     shared = {"host": str(public), "vm": str(public)}
     vm = machine.create_vm(stemcell, {"host_service": True, "mounts": [shared]})
@@ -57,7 +57,7 @@ def client_inside(
 
 
 class _ThroughTheService(RuntimeContract):
-    """What the ways to the service have in common."""
+    """Shared fixtures of the ways to the service."""
 
     @pytest.fixture
     def tmp_path(self, readable_tmp_path: Path) -> Path:
@@ -73,7 +73,7 @@ class _ThroughTheService(RuntimeContract):
 
 
 class TestAsNobody(_ThroughTheService):
-    """User nobody, who is of the socket's group."""
+    """As user nobody, a member of the socket's group."""
 
     @pytest.fixture
     def cpi(self, service: Service) -> Cpi:

@@ -39,7 +39,7 @@ def ruled(host: PrivateHost, service: Service, settings: dict[str, object]) -> I
 
 @pytest.fixture(scope="module")
 def guest(ruled: Service) -> ThinClient:
-    """Return a client of the socket for guests, as a VM with host_service is one."""
+    """Return a client of the socket for guests, as used by a VM with host_service."""
     return ThinClient(
         ruled.host, ruled.zipapp, {"endpoint": f"unix://{ruled.host.folder}/run/guest/cpi.sock"}
     )
@@ -47,13 +47,13 @@ def guest(ruled: Service) -> ThinClient:
 
 @pytest.fixture(autouse=True)
 def _clean(ruled: Service, guest: ThinClient, machine: Machine) -> Iterator[None]:
-    """Nothing stays of what a test's clients made."""
+    """Delete what a test's clients made, and check that nothing is leaked."""
     yield
     for folder in (machine.host.state / "clients").iterdir():
         client = guest if folder.name == "guest" else ruled.client()
-        for kind in ("vm", "disk"):
-            for record in folder.glob(f"*-{kind}-*"):
-                assert client(f"delete_{kind}", record.name)["error"] is None
+        for resource in ("vm", "disk"):
+            for record in folder.glob(f"*-{resource}-*"):
+                assert client(f"delete_{resource}", record.name)["error"] is None
     left = machine.leftovers()
     assert (left["containers"], left["mounts"], left["namespaces"]) == ([], [], [])
 
@@ -115,9 +115,9 @@ def test_mounts_do_not_lead_out_of_what_is_allowed(
         f"{shared}-not": "the host's rule service.clients.guest.mounts",
         shared / "out": f"the host's folder {shared}/out cannot be mounted",
     }
-    for path, told in refusals.items():
+    for path, message in refusals.items():
         answer = guest("create_vm", *arguments(stemcell, **mount(path)))
-        assert refused(answer).startswith(f"CloudError: {told}")
+        assert refused(answer).startswith(f"CloudError: {message}")
     assert machine.leftovers()["containers"] == []
     vm = ok(guest("create_vm", *arguments(stemcell, **mount(shared / "data"))))[0]
     assert machine.call("has_vm", vm) is True

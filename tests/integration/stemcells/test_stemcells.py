@@ -106,7 +106,7 @@ def test_corrupt_stemcell(machine: Machine, image: Path, tmp_path: Path, untouch
 
 
 @pytest.mark.parametrize(
-    ("content", "words", "kind"),
+    ("content", "words", "error_type"),
     [
         (b"PK\x03\x04" + bytes(600), "a zip file", "NotSupported"),
         (b"QFI\xfb" + bytes(600), "qemu-img", "CloudError"),
@@ -114,12 +114,12 @@ def test_corrupt_stemcell(machine: Machine, image: Path, tmp_path: Path, untouch
     ],
 )
 def test_what_cannot_be_imported_is_named(
-    machine: Machine, tmp_path: Path, content: bytes, words: str, kind: str, untouched: None
+    machine: Machine, tmp_path: Path, content: bytes, words: str, error_type: str, untouched: None
 ) -> None:
     path = tmp_path / "image"
     path.write_bytes(content)
     error = failing(lambda: machine.call("create_stemcell", str(path), {}))
-    assert error.type == kind
+    assert error.type == error_type
     assert words in error.message
     assert str(path) in error.message
 

@@ -1,8 +1,7 @@
-"""A libvirt that is on another machine, as far as the CPI can tell.
+"""A libvirt that appears to the CPI to be on another machine.
 
-Both are on one private host. The CPI has a mount namespace of its own, in which libvirt's pool and
-sockets are not there; what it keeps itself is where libvirt does not see it. So they share nothing
-but the network.
+Both are on one private host. The CPI has a separate mount namespace without libvirt's pool and
+sockets, and its own state is not visible to libvirt. So they share only the network.
 """
 
 import json
@@ -19,7 +18,7 @@ from tests.support.libvirt.kvm_machine import KvmMachine
 
 DAYS = "2"  # that certificates are good for
 
-# Says its process id when the mounts are done, and keeps them.
+# Prints its process id after the mounts, and keeps them.
 _MOUNTS = """\
 set -e
 mount --bind "$1" "$2"
@@ -49,7 +48,7 @@ class Certificates:
         return folder
 
     def stranger(self) -> Path:
-        """Return a client's folder with a certificate that the server's CA has not signed."""
+        """Return a client's folder with a certificate of another CA."""
         other = self.folder / "other"
         other.mkdir(mode=0o755)
         self._authority(other)
@@ -64,7 +63,7 @@ class Certificates:
                 f'ca_file = "{self.folder}/cacert.pem"',
                 f'cert_file = "{self.folder}/servercert.pem"',
                 f'key_file = "{self.folder}/serverkey.pem"',
-                # A client that does not answer is cut off sooner than the usual half a minute.
+                # A client that does not answer is disconnected sooner than by default (30 s).
                 "keepalive_interval = 2",
                 "keepalive_count = 3",
                 "",
@@ -95,7 +94,7 @@ def _openssl(*words: str) -> None:
 
 
 class RemoteMachine(KvmMachine):
-    """A private host on which the CPI's libvirt seems to be on another machine."""
+    """A private host whose libvirt appears to the CPI to be on another machine."""
 
     def __init__(self, libvirt: Libvirt, certificates: Certificates) -> None:
         self.certificates = certificates
@@ -119,11 +118,11 @@ class RemoteMachine(KvmMachine):
         return super().metadata_of(cid)
 
     def kept_by_cpi(self) -> list[str]:
-        """Return the files that the CPI has on its own machine."""
+        """Return the CPI's files on its own machine."""
         return sorted(str(path) for path in own_state(self.host).rglob("*") if path.is_file())
 
     def leftovers(self) -> dict[str, Sequence[str]]:
-        """Return everything that a VM or disk consists of, there and here."""
+        """Return all parts of VMs and disks, of libvirt and of the CPI."""
         kept = (".stemcell", ".json")
         qemu = self.host.run("pgrep", "--list-full", "qemu-system", check=False).stdout
         return {
@@ -137,7 +136,7 @@ class RemoteMachine(KvmMachine):
 
 
 def own_state(host: PrivateHost) -> Path:
-    """Return where the CPI's state is, seen from outside of its namespace."""
+    """Return the path of the CPI's state, seen from outside of its namespace."""
     return host.folder / "state-of-the-cpi"
 
 
@@ -155,7 +154,7 @@ def remote_machine() -> Iterator[RemoteMachine]:
 
 @contextmanager
 def _apart(host: PrivateHost, pool: Path) -> Iterator[None]:
-    """Run the CPI where it does not see libvirt's files, nor libvirt its."""
+    """Run the CPI in a namespace that shares no files with libvirt."""
     for folder in (own_state(host), host.state, pool):
         folder.mkdir(mode=0o711)
     mounts = [str(own_state(host)), str(host.state), str(pool)]

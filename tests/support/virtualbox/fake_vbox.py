@@ -1,8 +1,8 @@
-"""A FAKE of libvirt's VirtualBox driver: VirtualBox 7.0, which that takes, cannot be had here.
+"""A FAKE of libvirt's VirtualBox driver, since the VirtualBox 7.0 that it needs is not available.
 
-It has what the driver has (libvirt 9.0, src/vbox/vbox_common.c, read line by line) and refuses the
-rest with the same codes and words; of a domain's document it keeps what the driver keeps, and looks
-at the files. It is no proof that VirtualBox runs these VMs. docs/virtualbox.md says what is.
+It has the driver's methods (libvirt 9.0, src/vbox/vbox_common.c) and refuses the others with the
+same codes and messages; it keeps what the driver keeps of a domain's document, and checks the
+files. It does not prove that VirtualBox runs these VMs; for that see docs/virtualbox.md.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +43,7 @@ def _check_flags(flags: int, allowed: int, function: str) -> None:
 
 
 def _absent(prefix: str, real: type, name: str) -> Callable[..., Any]:
-    """Return a method that libvirt has and the driver has not."""
+    """Return a method that libvirt has and the driver lacks."""
     if not hasattr(real, name):
         raise AttributeError(f"libvirt has no {real.__name__}.{name}")
 
@@ -68,7 +68,7 @@ class FakeVBox:
     fail_start: int = 0  # how many starts fail
 
     def open(self, uri: str) -> "VBoxConnection":
-        """libvirt.open."""
+        """Replace libvirt.open."""
         if uri not in ("vbox:///session", "vbox:///system"):
             raise error(1, NONE, f"internal error: unexpected vbox URI path in {uri}")
         return VBoxConnection(self)
@@ -86,7 +86,7 @@ class FakeVBox:
         timeout: float = 120,
         install_hint: str = "",
     ) -> bytes:
-        """VBoxManage, instead of cpi.host.process.run."""
+        """Run a fake VBoxManage, in place of cpi.host.process.run."""
         match list(argv):
             case ["VBoxManage", "startvm", uuid, "--type", "headless"]:
                 self._start(argv, self.machines.get(uuid))
@@ -115,7 +115,7 @@ class FakeVBox:
 
 
 class VBoxConnection:
-    """virConnect, as far as the driver has it."""
+    """The methods of virConnect that the driver has."""
 
     def __init__(self, world: FakeVBox) -> None:
         self._world = world
@@ -166,7 +166,7 @@ class VBoxConnection:
 
 
 class VBoxDomain:
-    """virDomain, as far as the driver has it."""
+    """The methods of virDomain that the driver has."""
 
     def __init__(self, world: FakeVBox, uuid: str) -> None:
         self._world = world
