@@ -57,7 +57,7 @@ class BenchFailed(Exception):
 
 
 class CallBench:
-    """One host, one stemcell, and what was measured so far."""
+    """Measurements of all calls on one host with one stemcell."""
 
     def __init__(
         self, driver: Driver, stemcell: Stemcell, credentials: Credentials, runs: int
@@ -80,7 +80,7 @@ class CallBench:
         return answer.response["result"]
 
     def measure_stemcells(self, tar: Path, say: Callable[[str], None]) -> None:
-        """Import and delete the stemcell, alternating with ctr's import of the very same image."""
+        """Import and delete the stemcell, alternating with ctr's import of the same image."""
         cid = self._create_stemcell(None)
         ctr = self._driver.ctr
         image = self._driver.must([*ctr, "images", "ls", "-q"]).stdout.split()[0]

@@ -1,8 +1,8 @@
 """Time what the CPI does with persistent disks, and how fast they are inside a VM.
 
-Calls are processes, as BOSH makes them. fio runs in the VM, on an attached disk, and on the folder
-of the host that has the disk's file, in an order that chance decides: machines have moods, and some
-slow down every second run. What counts is the best of the runs.
+Calls are processes, as BOSH makes them. fio runs in the VM, on an attached disk, and in the host's
+folder of the disk's file, in random order, since some machines slow down every second run. The best
+run counts.
 """
 
 import argparse

@@ -46,7 +46,7 @@ GOALS = {"create_vm": 1000.0, "has_vm": 150.0}
 
 
 class KvmBench:
-    """One host, and what was measured so far."""
+    """Measurements of all calls on full VMs, on one host."""
 
     def __init__(self, driver: Driver, credentials: Credentials) -> None:
         self.samples = Samples.none()

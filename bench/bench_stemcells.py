@@ -1,8 +1,8 @@
-"""Time what becomes of a stemcell, beside other programs that do the same with the same bytes.
+"""Time imports and conversions of a stemcell against other programs with the same bytes.
 
-Everything is a process on a private host and a new file system. Who is next is left to chance, what
-was written before is on the disk by then, and what is read is in memory: so that no slow moment of
-the machine hits one alone. What counts is the best of the runs.
+Everything is a process on a private host and a new file system. Programs run in random order, after
+a sync and with their input in memory, so that a slow moment of the machine does not hit only one of
+them. The best run counts.
 """
 
 import argparse
@@ -84,7 +84,7 @@ class StemcellBench:
     def race_to_runtimes(self, image: Made, archive: Path) -> Race:
         """Race our import into containerd against ctr's and Docker's.
 
-        archive: the same bytes as an OCI image, as ctr wants them.
+        archive: the same bytes as an OCI image, for ctr.
         """
         self._driver.must(self._convert(image, f"oci-archive:{archive}"))
         ways = [self._create(image), self._ctr(archive)]

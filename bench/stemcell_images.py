@@ -29,8 +29,8 @@ _MEDIAN, _SPREAD = 3600, 2.15  # bytes; the standard deviation of the size's log
 _LARGEST = 48 << 20
 _PER_FOLDER = 30
 
-# Content comes in pieces, some of which are noise as in what is compressed already, so that all of
-# it is compressed to SHARE.
+# Content comes in pieces, some of which are noise, like compressed files, so that all of it is
+# compressed to SHARE.
 SHARE = 0.45
 _NOISE = 0.09
 _PIECE = 32 << 10  # bytes; more would be found again by gzip, which looks as far back

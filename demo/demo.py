@@ -1,8 +1,8 @@
-"""Run the whole life of two BOSH VMs and a persistent disk, and show that nothing is left of it.
+"""Run the whole life of two BOSH VMs and a persistent disk, and show that nothing is leaked.
 
-Every step is a call of the `cpi` executable with JSON, as BOSH makes it; agents are spoken to over
-their HTTPS port. Unless told to use a containerd that is running, everything happens in namespaces
-of its own, below a temporary folder.
+Every step is a call of the `cpi` executable with JSON, as BOSH makes it; agents are called over
+their HTTPS port. Unless --address names a running containerd, everything happens in separate
+namespaces, below a temporary folder.
 """
 
 import argparse

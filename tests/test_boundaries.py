@@ -14,8 +14,8 @@ from testing.repository import REPOSITORY
 PRODUCT = ("cpi", "runtimes", "stemcell_convert")
 TREES = (*PRODUCT, "testing", "bench", "demo", "tools", "tests")
 
-# What a room may import besides itself. A room is a folder with the folders below it, unless these
-# have a row of their own.
+# What a room may import in addition to itself. A room is a folder with the folders below it, unless
+# these have their own rows.
 LEAVES = ("cpi", "cpi/cni", "cpi/config", "cpi/disks", "cpi/host")
 MAY_IMPORT = {
     # The entry point, and what everything else is built on.

@@ -156,7 +156,7 @@ class StandInAgent:
         return method(*arguments)
 
     def apply(self, spec: dict[str, Any]) -> str:
-        """Remember what the director wants to run here."""
+        """Keep the spec of what the director wants to run."""
         self.store.write("spec.json", json.dumps(spec))
         return "applied"
 

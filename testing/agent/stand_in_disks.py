@@ -118,12 +118,12 @@ class Disks:
         return self.device(cid)
 
     def mounts(self) -> list[tuple[str, str]]:
-        """Return what is mounted where: (source, mount point)."""
+        """Return the mounts: (source, mount point)."""
         rows = (line.split() for line in self.run(["mount"]).splitlines())
         return [(row[0], row[2]) for row in rows if len(row) > 2]
 
     def source(self, point: str) -> str | None:
-        """Return what is mounted at a mount point, if it is one."""
+        """Return the source of a mount point, or None."""
         return next((source for source, known in self.mounts() if known == point), None)
 
     def list(self) -> list[str]:

@@ -1,7 +1,7 @@
 """The network of a machine, for the stand-in agent: addresses, routes, DNS, the host name.
 
-Which interface gets what is decided as by BOSH's agent (platform/net), which hands it to networkd;
-here iproute2 and udhcpc do it.
+Interfaces are configured as by BOSH's agent (platform/net), but with iproute2 and udhcpc
+in place of networkd.
 """
 
 import ipaddress

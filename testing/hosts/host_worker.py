@@ -129,8 +129,8 @@ def inventory(
 ) -> dict[str, list[str]]:
     """Return the parts of VMs, disks and stemcells on this host, by title.
 
-    folder: where the CPI keeps its state; marks: words in the names of what is ours; bridge: of the
-    network.
+    folder: where the CPI keeps its state; marks: words in the names of our resources; bridge: of
+    the network.
     """
     resources = {title: _listed([*ctr, *words]) for title, words in CONTAINERD_LISTS}
     resources["processes"] = sorted(_marked_processes(marks))

@@ -15,7 +15,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "scsi": ("virtio_scsi", "sd_mod"),
     "ata": ("ata_piix", "sd_mod"),
 }
-# What the machine needs besides, loaded when it has its root file system.
+# What else the machine needs, loaded after it has mounted its root file system.
 LATER = ("virtio_net", "button", "evdev", "isofs", "virtio_scsi", "sd_mod", "ata_piix", "sr_mod")
 FOLDERS = ("bin", "dev", "modules", "proc", "root", "sys")
 

@@ -43,7 +43,7 @@ TRIMMED = (
     *("usr/bin/dpkg*", "usr/bin/perl*", "usr/lib/*/perl*", "usr/lib/*/libdb-*"),
     "usr/lib/*/libsepol*",
 )
-# The rules that name disks; the others are for devices that a machine like this has not.
+# The rules that name disks; the others are for devices that such a machine lacks.
 UDEV_RULES = re.compile(
     r"(50-udev-default|60-block|60-cdrom_id|60-persistent-storage|80-drivers)\.rules"
 )

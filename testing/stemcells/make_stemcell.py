@@ -275,7 +275,7 @@ def publish(stage: Path, output: Path, *, date: int) -> None:
 def pack(folder: Path, names: Sequence[str], output: Path, *, date: int, level: int = 6) -> str:
     """Write a gzip'd tar of `names` below `folder` and return its SHA-1 in hex.
 
-    The bytes depend on the files alone: sorted, owners by number, no time after `date` (seconds
+    The bytes depend only on the files: sorted, owners by number, no time after `date` (seconds
     since 1970), no name or time in gzip's header. Raises BuildError.
     """
     tar = ["tar", "--create", f"--directory={folder}", "--sort=name", "--numeric-owner"]

@@ -32,7 +32,7 @@ AGENT_PACKAGES = (
     *("rsync", "rsyslog", "sudo", "tar", "xfsprogs"),
     # what syslog forwarding releases configure
     *("rsyslog-gnutls", "rsyslog-openssl", "rsyslog-relp"),
-    # what jobs and people expect of any stemcell
+    # what jobs and operators expect of any stemcell
     *("apt", "bzip2", "ca-certificates", "curl", "file", "less", "lsof", "netbase", "nftables"),
     *("psmisc", "tzdata", "unzip", "vim-tiny", "wget", "xz-utils", "zip"),
 )
@@ -181,7 +181,7 @@ def bootstrap(argv: Sequence[str], say: Callable[[str], None]) -> None:
         text=True,
         errors="replace",
         env=env,
-        start_new_session=True,  # a process group to end: told to, mmdebstrap lets apt finish first
+        start_new_session=True,  # to end the group: on SIGTERM, mmdebstrap lets apt finish first
     ) as child:
         assert child.stderr is not None  # noqa: S101 (for the type checker: it is a pipe)
         try:
@@ -222,7 +222,7 @@ def furnish(root: Path, plan: Plan, version: str) -> None:
     """Turn a bare Debian into a BOSH stemcell: accounts, files, agent, services."""
     make_accounts(root, real=plan.agent is not None)
     if plan.init == "runit":
-        remove(root / "etc/service")  # Debian's runit links it to runlevels of its own
+        remove(root / "etc/service")  # Debian's runit links it to its runlevels
         remove(root / "etc/sv")  # and Debian's services expect what those set up
     for name, mode in DIRECTORIES.items():
         inside(root, f"{name}/x")
@@ -277,7 +277,7 @@ def put_agent(root: Path, plan: Plan) -> None:
 
 
 def put_facts(root: Path, plan: Plan, version: str) -> None:
-    """Write what the agent, the CPI and people read about the stemcell."""
+    """Write what the agent, the CPI and operators read about the stemcell."""
     linux: dict[str, bool | str] = {
         "UseDefaultTmpDir": True,
         "UsePreformattedPersistentDisk": True,

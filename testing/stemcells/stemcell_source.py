@@ -85,8 +85,8 @@ def key_of(sources: Iterable[Path], base: Path) -> str:
 def opened(tarball: Path, folder: Path) -> Stemcell:
     """Take `image` and `stemcell.MF` out of a stemcell into a folder. Raises StemcellUnusable.
 
-    The members' bytes are copied to files of our own naming, so that nothing in the archive decides
-    where anything is written.
+    The members' bytes are copied to files that we name, so that the archive does not decide where
+    anything is written.
     """
     try:
         with tarfile.open(tarball) as archive:

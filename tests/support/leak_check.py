@@ -100,7 +100,7 @@ def _mount_privately() -> None:
 
 
 class MachineAsItWas(pytest.Item):
-    """Waits for leaks to go; what ends by itself a moment later is no leak."""
+    """Waits for leaks to go; what ends by itself a moment later is not a leak."""
 
     def runtest(self) -> None:
         run, before = self.config.stash[_RUN], self.config.stash[_BEFORE]

@@ -106,7 +106,7 @@ def _open_paths(pid: str) -> Iterator[str]:
 
 
 def snapshot(run: Path, checkout: Path) -> Snapshot:
-    """List what is on the machine now.
+    """Return the machine's current state.
 
     run: the folder of this run's temporary files. checkout: where else it may have files.
     """

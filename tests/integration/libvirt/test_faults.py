@@ -161,7 +161,7 @@ def test_garbage_is_found_and_removed_and_nothing_else(
     config = machine.configure()
     before = machine.leftovers()
     upload = "runtimes.libvirt.volumes:StoragePool.upload"
-    os.link(image, tmp_path / "image")  # beside which no stemcell.MF tells its version
+    os.link(image, tmp_path / "image")  # without a stemcell.MF with its version
     of_another = {"name": "x", "version": "2"}
     arguments: tuple[Any, ...] = ("create_stemcell", str(tmp_path / "image"), of_another)
     assert broken(machine, upload, "kill", *arguments, config=config) == ""
@@ -198,7 +198,7 @@ def test_a_disk_that_a_vm_does_not_release_stays(machine: KvmMachine, make_guest
     opened = ["find", "/proc", "-maxdepth", "3", "-path", "*/fd/*", "-lname", path]
     assert machine.host.run(*opened, check=False).stdout
     machine.virsh("resume", guest.cid)
-    wait_for(lambda: not machine.host.run(*opened, check=False).stdout, "the VM to let go")
+    wait_for(lambda: not machine.host.run(*opened, check=False).stdout, "the release of the disk")
     machine.configure()
     assert machine.call("attach_disk", guest.cid, disk) == hint
     machine.call("detach_disk", guest.cid, disk)

@@ -1,4 +1,4 @@
-"""Push and pull, with registries that want log-ins, and connections that break."""
+"""Push and pull, with registries that require log-ins, and connections that break."""
 
 import json
 from dataclasses import replace

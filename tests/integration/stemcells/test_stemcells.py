@@ -34,7 +34,7 @@ def test_the_tarballs_bytes_are_the_layer(machine: Machine, stemcell: str, image
     manifest = _manifest(machine, stemcell)
     assert manifest["layers"][0]["digest"] == f"sha256:{sha_of(image)}"
     assert manifest["layers"][1]["size"] < 100_000
-    # stemcell.MF lies beside the image, and knows better than the call's cloud_properties.
+    # stemcell.MF beside the image overrides the call's cloud_properties.
     assert manifest["annotations"]["bosh.stemcell.name"].startswith("bosh-warden-boshlite-")
     assert manifest["annotations"]["bosh.stemcell.operating_system"].startswith("debian-")
 

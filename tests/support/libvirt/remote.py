@@ -113,7 +113,7 @@ class RemoteMachine(KvmMachine):
         return sorted(path.name for path in self.pool.iterdir()) if self.pool.is_dir() else []
 
     def metadata_of(self, cid: str) -> dict[str, str]:
-        if "-disk-" in cid:  # its facts are beside it, where libvirt is
+        if "-disk-" in cid:  # its facts are in the pool
             return dict(json.loads((self.pool / f"{cid}.json").read_text())["metadata"])
         return super().metadata_of(cid)
 

@@ -32,7 +32,7 @@ class Registry:
     """A registry. It keeps its content while it is stopped.
 
     address: host:port in the private host's network; ca: the file with the authority that signed
-    its certificate, alone in its folder, or None when it speaks plain HTTP.
+    its certificate, the only file in its folder, or None for plain HTTP.
     """
 
     address: str
@@ -163,7 +163,7 @@ subjectAltName = DNS:localhost, IP:127.0.0.1
 
 
 def basic(docker: Docker) -> dict[str, Any]:
-    """Configure basic authentication with the one user."""
+    """Return the configuration of basic authentication for the user."""
     path = docker.folder / "registries" / "htpasswd"
     path.parent.mkdir(exist_ok=True)
     path.write_text(_run("htpasswd", "-niB", USERNAME, input=PASSWORD))
@@ -172,7 +172,7 @@ def basic(docker: Docker) -> dict[str, Any]:
 
 @contextmanager
 def token(docker: Docker, authority: Authority) -> Iterator[dict[str, Any]]:
-    """Run a server that gives the one user tokens, and configure a registry to want them."""
+    """Run a token server for the user; yield a registry's configuration that requires tokens."""
     log = docker.folder / "registries" / "tokens.log"
     argv = [sys.executable, "-m", "tests.support.registries.token_server"]
     argv += [str(authority.certificate), str(authority.key)]

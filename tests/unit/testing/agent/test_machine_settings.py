@@ -120,7 +120,7 @@ def test_settings_from_nowhere(machine: Drives) -> None:
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """A metadata service that wants a token."""
+    """A metadata service that requires a token."""
 
     def do_PUT(self) -> None:
         self.answer(b"token" if self.path == "/token" else b"")

@@ -163,7 +163,7 @@ def test_a_later_start_finds_everything_made(machine: FakeMachine) -> None:
     machine.start()
     assert len(machine.programs.did("mke2fs")) == 1
     assert ("/dev/vdb1", str(machine.root / "var/vcap/data")) in machine.programs.mounts
-    machine.start()  # and once more, without a reboot
+    machine.start()  # again, without a reboot
     assert len(machine.programs.did("mount")) == 5  # three drives, twice the data
 
 
