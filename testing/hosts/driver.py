@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, cast
 
 from testing.hosts.private_host import CPI, PrivateHost
@@ -78,12 +77,7 @@ class Driver:
         self._answers = cast(IO[str], self._worker.stdout)
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, error_type: object, error: object, traceback: object) -> None:
         if error is not None:
             self._worker.kill()  # it may be in the middle of a call
         with suppress(OSError):
