@@ -31,7 +31,7 @@ from bench.figures import (
     stemcell_table,
 )
 from demo.demo_text import leftovers, network_of
-from testing.agent.agent_client import Access, Agent
+from testing.agent.agent_client import Agent, Credentials
 from testing.command_line import count, run_as_root
 from testing.hosts.driver import Driver
 from testing.hosts.private_host import PrivateHost
@@ -53,23 +53,25 @@ CPI = "cpi create_stemcell"
 
 
 class BenchFailed(Exception):
-    """A call failed; figures would mean nothing."""
+    """A call failed, so there are no figures."""
 
 
-class Bench:
-    """One host, one stemcell, and what was measured so far."""
+class CallBench:
+    """Measurements of all calls on one host with one stemcell."""
 
-    def __init__(self, driver: Driver, stemcell: Stemcell, access: Access, runs: int) -> None:
+    def __init__(
+        self, driver: Driver, stemcell: Stemcell, credentials: Credentials, runs: int
+    ) -> None:
         self.samples = Samples.none()
         self.imports: dict[str, list[Import]] = {}
         self.stemcells: dict[str, list[dict[str, float]]] = {CPI: [], CTR: []}
         self._driver = driver
         self._stemcell = stemcell
-        self._access = access
+        self._credentials = credentials
         self._runs = runs
 
     def call(self, method: str, *arguments: Any, name: str | None = "") -> Any:
-        """Make a call, keep its times under `name` (its method's; None: not at all)."""
+        """Make a call and keep its times under `name` (default: the method; None: not kept)."""
         answer = self._driver.cpi(method, *arguments)
         if answer.error:
             raise BenchFailed(f"{method}: {answer.error['type']}: {answer.error['message']}")
@@ -78,7 +80,7 @@ class Bench:
         return answer.response["result"]
 
     def measure_stemcells(self, tar: Path, say: Callable[[str], None]) -> None:
-        """Import and delete the stemcell, alternating with ctr's import of the very same image."""
+        """Import and delete the stemcell, alternating with ctr's import of the same image."""
         cid = self._create_stemcell(None)
         ctr = self._driver.ctr
         image = self._driver.must([*ctr, "images", "ls", "-q"]).stdout.split()[0]
@@ -88,7 +90,7 @@ class Bench:
         for run in range(self._runs):
             say(f"importing the stemcell, {run + 1} of {self._runs}")
             for ours in (True, False) if run % 2 == 0 else (False, True):
-                self._driver.must(["sync"])  # what went before is not to be paid for here
+                self._driver.must(["sync"])  # so that earlier writes are not measured here
                 if ours:
                     self._import_ours()
                 else:
@@ -123,7 +125,7 @@ class Bench:
         return str(self.call("create_stemcell", image, properties, name=name))
 
     def measure_lives(self, say: Callable[[str], None]) -> None:
-        """Let a VM and a disk live, again and again."""
+        """Time the calls in the life of a VM and a disk, once a run."""
         cid = self._create_stemcell(None)
         for run in range(self._runs):
             say(f"a VM's life, {run + 1} of {self._runs}")
@@ -135,9 +137,9 @@ class Bench:
         call("info")
         properties = call("calculate_vm_cloud_properties", RESOURCES)
         networks = {"default": network_of(SUBNET, _address(0))}
-        env = self._access.env
+        env = self._credentials.env
         vm = call("create_vm", "bench", stemcell, properties, networks, [], env)[0]
-        agent = Agent(self._driver, self._access, _address(0))
+        agent = Agent(self._driver, self._credentials, _address(0))
         self._wait(agent, "agent answers after create_vm")
         call("has_vm", vm)
         call("set_vm_metadata", vm, {"deployment": "bench", "job": "bench", "index": "0"})
@@ -179,8 +181,8 @@ class Bench:
         before = self._driver.inventory()
         free = list(drivers)
 
-        def one(method: str, *arguments: Any) -> Any:
-            driver = free.pop()  # as many threads as drivers: there is always one
+        def call(method: str, *arguments: Any) -> Any:
+            driver = free.pop()  # never empty: there are as many threads as drivers
             try:
                 answer = driver.cpi(method, *arguments)
             finally:
@@ -192,15 +194,14 @@ class Bench:
         def create(number: int) -> str:
             networks = {"default": network_of(SUBNET, _address(number))}
             properties = {"memory": 256, "ephemeral_disk": 256}
-            return str(
-                one("create_vm", f"bench-{number}", stemcell, properties, networks, [], {})[0]
-            )
+            vm = call("create_vm", f"bench-{number}", stemcell, properties, networks, [], {})
+            return str(vm[0])
 
         with ThreadPoolExecutor(len(drivers)) as pool:
             start = time.monotonic()
             vms = list(pool.map(create, range(count)))
             created = time.monotonic()
-            list(pool.map(lambda vm: one("delete_vm", vm), vms))
+            list(pool.map(lambda vm: call("delete_vm", vm), vms))
             deleted = time.monotonic()
         self._expect_nothing(before)
         self.call("delete_stemcell", stemcell, name=None)
@@ -213,18 +214,18 @@ class Bench:
             if not any(left.values()):
                 return
             if time.monotonic() > deadline:
-                told = {kind: sorted(names)[:3] for kind, names in left.items() if names}
-                raise BenchFailed(f"the VMs have left something: {told}")
+                examples = {title: sorted(names)[:3] for title, names in left.items() if names}
+                raise BenchFailed(f"the VMs have left something: {examples}")
             time.sleep(0.2)
 
 
 def _address(number: int) -> str:
-    """The address of VM `number`, in the upper half of SUBNET, which nothing else uses."""
+    """Return the address of VM `number`, in the upper half of SUBNET, which nothing else uses."""
     number += _FIRST_ADDRESS
     return f"10.245.{128 + number // 250}.{1 + number % 250}"
 
 
-def show(document: dict[str, Any], bench: Bench, stemcell: Stemcell, console: Console) -> None:
+def show(document: dict[str, Any], bench: CallBench, stemcell: Stemcell, console: Console) -> None:
     """Print the tables."""
     style = box.SIMPLE_HEAD if console.is_terminal else None
     machine = document["machine"]
@@ -251,7 +252,7 @@ def show(document: dict[str, Any], bench: Bench, stemcell: Stemcell, console: Co
         )
 
 
-def _per_megabyte(bench: Bench, stemcell: Stemcell) -> str:
+def _per_megabyte(bench: CallBench, stemcell: Stemcell) -> str:
     median = Spread.of(bench.samples.wall["create_stemcell"]).median
     share = ratio("create_stemcell", median * PEER_STEMCELL_MB * 1e6 / stemcell.size) or 0
     return f"{share:.2f} per MB"
@@ -281,7 +282,7 @@ def measure(options: argparse.Namespace, console: Console) -> None:
             stack.enter_context(Driver(host, config, programs))
             for _ in range(PARALLEL if options.vms else 1)
         ]
-        bench = Bench(drivers[0], stemcell, Access.make(host.folder), options.runs)
+        bench = CallBench(drivers[0], stemcell, Credentials.make(host.folder), options.runs)
         document: dict[str, Any] = {
             "machine": _machine(drivers[0], programs),
             "stemcell": {"name": stemcell.name, "image_bytes": stemcell.size},
@@ -302,7 +303,7 @@ def measure(options: argparse.Namespace, console: Console) -> None:
             show(document, bench, stemcell, console)
 
 
-def _document(bench: Bench) -> dict[str, Any]:
+def _document(bench: CallBench) -> dict[str, Any]:
     return {
         "calls": bench.samples.document(),
         "stemcell_imports": bench.stemcells,
@@ -314,9 +315,9 @@ def _document(bench: Bench) -> dict[str, Any]:
 
 
 def folders(programs: Path | None) -> tuple[Path | None, Path | None]:
-    """The folders of containerd's programs and of CNI plugins, from one as debian_suite makes it.
+    """Return the folders of containerd's programs and of CNI plugins; None means the system's.
 
-    None means the system's.
+    programs: a folder as debian_suite makes it.
     """
     if programs is None:
         return None, None

@@ -1,8 +1,8 @@
 """Time what the CPI does with persistent disks, and how fast they are inside a VM.
 
-Calls are processes, as BOSH makes them. fio runs in the VM, on an attached disk, and on the folder
-of the host that has the disk's file, in an order that chance decides: machines have moods, and some
-slow down every second run. What counts is the best of the runs.
+Calls are processes, as BOSH makes them. fio runs in the VM, on an attached disk, and in the host's
+folder of the disk's file, in random order, since some machines slow down every second run. The best
+run counts.
 """
 
 import argparse
@@ -59,8 +59,8 @@ class Figures:
     io: dict[str, dict[str, list[float]]]
 
 
-class Bench:
-    """A host with one VM."""
+class DiskBench:
+    """Measurements of disks on a host with one VM."""
 
     def __init__(self, driver: Driver, host: PrivateHost, runs: int) -> None:
         self.figures = Figures({}, {})
@@ -70,13 +70,13 @@ class Bench:
         self._vm = ""
 
     def start_vm(self, image: str) -> None:
-        """Make the VM that disks are attached to."""
+        """Create the VM that disks are attached to."""
         stemcell = self._call("create_stemcell", image, {})
         networks = {"default": {"type": "dynamic"}}
         self._vm = self._call("create_vm", "bench", stemcell, {}, networks, [], {})[0]
 
     def stop_vm(self) -> None:
-        """Delete it."""
+        """Delete the VM."""
         self._call("delete_vm", self._vm)
 
     def measure_calls(self) -> None:
@@ -92,19 +92,19 @@ class Bench:
             self._call("delete_disk", disk)
 
     def measure_data(self) -> None:
-        """Time the calls that depend on how much a disk has."""
+        """Time the calls that depend on how much data a disk has."""
         for store in ("default", "sharing"):
             disk = self._call("create_disk", 2 * DATA_MIB, {"store": store}, self._vm)
             self._call("attach_disk", self._vm, disk)
             fill = f"head -c {DATA_MIB}M /dev/urandom > {HINTS}/{disk}/data; sync"
             self._must(self._driver.inside(self._vm, "sh", "-c", fill))
             for _ in range(self._runs):
-                name = f"snapshot_disk, 1 GiB of data, {_TOLD[store]}"
+                name = f"snapshot_disk, 1 GiB of data, {_CONTENT[store]}"
                 snapshot = self._timed(name, "snapshot_disk", disk, {})
                 self._timed("delete_snapshot, 1 GiB of data", "delete_snapshot", snapshot)
             self._call("detach_disk", self._vm, disk)
             for run in range(self._runs):
-                name = f"resize_disk, 1 GiB of data, {_TOLD[store]}"
+                name = f"resize_disk, 1 GiB of data, {_CONTENT[store]}"
                 self._timed(name, "resize_disk", disk, 2 * DATA_MIB + 64 * (run + 1))
             self._call("delete_disk", disk)
 
@@ -129,7 +129,7 @@ class Bench:
         self._call("delete_disk", disk)
 
     def _carry_fio(self) -> None:
-        """Put fio, with its libraries, into the VM, which comes without."""
+        """Copy fio and its libraries into the VM."""
         program = shutil.which("fio")
         if program is None:
             raise BenchFailed("fio is not installed; `apt-get install fio`")
@@ -176,7 +176,7 @@ class Bench:
 
 
 _XFS = {"filesystem": "xfs"}
-_TOLD = {"default": "copied", "sharing": "blocks shared"}
+_CONTENT = {"default": "copied", "sharing": "blocks shared"}
 
 
 def show(figures: Figures, console: Console) -> None:
@@ -209,7 +209,7 @@ def measure(options: argparse.Namespace, console: Console) -> None:
         with Driver(host, config) as driver, progress.status("starting") as status:
             _mount_sharing(driver, sharing)
             try:
-                bench = Bench(driver, host, options.runs)
+                bench = DiskBench(driver, host, options.runs)
                 bench.start_vm(str(opened(stand_in("runit"), host.folder).image))
                 status.update("calls")
                 bench.measure_calls()
@@ -226,7 +226,7 @@ def measure(options: argparse.Namespace, console: Console) -> None:
 
 
 def _mount_sharing(driver: Driver, folder: Path) -> None:
-    """A file system that shares blocks between files."""
+    """Mount a file system that shares blocks between files."""
     image = folder.with_suffix(".img")
     folder.mkdir()
     with image.open("wb") as file:

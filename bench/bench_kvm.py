@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.bench_calls import BenchFailed
 from bench.figures import Samples, Spread
 from cpi.disks.foreign_filesystem import mounted
 from cpi.log import Log
@@ -23,7 +24,7 @@ from cpi.progress import LogReport
 from demo.demo_text import network_of
 from stemcell_convert.convert import Means, opened, raw_disk
 from stemcell_convert.recognise import recognise
-from testing.agent.agent_client import Access, Agent
+from testing.agent.agent_client import Agent, Credentials
 from testing.command_line import count, run_as_root
 from testing.hosts.driver import Driver
 from testing.hosts.private_host import PrivateHost
@@ -44,17 +45,13 @@ AGENT_SECONDS = 120.0
 GOALS = {"create_vm": 1000.0, "has_vm": 150.0}
 
 
-class BenchFailed(Exception):
-    """A call failed; figures would mean nothing."""
+class KvmBench:
+    """Measurements of all calls on full VMs, on one host."""
 
-
-class Bench:
-    """One host, and what was measured so far."""
-
-    def __init__(self, driver: Driver, access: Access) -> None:
+    def __init__(self, driver: Driver, credentials: Credentials) -> None:
         self.samples = Samples.none()
         self._driver = driver
-        self._access = access
+        self._credentials = credentials
 
     def call(self, method: str, *arguments: Any, name: str = "") -> Any:
         """Make a call and keep its times."""
@@ -65,7 +62,7 @@ class Bench:
         return answer.response["result"]
 
     def measure(self, image: Path, runs: int, say: Callable[[str], None]) -> None:
-        """Import and delete the stemcell, and live a VM's life, `runs` times."""
+        """Time the life of a stemcell and of a VM, `runs` times."""
         for run in range(runs):
             say(f"run {run + 1} of {runs}")
             stemcell = self.call("create_stemcell", str(image), {})
@@ -77,9 +74,9 @@ class Bench:
         call = self.call
         call("info")
         networks = {"default": network_of(SUBNET, address)}
-        env = self._access.env
+        env = self._credentials.env
         vm = call("create_vm", "bench", stemcell, PROPERTIES, networks, [], env)[0]
-        agent = Agent(self._driver, self._access, address)
+        agent = Agent(self._driver, self._credentials, address)
         self._wait(agent, "agent answers after create_vm")
         call("has_vm", vm)
         call("set_vm_metadata", vm, {"deployment": "bench"})
@@ -102,7 +99,7 @@ class Bench:
 
 
 def padded(stemcell: Stemcell, folder: Path, megabytes: int) -> Path:
-    """A stemcell's disk with data behind its partition, which nobody reads."""
+    """Return a stemcell's disk with unused data behind its partition."""
     means = Means(mounted, 64 << 30, LogReport(Log("error")))
     with opened(stemcell.image, means.report) as source:
         raw = raw_disk(source, recognise(source), folder, means)
@@ -114,7 +111,7 @@ def padded(stemcell: Stemcell, folder: Path, megabytes: int) -> Path:
 
 
 def table(samples: Samples, style: Any) -> Table:
-    """Every call, beside what was aimed at."""
+    """Return a table of every call and its goal."""
     made = Table(box=style, pad_edge=False)
     made.add_column("call on kvm", no_wrap=True)
     for heading in ("median ms", "least", "most", "CPU ms", "goal"):
@@ -144,7 +141,7 @@ def bench(options: argparse.Namespace, console: Console) -> None:
         kvm = {"accelerator": "qemu", "shutdown_timeout": 0}
         config = host.write_config(runtime="kvm", kvm=kvm)
         with Driver(host, config) as driver:
-            made = Bench(driver, Access.make(Path(work)))
+            made = KvmBench(driver, Credentials.make(Path(work)))
             made.measure(image, options.runs, console.print)
         console.print(table(made.samples, box.SIMPLE_HEAD if console.is_terminal else None))
 

@@ -16,6 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from bench.bench_calls import BenchFailed
 from bench.figures import Spread
 from cpi.client.endpoint import Endpoint
 from cpi.client.forward import forward
@@ -32,25 +33,21 @@ _CALLS = 400
 _AT_ONCE = 16
 
 
-class BenchFailed(Exception):
-    """A call failed; figures would mean nothing."""
-
-
 def measure(driver: Driver, argv: Sequence[str], stdin: str, runs: int) -> tuple[Spread, Spread]:
     """Return wall and CPU time of a command, in ms."""
     done = [driver.run(argv, stdin) for _ in range(runs)]
     if stdin and json.loads(done[-1].stdout)["error"]:
         raise BenchFailed(done[-1].stdout)
-    return Spread.of(one.wall for one in done), Spread.of(one.cpu for one in done)
+    return Spread.of(run.wall for run in done), Spread.of(run.cpu for run in done)
 
 
 def calls_a_second(service: Service) -> float:
-    """How many has_vm the service answers a second when many ask."""
+    """Return how many has_vm calls a second the service answers to many clients at once."""
     endpoint = Endpoint(f"unix://{service.socket}", {})
-    asked = json.loads(request("has_vm", _ABSENT))
+    has_vm = json.loads(request("has_vm", _ABSENT))
     started = time.perf_counter()
     with ThreadPoolExecutor(_AT_ONCE) as pool:
-        calls = [pool.submit(forward, endpoint, asked, {}, Log(quiet=True)) for _ in range(_CALLS)]
+        calls = [pool.submit(forward, endpoint, has_vm, {}, Log(quiet=True)) for _ in range(_CALLS)]
         if any(call.result()["error"] for call in calls):
             raise BenchFailed("a call among many failed")
     return _CALLS / (time.perf_counter() - started)
@@ -62,13 +59,13 @@ def bench(runs: int, console: Console) -> None:
     for heading in ("process", "median ms", "least", "most", "CPU ms", "goal"):
         table.add_column(heading, justify="left" if heading == "process" else "right")
     with PrivateHost() as host, Service(host) as service, Driver(host, service.config) as driver:
-        here, client = [str(CPI), "-c", str(service.config)], service.client().argv
+        in_process, client = [str(CPI), "-c", str(service.config)], service.client().argv
         has_vm, info = request("has_vm", _ABSENT), request("info")
         rows = {
             "bare interpreter": ([SYSTEM_PYTHON, "-I", "-c", "pass"], ""),
-            "info in process": (here, info),
+            "info in process": (in_process, info),
             "info by the client": (client, info),
-            "has_vm in process": (here, has_vm),
+            "has_vm in process": (in_process, has_vm),
             "has_vm by the client": (client, has_vm),
         }
         for name, (argv, stdin) in rows.items():

@@ -1,8 +1,8 @@
-"""Time what becomes of a stemcell, beside other programs that do the same with the same bytes.
+"""Time imports and conversions of a stemcell against other programs with the same bytes.
 
-Everything is a process on a private host and a new file system. Who is next is left to chance, what
-was written before is on the disk by then, and what is read is in memory: so that no slow moment of
-the machine hits one alone. What counts is the best of the runs.
+Everything is a process on a private host and a new file system. Programs run in random order, after
+a sync and with their input in memory, so that a slow moment of the machine does not hit only one of
+them. The best run counts.
 """
 
 import argparse
@@ -65,15 +65,15 @@ sha256sum layer.tar.gz
 
 @dataclass(frozen=True)
 class Way:
-    """One who takes part in a race: what is timed, and what makes it undone."""
+    """A contender in a race: what is timed, and how to undo it."""
 
     name: str
     run: Callable[[], Done]
     undo: Callable[[], Any]
 
 
-class Bench:
-    """One host, and what can be done there with an image."""
+class StemcellBench:
+    """Races on one host between our programs and others."""
 
     def __init__(self, driver: Driver, target: Path, docker: tuple[str, ...], runs: int) -> None:
         self._driver = driver
@@ -82,9 +82,9 @@ class Bench:
         self._runs = runs
 
     def race_to_runtimes(self, image: Made, archive: Path) -> Race:
-        """Into containerd by ours and by ctr, and into Docker.
+        """Race our import into containerd against ctr's and Docker's.
 
-        archive: the same bytes as an OCI image, as ctr wants them.
+        archive: the same bytes as an OCI image, for ctr.
         """
         self._driver.must(self._convert(image, f"oci-archive:{archive}"))
         ways = [self._create(image), self._ctr(archive)]
@@ -96,7 +96,7 @@ class Bench:
         return race
 
     def race_to_layouts(self, image: Made) -> Race:
-        """To an OCI layout by ours and by skopeo."""
+        """Race our conversion to an OCI layout against skopeo's."""
         argv = ["skopeo", "--insecure-policy", "copy", "--quiet"]
         argv += [f"tarball:{image.path}", f"oci:{self._target}:latest"]
         ways = [self._converting(image), self._way(SKOPEO, argv)]
@@ -106,7 +106,7 @@ class Bench:
         return race
 
     def race_disks(self, image: Made) -> Race:
-        """A disk to an OCI layout by ours, and to a layer by hand."""
+        """Race our conversion of a disk to an OCI layout against a layer made by hand."""
         ways = [self._converting(image)]
         for name, gzip in ((BY_HAND, "gzip -1"), (BY_PIGZ, "pigz -1")):
             if shutil.which(gzip.split()[0]):
@@ -121,7 +121,7 @@ class Bench:
         return race
 
     def grow(self, image: Made, what: str) -> Iterator[Grown]:
-        """Measure ours for an image of one size."""
+        """Measure our programs with an image of one size."""
         ways = [self._create(image), self._converting(image)]
         race = Race("", CREATE, (Rival(CONVERT, None),), {})
         self._run(ways, race, image)
@@ -139,8 +139,8 @@ class Bench:
                 self._driver.must(["sync"])
                 done = way.run()
                 if done.status:
-                    said = (done.stderr or done.stdout).strip()[-500:]
-                    raise BenchFailed(f"{way.name} failed with status {done.status}: {said}")
+                    output = (done.stderr or done.stdout).strip()[-500:]
+                    raise BenchFailed(f"{way.name} failed with status {done.status}: {output}")
                 race.taken.setdefault(way.name, []).append(_taken(done))
                 way.undo()
 
@@ -190,12 +190,12 @@ class Bench:
         return [program, "stemcell", "convert", str(image.path), destination]
 
     def _way(self, name: str, argv: Sequence[str]) -> Way:
-        """A program that makes the folder `target`."""
+        """Return a contender that makes the folder `target`."""
         return Way(name, lambda: self._driver.run(argv), lambda: shutil.rmtree(self._target))
 
 
 def runs_of(size: int, runs: int) -> int:
-    """How often an image of this size is measured: a slow moment is lost in a run that is long."""
+    """Return how often to measure an image of this size: long runs average out slow moments."""
     return max(1, min(runs, round(runs * SIZE * MEGABYTE / size)))
 
 
@@ -209,7 +209,7 @@ def _megabytes(image: Made) -> str:
 
 
 def _warm(path: Path) -> None:
-    """Have a file in memory, as one that was just uploaded is."""
+    """Read a file into memory, as if it had just been uploaded."""
     with path.open("rb") as file:
         while file.read(MEGABYTE):
             pass
@@ -226,7 +226,7 @@ def measure(options: argparse.Namespace, console: Console) -> None:
         words: tuple[str, ...] = ()
         if not options.growth:
             words = ("docker", "--host", stack.enter_context(Docker(host)).address)
-        bench = Bench(driver, folder / "target", words, options.runs)
+        bench = StemcellBench(driver, folder / "target", words, options.runs)
         base = opened(options.stemcell or stand_in("systemd"), host.folder).image
         status = stack.enter_context(progress.status("starting"))
         if not options.growth:
@@ -238,14 +238,21 @@ def measure(options: argparse.Namespace, console: Console) -> None:
             with TemporaryDirectory() as work:
                 rows += _grown(bench, base, Path(work), size, status.update)
     if options.json:
-        told = {"races": [asdict(race) for race in races], "growth": [asdict(row) for row in rows]}
-        print(json.dumps(told, indent=2))
+        figures = {
+            "races": [asdict(race) for race in races],
+            "growth": [asdict(row) for row in rows],
+        }
+        print(json.dumps(figures, indent=2))
     else:
         show_growth(rows, console)
 
 
 def _races(
-    bench: Bench, base: Path, work: Path, options: argparse.Namespace, say: Callable[[str], None]
+    bench: StemcellBench,
+    base: Path,
+    work: Path,
+    options: argparse.Namespace,
+    say: Callable[[str], None],
 ) -> list[Race]:
     say("making the image that all are compared by")
     image = stemcell_images.rootfs(base, work / "image", options.size * MEGABYTE)
@@ -259,7 +266,7 @@ def _races(
 
 
 def _grown(
-    bench: Bench, base: Path, work: Path, size: int, say: Callable[[str], None]
+    bench: StemcellBench, base: Path, work: Path, size: int, say: Callable[[str], None]
 ) -> list[Grown]:
     say(f"making images of {size} MB")
     image = stemcell_images.rootfs(base, work / "image", size * MEGABYTE)
@@ -272,7 +279,7 @@ def _grown(
 
 
 def show_races(races: Sequence[Race], console: Console) -> None:
-    """Print who was how fast."""
+    """Print the results of races."""
     style = box.SIMPLE_HEAD if console.is_terminal else None
     for race in races:
         console.print(race_table(race, style), "")
@@ -280,13 +287,13 @@ def show_races(races: Sequence[Race], console: Console) -> None:
 
 
 def show_growth(rows: Sequence[Grown], console: Console) -> None:
-    """Print what larger images take."""
+    """Print how time and memory grow with the image."""
     console.print(growth_table(rows, box.SIMPLE_HEAD if console.is_terminal else None), "")
     console.print("\n".join(growth_lines(rows)), soft_wrap=True)
 
 
 def sizes(text: str) -> list[int]:
-    """Numbers with commas or spaces between them, the smallest first."""
+    """Read numbers separated by commas or spaces; return them sorted."""
     return sorted(count(word) for word in text.replace(",", " ").split())
 
 

@@ -44,7 +44,7 @@ _IMPORT = re.compile(r"import time:\s*(\d+) \|\s*(\d+) \|\s*(\S+)")
 
 @dataclass(frozen=True)
 class Spread:
-    """Least, median and most of some runs, in one unit."""
+    """Minimum, median and maximum of some runs, in one unit."""
 
     least: float
     median: float
@@ -52,14 +52,14 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
-        """Of at least one value."""
+        """Return the spread of one or more values."""
         ordered = sorted(values)
         return cls(ordered[0], statistics.median(ordered), ordered[-1])
 
 
 @dataclass(frozen=True)
 class Import:
-    """One module of `python -X importtime`, in ms: alone, and with what it imports."""
+    """One module of `python -X importtime`, in ms: its own time, and with its imports."""
 
     module: str
     own: float
@@ -75,17 +75,17 @@ class Samples:
 
     @classmethod
     def none(cls) -> "Samples":
-        """Nothing measured yet."""
+        """Return samples with nothing measured yet."""
         return cls({}, {})
 
     def add(self, name: str, wall: float, cpu: float | None) -> None:
-        """Add one run; what is only waited for has no CPU time of its own."""
+        """Add one run; a wait has no CPU time."""
         self.wall.setdefault(name, []).append(wall)
         if cpu is not None:
             self.cpu.setdefault(name, []).append(cpu)
 
     def document(self) -> dict[str, Any]:
-        """As JSON: spreads and all values."""
+        """Return spreads and all values, for JSON."""
         return {
             name: {
                 "wall_ms": asdict(Spread.of(self.wall[name])),
@@ -97,26 +97,26 @@ class Samples:
 
 
 def ratio(name: str, median: float) -> float | None:
-    """The median's share of docker's least time, None where there is none to compare with."""
+    """Return the median divided by docker's minimum, or None if docker has no figure."""
     return median / DOCKER[name][0] if name in DOCKER else None
 
 
 def imports_of(text: str) -> list[Import]:
-    """The modules in what `python -X importtime` writes to stderr, slowest of its own first."""
-    found = [
+    """Return the modules in the output of `python -X importtime`, the slowest first."""
+    imports = [
         Import(match[3], int(match[1]) / 1e3, int(match[2]) / 1e3)
         for match in _IMPORT.finditer(text)
     ]
-    return sorted(found, key=lambda module: module.own, reverse=True)
+    return sorted(imports, key=lambda module: module.own, reverse=True)
 
 
-def range_text(least: float, most: float) -> str:
-    """One figure, or two with a dash when they differ."""
-    return f"{least:.0f}" if least == most else f"{least:.0f}-{most:.0f}"
+def range_text(low: float, high: float) -> str:
+    """Return one figure, or two joined by a dash if they differ."""
+    return f"{low:.0f}" if low == high else f"{low:.0f}-{high:.0f}"
 
 
 def calls_table(samples: Samples, box: Any) -> Table:
-    """Every call, beside other CPIs."""
+    """Return a table of every call, with the figures of other CPIs."""
     table = Table(box=box, pad_edge=False)
     table.add_column("call", no_wrap=True)
     for heading in ("median ms", "least", "most", "CPU ms", "docker", "warden", "ratio", "goal"):
@@ -144,7 +144,7 @@ def _verdict(share: float, goal: float) -> str:
 
 
 def imports_table(calls: Mapping[str, Sequence[Import]], count: int, box: Any) -> Table:
-    """The `count` slowest imports of each call, and the sum of all."""
+    """Return a table of each call's `count` slowest imports, and the sum of all."""
     table = Table(box=box, pad_edge=False)
     for heading in ("call", "module"):
         table.add_column(heading, no_wrap=True)
@@ -160,7 +160,7 @@ def imports_table(calls: Mapping[str, Sequence[Import]], count: int, box: Any) -
 
 
 def stemcell_table(figures: Mapping[str, Sequence[Mapping[str, float]]], box: Any) -> Table:
-    """create_stemcell beside `ctr images import` of the same content."""
+    """Return a table of create_stemcell and `ctr images import` of the same content."""
     table = Table(box=box, pad_edge=False)
     table.add_column("import and unpack", no_wrap=True)
     for heading in ("median ms", "least", "most", "own CPU ms", "containerd's CPU ms"):

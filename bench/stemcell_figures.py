@@ -25,7 +25,7 @@ class Taken:
 
 @dataclass(frozen=True)
 class Rival:
-    """Who does the same: the share of its time that ours may take, None if that is no aim."""
+    """Another program for the same task, and the share of its time we aim for, if any."""
 
     name: str
     aim: float | None
@@ -33,7 +33,7 @@ class Rival:
 
 @dataclass(frozen=True)
 class Race:
-    """One thing that is done by ours and by others, and what each run took, by name."""
+    """A task done by our program and by others, and what each run took, by name."""
 
     title: str
     ours: str
@@ -42,13 +42,13 @@ class Race:
 
     @property
     def names(self) -> list[str]:
-        """All who take part, ours first."""
+        """The names of all programs, ours first."""
         return [self.ours, *(rival.name for rival in self.rivals)]
 
 
 @dataclass(frozen=True)
 class Grown:
-    """What one of ours took for an image of one size, in its best run; sizes in bytes."""
+    """What our program took for an image of one size, in its best run; sizes in bytes."""
 
     what: str
     size: int
@@ -59,22 +59,22 @@ class Grown:
 
 
 def best(runs: Sequence[Taken]) -> float:
-    """The seconds of the best run: what the machine did besides is in the others."""
+    """Return the seconds of the best run, which other work on the machine slowed least."""
     return min(run.wall for run in runs)
 
 
 def share(race: Race, rival: str) -> float:
-    """Our best time as a share of a rival's."""
+    """Return our best time as a share of a rival's."""
     return best(race.taken[race.ours]) / best(race.taken[rival])
 
 
 def verdict(value: float, aim: float) -> str:
-    """Whether a value is as small as it is to be."""
+    """Return the aim and whether a value meets it."""
     return f"{aim:g} {'met' if value <= aim else 'missed'}"
 
 
 def race_table(race: Race, box: Any) -> Table:
-    """Ours beside the others."""
+    """Return a table of our program and the others."""
     table = Table(box=box, pad_edge=False)
     table.add_column(race.title, no_wrap=True)
     headings = ("best s", "median", "most", "CPU s", "daemon's", "MB", "ours / this", "aim")
@@ -96,15 +96,15 @@ def race_table(race: Race, box: Any) -> Table:
 
 
 def growth_table(rows: Sequence[Grown], box: Any) -> Table:
-    """How time and memory grow with the size of the image."""
+    """Return a table of how time and memory grow with the size of the image."""
     table = Table(box=box, pad_edge=False)
     table.add_column("ours", no_wrap=True)
     headings = ("image MB", "unpacked MB", "files", "best s", "s per 100 MB", "memory MB")
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for what, found in by_what(rows).items():
+    for what, what_rows in by_what(rows).items():
         name = what
-        for row in found:
+        for row in what_rows:
             per_100 = row.seconds * 100 * MEGABYTE / row.size
             table.add_row(
                 name,
@@ -114,30 +114,30 @@ def growth_table(rows: Sequence[Grown], box: Any) -> Table:
                 f"{row.seconds:.2f}",
                 f"{per_100:.2f}",
                 f"{row.memory:.0f}",
-                end_section=row is found[-1],
+                end_section=row is what_rows[-1],
             )
             name = ""
     return table
 
 
 def growth_lines(rows: Sequence[Grown]) -> list[str]:
-    """What the table says of each of ours: whether time is linear, and memory small."""
+    """Return a line for each of our programs: whether time is linear, and memory small."""
     lines = []
-    for what, found in by_what(rows).items():
-        memory = max(row.memory for row in found)
-        told = f"at most {memory:.0f} MB of memory, aim {verdict(memory, MEMORY_AIM)}"
-        if len(found) > 1:
-            first, last = found[0], found[-1]
+    for what, what_rows in by_what(rows).items():
+        memory = max(row.memory for row in what_rows)
+        growth = f"at most {memory:.0f} MB of memory, aim {verdict(memory, MEMORY_AIM)}"
+        if len(what_rows) > 1:
+            first, last = what_rows[0], what_rows[-1]
             size, time = last.size / first.size, last.seconds / first.seconds
             linear = verdict(time / size, LINEAR)
-            told = f"{size:.1f} times the size, {time:.1f} times the time, aim {linear}; {told}"
-        lines.append(f"{what}: {told}")
+            growth = f"{size:.1f} times the size, {time:.1f} times the time, aim {linear}; {growth}"
+        lines.append(f"{what}: {growth}")
     return lines
 
 
 def by_what(rows: Sequence[Grown]) -> Mapping[str, list[Grown]]:
-    """The rows of each of ours, from the smallest to the largest."""
-    found: dict[str, list[Grown]] = {}
+    """Return the rows of each of our programs, the smallest image first."""
+    rows_by_what: dict[str, list[Grown]] = {}
     for row in sorted(rows, key=lambda row: row.size):
-        found.setdefault(row.what, []).append(row)
-    return found
+        rows_by_what.setdefault(row.what, []).append(row)
+    return rows_by_what

@@ -29,8 +29,8 @@ _MEDIAN, _SPREAD = 3600, 2.15  # bytes; the standard deviation of the size's log
 _LARGEST = 48 << 20
 _PER_FOLDER = 30
 
-# Content comes in pieces, some of which are noise as in what is compressed already, so that all of
-# it is compressed to SHARE.
+# Content comes in pieces, some of which are noise, like compressed files, so that all of it is
+# compressed to SHARE.
 SHARE = 0.45
 _NOISE = 0.09
 _PIECE = 32 << 10  # bytes; more would be found again by gzip, which looks as far back
@@ -90,7 +90,7 @@ def disk_of(made: Made, folder: Path) -> Made:
 
 @contextmanager
 def _compressed(file: IO[bytes], level: str = "-6") -> Iterator[IO[bytes]]:
-    """Compress by pigz where it is, else gzip."""
+    """Compress with pigz if it is installed, else with gzip."""
     argv = [shutil.which("pigz") or "gzip", "--no-name", level]
     with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=file) as process:
         yield cast(IO[bytes], process.stdin)
@@ -99,7 +99,7 @@ def _compressed(file: IO[bytes], level: str = "-6") -> Iterator[IO[bytes]]:
 
 
 def _grown(pool: bytes, size: int) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
-    """Folders and files that are compressed to about `size` bytes."""
+    """Yield folders and files that compress to about `size` bytes."""
     chance = random.Random(size)  # noqa: S311 (nothing secret)
     left, number = size / SHARE, 0
     while left > 0:
@@ -114,9 +114,9 @@ def _grown(pool: bytes, size: int) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
         number += 1
 
 
-def _entry(name: str, kind: bytes, mode: int) -> tarfile.TarInfo:
+def _entry(name: str, entry_type: bytes, mode: int) -> tarfile.TarInfo:
     info = tarfile.TarInfo(f"./{name}")
-    info.type, info.mode = kind, mode
+    info.type, info.mode = entry_type, mode
     return info
 
 
@@ -127,6 +127,6 @@ def _content(pool: bytes, length: int, chance: random.Random) -> bytes:
         if chance.random() < _NOISE:
             pieces.append(chance.randbytes(size))
         else:
-            at = chance.randrange(len(pool) - size)
-            pieces.append(pool[at : at + size])
+            offset = chance.randrange(len(pool) - size)
+            pieces.append(pool[offset : offset + size])
     return b"".join(pieces)

@@ -1,8 +1,8 @@
-"""Run the whole life of two BOSH VMs and a persistent disk, and show that nothing is left of it.
+"""Run the whole life of two BOSH VMs and a persistent disk, and show that nothing is leaked.
 
-Every step is a call of the `cpi` executable with JSON, as BOSH makes it; agents are spoken to over
-their HTTPS port. Unless told to use a containerd that is running, everything happens in namespaces
-of its own, below a temporary folder.
+Every step is a call of the `cpi` executable with JSON, as BOSH makes it; agents are called over
+their HTTPS port. Unless --address names a running containerd, everything happens in separate
+namespaces, below a temporary folder.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from demo.demo_text import Row, leftovers, network_of, shortened
-from testing.agent.agent_client import Access, Agent
+from testing.agent.agent_client import Agent, Credentials
 from testing.command_line import run_as_root
 from testing.hosts.driver import Done, Driver, DriverError
 from testing.hosts.private_host import PrivateHost
@@ -41,11 +41,11 @@ _CLEAN_SECONDS = 10.0
 
 
 class DemoFailed(Exception):
-    """A step did not do what it has to; the message says which and why."""
+    """A step failed; the message says which and why."""
 
 
 class Demo:
-    """The steps so far: made, shown as they happen, and kept for the table."""
+    """Runs steps, shows them as they happen, and keeps them for the table."""
 
     def __init__(self, driver: Driver, console: Console) -> None:
         self.driver = driver
@@ -66,7 +66,7 @@ class Demo:
         return result
 
     def step(self, title: str, work: Callable[[], Any]) -> Any:
-        """Do something that is no call of the CPI; show and return what came of it."""
+        """Run a step that is not a CPI call; show and return its result."""
         start = time.perf_counter()
         with self._console.status(Text(title)):
             result = work()
@@ -75,7 +75,7 @@ class Demo:
         return result
 
     def fact(self, title: str, text: str) -> None:
-        """Show something that people want to see, of one or more lines."""
+        """Show a detail of one or more lines."""
         for line in text.rstrip().splitlines():
             self._console.print(Text(f"{'':13}{title:>9}  {line}", style="dim"), soft_wrap=True)
             title = ""
@@ -85,7 +85,7 @@ class Demo:
         self._console.print(Text(text), soft_wrap=True)
 
     def table(self) -> Table:
-        """All steps."""
+        """Return a table of all steps."""
         table = Table(box=box.SIMPLE_HEAD if self._console.is_terminal else None, pad_edge=False)
         table.add_column("call", no_wrap=True)
         table.add_column("ms", justify="right")
@@ -110,33 +110,35 @@ class Demo:
 class Life:
     """What the demo shows: a stemcell, two VMs, and a disk that moves from one to the other."""
 
-    def __init__(self, demo: Demo, stemcell: Stemcell, access: Access, undo: ExitStack) -> None:
+    def __init__(
+        self, demo: Demo, stemcell: Stemcell, credentials: Credentials, undo: ExitStack
+    ) -> None:
         self._demo = demo
         self._driver = demo.driver
         self._stemcell = stemcell
-        self._access = access
+        self._credentials = credentials
         self._undo = undo
 
     def run(self) -> None:
-        """Live through everything. Raises DemoFailed and DriverError."""
+        """Run all steps. Raises DemoFailed and DriverError."""
         demo = self._demo
         before = self._driver.inventory()
         demo.call("info")
         image = self._import()
         properties = demo.call("calculate_vm_cloud_properties", RESOURCES)
-        one, first = self._create("demo-1", image, properties, "10.245.252.10")
-        two, second = self._create("demo-2", image, properties, None)
-        demo.step("the first VM's agent answers", partial(self._answers, one, first))
-        demo.step("the second VM's agent answers", partial(self._answers, two, second))
-        demo.call("has_vm", one)
-        demo.call("set_vm_metadata", one, {"deployment": "demo", "job": "first", "index": "0"})
-        self._look(one, second.address)
-        disk = self._move(one, first, two, second)
-        self._reboot(two, second, disk)
+        vm, agent = self._create("demo-1", image, properties, "10.245.252.10")
+        other_vm, other_agent = self._create("demo-2", image, properties, None)
+        demo.step("the first VM's agent answers", partial(self._answers, vm, agent))
+        demo.step("the second VM's agent answers", partial(self._answers, other_vm, other_agent))
+        demo.call("has_vm", vm)
+        demo.call("set_vm_metadata", vm, {"deployment": "demo", "job": "first", "index": "0"})
+        self._look(vm, other_agent.address)
+        disk = self._move(vm, agent, other_vm, other_agent)
+        self._reboot(other_vm, other_agent, disk)
         present = self._driver.inventory()
-        demo.call("delete_vm", one)
-        demo.call("delete_vm", two)  # with the disk: it is released, and its data stays
-        demo.call("has_vm", two)
+        demo.call("delete_vm", vm)
+        demo.call("delete_vm", other_vm)  # with the disk: it is released, and its data stays
+        demo.call("has_vm", other_vm)
         demo.call("has_disk", disk)
         demo.call("delete_disk", disk)
         demo.call("delete_stemcell", image)
@@ -146,29 +148,29 @@ class Life:
 
     def _import(self) -> str:
         demo, stemcell = self._demo, self._stemcell
-        for _ in range(2):  # the second time it is there already
+        for _ in range(2):  # the second call finds the stemcell
             image = demo.call("create_stemcell", str(stemcell.image), stemcell.cloud_properties)
             self._undo.callback(self._quietly, "delete_stemcell", image)
         listed = self._driver.must([*self._driver.ctr, "images", "ls"]).stdout.splitlines()
         for line in listed[1:]:
-            name, kind, digest, *size = line.split()
-            demo.fact("image", f"{name}\n{kind}\n{digest}, {' '.join(size[:2])}")
+            name, media_type, digest, *size = line.split()
+            demo.fact("image", f"{name}\n{media_type}\n{digest}, {' '.join(size[:2])}")
         return str(image)
 
     def _create(
         self, name: str, image: str, properties: Any, address: str | None
     ) -> tuple[str, Agent]:
-        """Create a VM, with a static address or one that the CPI finds."""
+        """Create a VM with a static address, or a dynamic one (None)."""
         networks = {"default": network_of(SUBNET, address)}
-        env = self._access.env
+        env = self._credentials.env
         vm, actual = self._demo.call("create_vm", name, image, properties, networks, [], env)
         self._undo.callback(self._quietly, "delete_vm", vm)
         default = actual["default"]
         self._demo.fact("address", f"{default['ip']}/{default['prefix']} ({default['type']})")
-        return vm, Agent(self._driver, self._access, default["ip"])
+        return vm, Agent(self._driver, self._credentials, default["ip"])
 
     def _answers(self, vm: str, agent: Agent) -> str:
-        """Wait for an agent, and tell how long it took since its VM's init was started."""
+        """Wait for an agent; return how long after its VM's start it answered."""
         try:
             agent.wait(AGENT_SECONDS)
         except DriverError as error:
@@ -190,22 +192,22 @@ class Life:
         labels = [f"{key}={value}" for key, value in known["Labels"].items() if "metadata" in key]
         self._demo.fact("labels", "\n".join(labels))
 
-    def _move(self, one: str, first: Agent, two: str, second: Agent) -> str:
+    def _move(self, vm: str, agent: Agent, other_vm: str, other_agent: Agent) -> str:
         """Write to a disk in one running VM, and read it in the other."""
         demo = self._demo
-        disk: str = demo.call("create_disk", DISK_MIB, {}, one)
+        disk: str = demo.call("create_disk", DISK_MIB, {}, vm)
         self._undo.callback(self._quietly, "delete_disk", disk)
-        self._attach(one, first, disk)
+        self._attach(vm, agent, disk)
         write = ["dd", "if=/dev/urandom", f"of={FILE}", "bs=1M", f"count={FILE_MIB}"]
-        demo.step(f"write {FILE_MIB} MiB to {FILE}", lambda: self._inside(one, *write) and None)
-        written = self._checksum(one)
+        demo.step(f"write {FILE_MIB} MiB to {FILE}", lambda: self._inside(vm, *write) and None)
+        written = self._checksum(vm)
         paths = ("/", "/var/vcap/data", "/var/vcap/store")
-        demo.fact("df", self._inside(one, "df", "-h", *paths).stdout)
+        demo.fact("df", self._inside(vm, "df", "-h", *paths).stdout)
         for message in ("unmount_disk", "remove_persistent_disk"):
-            demo.step(f"agent: {message}", partial(first.ask, message, disk))
-        demo.call("detach_disk", one, disk)
-        self._attach(two, second, disk)
-        if demo.step(f"sha256sum {FILE}", lambda: self._checksum(two)) != written:
+            demo.step(f"agent: {message}", partial(agent.ask, message, disk))
+        demo.call("detach_disk", vm, disk)
+        self._attach(other_vm, other_agent, disk)
+        if demo.step(f"sha256sum {FILE}", lambda: self._checksum(other_vm)) != written:
             raise DemoFailed("the second VM reads other data than the first one has written")
         demo.fact("data", "the second VM reads what the first one has written")
         return disk
@@ -232,12 +234,14 @@ class Life:
     def _inside(self, vm: str, *argv: str) -> Done:
         done = self._driver.inside(vm, *argv)
         if done.status:
-            said = (done.stderr or done.stdout).strip()
-            raise DemoFailed(f"{' '.join(argv)} in the VM failed with status {done.status}: {said}")
+            words = (done.stderr or done.stdout).strip()
+            raise DemoFailed(
+                f"{' '.join(argv)} in the VM failed with status {done.status}: {words}"
+            )
         return done
 
     def _quietly(self, method: str, cid: str) -> None:
-        """Undo of a step, after a failure: what fails as well is said, and the rest goes on."""
+        """Undo a step after a failure; show errors of the undo and go on."""
         try:
             error = self._driver.cpi(method, cid).error
         except DriverError as failure:
@@ -246,35 +250,35 @@ class Life:
             self._demo.say(f"{method}({cid}): {error['message']}")
 
     def _expect_nothing(self, before: dict[str, set[str]], present: dict[str, set[str]]) -> None:
-        """Show what there was and what is left; containerd's own collecting takes a moment."""
+        """Show what existed and what is left; containerd's garbage collection takes a moment."""
         deadline = time.monotonic() + _CLEAN_SECONDS
         left = leftovers(before, self._driver.inventory())
         while any(left.values()) and time.monotonic() < deadline:
             time.sleep(0.1)
             left = leftovers(before, self._driver.inventory())
         self._demo.say("\nWhat there was before the VMs were deleted, and what is left now:\n")
-        for kind, names in leftovers(before, present).items():
-            self._demo.say(f"  {kind:<20} {len(names):>4} → {len(left[kind])}")
-        found = [f"{kind}: {name}" for kind in left for name in sorted(left[kind])]
-        if found:
-            raise DemoFailed("these are left:\n  " + "\n  ".join(found))
+        for resource, names in leftovers(before, present).items():
+            self._demo.say(f"  {resource:<20} {len(names):>4} → {len(left[resource])}")
+        remaining = [f"{resource}: {name}" for resource in left for name in sorted(left[resource])]
+        if remaining:
+            raise DemoFailed("these are left:\n  " + "\n  ".join(remaining))
 
 
 class Interrupts:
-    """Ctrl-C on somebody's own containerd: the call that runs ends first, then all is undone."""
+    """Ctrl-C on a shared containerd: the running call ends first, then all steps are undone."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.interrupted = False
 
     def catch(self, _signal: int, _frame: FrameType | None) -> None:
-        """Remember the first one; a second one is not waited for."""
-        if self.asked:
+        """Remember the first interrupt; raise KeyboardInterrupt on a second one."""
+        if self.interrupted:
             raise KeyboardInterrupt
-        self.asked = True
+        self.interrupted = True
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if there was one."""
-        if self.asked:
+        """Raise KeyboardInterrupt if there was an interrupt."""
+        if self.interrupted:
             raise KeyboardInterrupt
 
 
@@ -295,7 +299,7 @@ def live(options: argparse.Namespace, console: Console) -> None:
         with Driver(host, config) as driver:
             demo = Demo(driver, console)
             undo = ExitStack()
-            life = Life(demo, stemcell, Access.make(host.folder), undo)
+            life = Life(demo, stemcell, Credentials.make(host.folder), undo)
             if options.address:
                 driver.before = interrupts.check
                 signal.signal(signal.SIGINT, interrupts.catch)
@@ -328,8 +332,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         live(options, console)
         console.print(f"\nNothing is left. The demo took {time.monotonic() - start:.0f} s.")
 
-    told = "interrupted; what was made is gone again"
-    return run_as_root("demo", run, DemoFailed, interrupted=told, gap="\n")
+    interrupted = "interrupted; what was made is gone again"
+    return run_as_root("demo", run, DemoFailed, interrupted=interrupted, gap="\n")
 
 
 if __name__ == "__main__":

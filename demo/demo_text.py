@@ -9,7 +9,7 @@ from typing import Any
 
 _CID = re.compile(r"\b(containerd-(?:vm|disk|stemcell)-[0-9a-f]{6})[0-9a-f]{10,}\b")
 _SECRET = ("mbus", "password", "certificate", "private_key")
-_LONGEST = 64  # characters of one argument
+_LIMIT = 64  # characters of one argument
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Row:
     ours: bool = True
 
 
-def shortened(value: Any, longest: int = _LONGEST) -> str:
-    """A JSON value for people: CIDs cut, secrets left out, no longer than `longest` characters."""
+def shortened(value: Any, limit: int = _LIMIT) -> str:
+    """Return a JSON value as text of at most `limit` characters, CIDs cut, secrets left out."""
     text = _CID.sub(r"\1…", _plain(value))
-    return text if len(text) <= longest else text[: longest - 1] + "…"
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def _plain(value: Any) -> str:
-    """JSON without its quotes; of a path the last parts only."""
+    """Return JSON without quotes; of a path, only the last parts."""
     if isinstance(value, Mapping):
         pairs = (f"{key}: {'…' if key in _SECRET else _plain(item)}" for key, item in value.items())
         return "{" + ", ".join(pairs) + "}"
@@ -42,7 +42,7 @@ def _plain(value: Any) -> str:
 
 
 def network_of(subnet: str, address: str | None) -> dict[str, Any]:
-    """BOSH's network for create_vm: manual with an address, dynamic without."""
+    """Return a network for create_vm: manual with an address, dynamic without."""
     if address is None:
         return {"type": "dynamic", "default": ["dns", "gateway"], "cloud_properties": {}}
     network = ipaddress.ip_network(subnet)
@@ -57,5 +57,5 @@ def network_of(subnet: str, address: str | None) -> dict[str, Any]:
 
 
 def leftovers(before: Mapping[str, set[str]], after: Mapping[str, set[str]]) -> dict[str, set[str]]:
-    """What is there afterwards and was not before, by kind."""
-    return {kind: names - before.get(kind, set()) for kind, names in after.items()}
+    """Return what exists afterwards and did not before, by resource type."""
+    return {resource: names - before.get(resource, set()) for resource, names in after.items()}

@@ -1,4 +1,4 @@
-"""What the command lines of the tools have in common."""
+"""What the command lines of the demo and the benchmarks share."""
 
 import os
 import signal
@@ -25,8 +25,8 @@ def run_as_root(
 ) -> int:
     """Do the work of a tool that makes containers and mounts; return its exit status.
 
-    failure: what the tool itself raises. interrupted: what is said after Ctrl-C or SIGTERM. gap:
-    what sets an error off from what the tool has printed.
+    failure: what the tool itself raises. interrupted: printed after Ctrl-C or SIGTERM. gap: printed
+    before an error.
     """
     if os.geteuid() != 0:
         print(f"{name}: needs root, for containers and mounts: run it with sudo", file=sys.stderr)
@@ -48,7 +48,7 @@ def run_as_root(
 
 
 def count(text: str) -> int:
-    """A number of at least 1; raises ValueError."""
+    """Read a number, at least 1; raises ValueError."""
     number = int(text)
     if number < 1:
         raise ValueError(text)

@@ -4,15 +4,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE = (
-    180  # seconds, for what takes one or two: that something is slow is not what tests look for
-)
+PATIENCE = 180  # seconds, for what takes one or two: tests do not look for slowness
 
 _POLL_SECONDS = 0.02
 
 
 def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) -> Any:
-    """Wait until a condition holds that nothing signals, and return its value.
+    """Poll until a condition holds, and return its value.
 
     what: named by the TimeoutError.
     """

@@ -1,4 +1,4 @@
-"""Where this checkout is, for what makes things of its files."""
+"""The folder of this checkout."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Fixtures of the fast tests, and what every run of tests does at its start and its end."""
+"""Fixtures of the fast tests, and the hooks of the leak check."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from cpi.config.config import Config
-from tests.support.cpi_calls import fake_config, fake_registered
+from tests.support.fake_config import fake_config, fake_registered
 from tests.support.leak_check import (  # hooks, which pytest finds by their names
     pytest_configure as pytest_configure,
     pytest_runtestloop as pytest_runtestloop,
@@ -17,6 +17,6 @@ from tests.support.leak_check import (  # hooks, which pytest finds by their nam
 
 @pytest.fixture
 def config(tmp_path: Path) -> Iterator[Config]:
-    """A configuration whose VMs run on the fake runtime."""
+    """Yield a configuration whose VMs run on the fake runtime."""
     with fake_registered():
         yield fake_config(tmp_path)

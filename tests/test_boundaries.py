@@ -14,8 +14,8 @@ from testing.repository import REPOSITORY
 PRODUCT = ("cpi", "runtimes", "stemcell_convert")
 TREES = (*PRODUCT, "testing", "bench", "demo", "tools", "tests")
 
-# What a room may import besides itself. A room is a folder with the folders below it, unless these
-# have a row of their own.
+# What a room may import in addition to itself. A room is a folder with the folders below it, unless
+# these have their own rows.
 LEAVES = ("cpi", "cpi/cni", "cpi/config", "cpi/disks", "cpi/host")
 MAY_IMPORT = {
     # The entry point, and what everything else is built on.
@@ -40,15 +40,15 @@ MAY_IMPORT = {
 
 @cache
 def sources() -> dict[str, Path]:
-    """Return every module of the checkout with its file, generated ones aside."""
-    found = {}
+    """Return every module of the checkout except generated ones, with its file."""
+    modules = {}
     for tree in TREES:
         for path in sorted((REPOSITORY / tree).rglob("*.py")):
             relative = path.relative_to(REPOSITORY)
             if "api" not in relative.parts and "stemcell_files" not in relative.parts:
                 name = ".".join(relative.with_suffix("").parts)
-                found[name.removesuffix(".__init__")] = path
-    return found
+                modules[name.removesuffix(".__init__")] = path
+    return modules
 
 
 @cache
@@ -76,7 +76,7 @@ def imported_modules(module: str) -> frozenset[str]:
 def room_of(module: str) -> str:
     """Return the room that a module is in: the innermost folder that has a row."""
     folder = sources()[module].relative_to(REPOSITORY).parent
-    return next(str(one) for one in (folder, *folder.parents) if str(one) in MAY_IMPORT)
+    return next(str(room) for room in (folder, *folder.parents) if str(room) in MAY_IMPORT)
 
 
 def product() -> list[str]:
@@ -97,13 +97,13 @@ def test_rooms_import_what_they_may(room: str) -> None:
 
 
 def test_nothing_imports_in_a_circle() -> None:
-    """Whether at the top, in a function or for types alone."""
+    """Neither at the top, nor in a function, nor only for types."""
     assert not circles({module: imported_modules(module) for module in sources()})
 
 
 def circles(graph: dict[str, frozenset[str]]) -> list[str]:
     """Return a circle through each module that is in one."""
-    found = []
+    paths = []
     for start in graph:
         came_from = {start: ""}
         waiting = [start]
@@ -114,13 +114,13 @@ def circles(graph: dict[str, frozenset[str]]) -> list[str]:
                     path = [start, module]
                     while came_from[path[-1]]:
                         path.append(came_from[path[-1]])
-                    found.append(" <- ".join(path))
+                    paths.append(" <- ".join(path))
                     waiting.clear()
                     break
                 if other not in came_from:
                     came_from[other] = module
                     waiting.append(other)
-    return found
+    return paths
 
 
 def test_circles_are_found() -> None:
@@ -156,8 +156,8 @@ def test_packages_are_empty() -> None:
             assert not ast.parse(path.read_text()).body, path
 
 
-def test_classes_have_names_of_their_own() -> None:
-    """No two in one package; the runtimes are packages that mirror each other."""
+def test_class_names_are_unique() -> None:
+    """No two classes of a package share a name; each runtime is a package."""
     places: dict[tuple[str, str], list[str]] = defaultdict(list)
     for module in product():
         parts = module.split(".")
@@ -165,25 +165,25 @@ def test_classes_have_names_of_their_own() -> None:
         for node in ast.walk(ast.parse(sources()[module].read_text())):
             if isinstance(node, ast.ClassDef):
                 places[package, node.name].append(module)
-    assert not {name: found for name, found in places.items() if len(found) > 1}
+    assert not {name: modules for name, modules in places.items() if len(modules) > 1}
 
 
-def test_files_have_names_of_their_own() -> None:
-    """A name says what is in the file without its folder. Three may be said again.
+def test_file_names_are_unique() -> None:
+    """A name says what is in the file without its folder, with three exceptions.
 
-    A runtime has the files of the other, and its `runtime.py` is what cpi/runtime.py describes;
-    what is directly in cpi/commands is called like the command.
+    Runtimes have files of the same names, and `runtime.py` implements cpi/runtime.py; a file
+    directly in cpi/commands has the name of its command.
     """
     places: dict[str, set[str]] = defaultdict(set)
     for module in product():
         path = sources()[module].relative_to(REPOSITORY)
         if path.name != "__init__.py" and str(path.parent) != "cpi/commands":
             places[path.name].add(str(_place_of(path)))
-    assert not {name: found for name, found in places.items() if len(found) > 1}
+    assert not {name: folders for name, folders in places.items() if len(folders) > 1}
 
 
 def _place_of(path: Path) -> Path:
-    """A file's folder, the same for both runtimes and the interface that they implement."""
+    """Return a file's folder, the same for both runtimes and the interface that they implement."""
     is_runtimes = len(path.parts) == 3 and path.parts[0] == "runtimes"
     return Path("cpi") if is_runtimes else path.parent
 

@@ -1,4 +1,4 @@
-"""What README and docs/ name is there: links, commands, targets, and the messages they explain."""
+"""README and docs/ name only existing links, commands, targets and messages."""
 
 import argparse
 import ast
@@ -31,7 +31,7 @@ def _id(page: Path) -> str:
 
 
 def code(page: Path) -> Iterator[str]:
-    """Yield what a page has as code: its blocks, and its spans outside of them."""
+    """Yield a page's code: blocks, and spans outside of them."""
     text = page.read_text()
     yield from _FENCED.findall(text)
     for span in _SPAN.findall(_FENCED.sub("", text)):
@@ -39,16 +39,16 @@ def code(page: Path) -> Iterator[str]:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that GitHub gives to a page's headings."""
+    """Return the anchors that GitHub gives to a page's headings."""
     headings = re.findall(r"^#+ +(.+)$", _FENCED.sub("", page.read_text()), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
 
 
 def nouns(of: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The sub-commands of a command."""
+    """Return the sub-commands of a command."""
     actions = of._actions
-    found = [a.choices for a in actions if isinstance(a, argparse._SubParsersAction)]
-    return dict(chain.from_iterable(choices.items() for choices in found))
+    choices_of_actions = [a.choices for a in actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(chain.from_iterable(choices.items() for choices in choices_of_actions))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=_id)
@@ -94,7 +94,7 @@ def test_files_are_there(page: Path) -> None:
 
 def test_configurations_are_valid() -> None:
     sections = {name.partition(".")[0] for name in declared()}
-    found = 0
+    checked = 0
     for page in PAGES:
         for block in re.findall(
             r"^```json\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL
@@ -102,8 +102,8 @@ def test_configurations_are_valid() -> None:
             document = json.loads(block)
             if set(document) <= sections:
                 Policies.of(config_of(document, page.name))
-                found += 1
-    assert found >= 8
+                checked += 1
+    assert checked >= 8
 
 
 def test_every_page_is_in_the_index() -> None:
@@ -114,16 +114,16 @@ def test_every_page_is_in_the_index() -> None:
 
 @cache
 def literals() -> str:
-    """Every text of the code, one a line; what is filled in is `…`."""
-    found = []
+    """Return every text of the code, one a line, with `…` for what is filled in."""
+    texts = []
     for folder in ("cpi", "runtimes", "stemcell_convert"):
         for path in sorted((REPOSITORY / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    found.append(node.value)
+                    texts.append(node.value)
                 elif isinstance(node, ast.JoinedStr):
-                    found.append("".join(_piece(value) for value in node.values))
-    return "\n".join(found)
+                    texts.append("".join(_piece(value) for value in node.values))
+    return "\n".join(texts)
 
 
 def _piece(value: ast.expr) -> str:
@@ -131,8 +131,8 @@ def _piece(value: ast.expr) -> str:
 
 
 def quoted() -> list[str]:
-    """The messages in the first column of tables whose heading is "the CPI says"."""
-    found: list[str] = []
+    """Return the messages in the first column of tables whose heading is "the CPI says"."""
+    messages: list[str] = []
     ours = False
     for line in TROUBLES.read_text().splitlines():
         if not line.startswith("|"):
@@ -140,8 +140,8 @@ def quoted() -> list[str]:
         elif line.startswith("| the CPI says |"):
             ours = True
         elif ours and not line.startswith("|-"):
-            found.append(line.split("|")[1].strip())
-    return found
+            messages.append(line.split("|")[1].strip())
+    return messages
 
 
 def test_messages_are_those_of_the_code() -> None:

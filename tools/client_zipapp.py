@@ -1,4 +1,4 @@
-"""Makes the thin client one file, `cpi.pyz`: `python -m tools.client_zipapp [FILE]`.
+"""Make the thin client one file, `cpi.pyz`: `python -m tools.client_zipapp [FILE]`.
 
 It has what a client needs of the package `cpi` and nothing else, so it runs on any Python from 3.10
 on without an installation. The same sources give the same bytes.
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from testing.repository import REPOSITORY
 
-# main.py and what it imports on its way to the service; a test runs the file to see that it is all.
+# main.py and what it imports on its way to the service; a test checks that none is missing.
 MODULES = (
     "__init__",
     "cid",

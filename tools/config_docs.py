@@ -1,4 +1,4 @@
-"""Writes docs/configuration.md from the keys in the code: `python -m tools.config_docs`."""
+"""Write docs/configuration.md from the keys in the code: `python -m tools.config_docs`."""
 
 import json
 
@@ -78,16 +78,16 @@ def _sections() -> dict[str, list[Key]]:
 
 def _row(key: Key) -> str:
     """Return a key's row."""
-    kind = key.type
+    value_type = key.type
     if key.choices:
-        kind = "one of " + ", ".join(f"`{choice}`" for choice in key.choices)
+        value_type = "one of " + ", ".join(f"`{choice}`" for choice in key.choices)
     elif key.pattern:
-        kind += f" like `{key.pattern}`"
+        value_type += f" like `{key.pattern}`"
     elif key.type == "integer":
-        kind += f", at least {key.minimum}"
+        value_type += f", at least {key.minimum}"
     default = list(key.default) if isinstance(key.default, tuple) else key.default
     client = "yes" if key.client else ""
-    cells = (f"`{key.name}`", kind, f"`{json.dumps(default)}`", key.unit, client, key.doc)
+    cells = (f"`{key.name}`", value_type, f"`{json.dumps(default)}`", key.unit, client, key.doc)
     return f"| {' | '.join(cells)} |\n"
 
 

@@ -1,7 +1,7 @@
-"""Makes the BOSH release: `python -m tools.release_tarball`, which is `make release`.
+"""Make the BOSH release: `python -m tools.release_tarball`, which is `make release`.
 
 BOSH's CLI does it where there is one (on the PATH, or named by BOSH_CLI). Without it we write the
-same tarball ourselves: same fingerprints, same digests' kind, same structure, and the same bytes
+same tarball ourselves: same fingerprints, same type of digests, same structure, and the same bytes
 each time. The format is that of bosh-cli 7.10: release/*, release/resource/fingerprint.go.
 """
 
@@ -36,7 +36,7 @@ _VERSION = re.compile(r"[0-9A-Za-z_.-]+(\+[0-9A-Za-z_.-]+)?")
 
 
 class ReleaseError(Exception):
-    """A release cannot be made: names the file and what is wrong."""
+    """A release cannot be made; the message names the file and the problem."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Archive:
     content: bytes
 
     def reference(self, name: str | None, **more: object) -> dict[str, object]:
-        """What release.MF says of it."""
+        """Return the archive's entry in release.MF."""
         named = {} if name is None else {"name": name}
         digest = f"sha256:{hashlib.sha256(self.content).hexdigest()}"
         version = {"version": self.fingerprint, "fingerprint": self.fingerprint, "sha1": digest}
@@ -74,7 +74,7 @@ def default_version() -> str:
 
 
 def stage(source: Path, folder: Path) -> Path:
-    """Copy a release's folder and what it does not keep in git: client and licence.
+    """Copy a release's folder, and add what is not in git: client and licence.
 
     Returns the copy, on which BOSH's CLI or `write` can work. Raises OSError.
     """
@@ -121,7 +121,7 @@ def write(staged: Path, version: str, tarball: Path) -> None:
 
 
 def write_with_cli(cli: str, staged: Path, version: str, tarball: Path) -> None:
-    """Have BOSH's CLI write it. Raises CalledProcessError."""
+    """Write it with BOSH's CLI. Raises CalledProcessError."""
     # --force: the copy lies outside of git, or is new there. Its messages are of no use here.
     command = [cli, "create-release", "--force", "--dir", str(staged), "--version", version]
     subprocess.run(
@@ -129,8 +129,8 @@ def write_with_cli(cli: str, staged: Path, version: str, tarball: Path) -> None:
     )
 
 
-def _specs(staged: Path, kind: str) -> list[Path]:
-    return sorted((staged / kind).glob("*/spec"))
+def _specs(staged: Path, folder: str) -> list[Path]:
+    return sorted((staged / folder).glob("*/spec"))
 
 
 def _job(folder: Path, packages: Iterable[str]) -> tuple[dict[str, Any], Archive]:
@@ -150,10 +150,10 @@ def _package(folder: Path) -> tuple[dict[str, Any], Archive]:
     top = folder.parent.parent / "src"
     sources = [Source(folder / "packaging", "packaging", with_mode=False)]
     for pattern in spec.get("files", []):
-        found = sorted(path for path in top.glob(pattern) if path.is_file())
-        if not found:
+        paths = sorted(path for path in top.glob(pattern) if path.is_file())
+        if not paths:
             raise ReleaseError(f"{folder / 'spec'}: nothing in src/ is called {pattern}")
-        sources += [Source(path, str(path.relative_to(top))) for path in found]
+        sources += [Source(path, str(path.relative_to(top))) for path in paths]
     return spec, _packed(sources, sorted(spec.get("dependencies", [])))
 
 
@@ -181,7 +181,7 @@ def _packed(sources: list[Source], dependencies: Sequence[str] = ()) -> Archive:
         mode = f"100{source.mode:o}" if source.with_mode else ""
         chunks.append(f"{source.name}sha256:{digest}{mode}")
     fingerprint = hashlib.sha256("".join([*chunks, ",".join(dependencies)]).encode()).hexdigest()
-    files = ((one.name, one.path.read_bytes(), one.mode) for one in ordered)
+    files = ((source.name, source.path.read_bytes(), source.mode) for source in ordered)
     return Archive(fingerprint, _tar(files, "./"))
 
 
@@ -213,7 +213,7 @@ def _build_folder() -> Path:
 
 
 def _git(*arguments: str) -> str:
-    """Return what git says of this checkout; nothing where there is no git, or no checkout."""
+    """Return git's output for this checkout; empty without git or outside of a checkout."""
     try:
         done = subprocess.run(
             ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=False

@@ -1,4 +1,4 @@
-"""Speaks to the agent of a VM as `bosh create-env` does: BOSH's messages over HTTPS.
+"""Speak to the agent of a VM as `bosh create-env` does: BOSH's messages over HTTPS.
 
 Without openssl(1), which makes the certificate, over plain HTTP; then only our stand-in answers.
 """
@@ -20,15 +20,15 @@ _TASK_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
-class Access:
-    """How agents let us in: one certificate and password for all VMs of a run."""
+class Credentials:
+    """Credentials for agents: one certificate and password for all VMs of a run."""
 
     certificate: str
     private_key: str
     password: str
 
     @classmethod
-    def make(cls, folder: Path) -> "Access":
+    def make(cls, folder: Path) -> "Credentials":
         """Make a certificate for a day, with openssl if there is one; files stay in `folder`."""
         if shutil.which("openssl") is None:
             return cls("", "", "")
@@ -59,25 +59,25 @@ class Access:
 class Agent:
     """The agent of one VM at an address."""
 
-    def __init__(self, driver: Driver, access: Access, address: str) -> None:
+    def __init__(self, driver: Driver, credentials: Credentials, address: str) -> None:
         self.address = address
         self._driver = driver
-        self._access = access
+        self._credentials = credentials
         self.starts_now()
 
     def starts_now(self) -> None:
-        """Its VM was started just now, or started again."""
+        """Note that the agent's VM was started, or restarted, just now."""
         self._started = time.monotonic()
 
     def age(self) -> float:
-        """Seconds since its VM was started."""
+        """Return the seconds since its VM was started."""
         return time.monotonic() - self._started
 
     def wait(self, seconds: float) -> int:
         """Wait until the agent answers; return how often it was tried. Raises DriverError.
 
-        Nothing tells from outside when a program starts to listen, so this tries to connect; while
-        the VM boots that is refused at once.
+        No event tells from outside when a program starts to listen, so this polls; while the VM
+        boots, connections are refused at once.
         """
         deadline = time.monotonic() + seconds
         tries = 0
@@ -88,7 +88,9 @@ class Agent:
                 return tries
             except DriverError as error:
                 if time.monotonic() > deadline:
-                    hint = "" if self._access.certificate else "; BOSH's agent needs openssl here"
+                    hint = (
+                        "" if self._credentials.certificate else "; BOSH's agent needs openssl here"
+                    )
                     raise DriverError(
                         f"the agent at {self.address}:{PORT} does not answer after {seconds:g} s: "
                         f"{error}{hint}"
@@ -96,7 +98,7 @@ class Agent:
             time.sleep(_RETRY_SECONDS)
 
     def ask(self, method: str, *arguments: Any) -> Any:
-        """Send a message and return the value, waiting for it if the agent takes its time.
+        """Send a message and return its value, waiting for the task of a slow method.
 
         Raises DriverError with what the agent says.
         """
@@ -111,11 +113,16 @@ class Agent:
 
     def _exchange(self, method: str, arguments: list[Any], timeout: float) -> Any:
         message = {"method": method, "arguments": arguments, "reply_to": "tools"}
-        user = f"mbus:{self._access.password}" if self._access.certificate else ""
+        user = f"mbus:{self._credentials.password}" if self._credentials.certificate else ""
         answer = self._driver.post(
-            self.address, PORT, message, user=user, ca=self._access.certificate, timeout=timeout
+            self.address,
+            PORT,
+            message,
+            user=user,
+            ca=self._credentials.certificate,
+            timeout=timeout,
         )
         if not isinstance(answer, dict) or "value" not in answer:
-            said = answer.get("exception", answer) if isinstance(answer, dict) else answer
-            raise DriverError(f"the agent at {self.address} refuses {method}: {said}")
+            reason = answer.get("exception", answer) if isinstance(answer, dict) else answer
+            raise DriverError(f"the agent at {self.address} refuses {method}: {reason}")
         return answer["value"]

@@ -14,9 +14,9 @@ the way the real one does it:
 - mounts, unmounts and migrates persistent disks with the same checks and mounts in the same order,
   pitfalls included: in bind mode unmount_disk unmounts the CPI's mount and leaves /var/vcap/store.
 
-What it does otherwise: it speaks no NATS, so any address but http:// and https:// means plain HTTP
-on port 6868 of every interface; it partitions and formats nothing; apply, start, stop, drain and
-run_script change the state that get_state tells, and nothing else; it compiles no packages; it
+What differs: it speaks no NATS, so any address except http:// and https:// means plain HTTP on port
+6868 of every interface; it partitions and formats nothing; apply, start, stop, drain and
+run_script change the state that get_state returns, and nothing else; it compiles no packages; it
 leaves host name, network, accounts, /var/log, /home and /tmp alone. What the agent of a virtual
 machine does beyond this is in testing/agent/stand_in_machine.py.
 
@@ -48,10 +48,10 @@ REQUEST_LIMIT = 64 << 20  # bytes
 TIMEOUT = 300  # seconds, for a client that stops sending
 
 
-class Agent:
-    """What the agent knows and can be asked; `vcap` is /var/vcap but in tests."""
+class StandInAgent:
+    """The agent's state and methods; `vcap` is /var/vcap except in tests."""
 
-    methods: dict[str, Callable[..., Any]]  # the messages it knows, but get_task
+    methods: dict[str, Callable[..., Any]]  # the messages it knows, except get_task
 
     def __init__(self, config: Path, vcap: Path, run: Runner = run_program) -> None:
         document = json.loads(config.read_text())
@@ -67,17 +67,17 @@ class Agent:
             raise AgentError("Unexpected disk attached")
 
     def prepare(self, document: dict[str, Any], vcap: Path, run: Runner) -> Disks:
-        """Read agent.json; returns what handles disks."""
+        """Read agent.json; return what handles disks."""
         source = document["Infrastructure"]["Settings"]["Sources"][0]
         self.settings_path = Path(source["SettingsPath"])
         return Disks(self.store, vcap, document["Platform"]["Linux"], run)
 
     def fetch(self) -> Any:
-        """Read the settings anew; raises AgentError, OSError and ValueError."""
+        """Read the settings from their source; raises AgentError, OSError and ValueError."""
         return json.loads(self.settings_path.read_text())
 
     def set_up(self) -> None:
-        """Make the machine what the settings say, before the first message: nothing here."""
+        """Set up the machine before the first message; a container needs nothing."""
 
     def load(self) -> None:
         """Read the settings and keep a copy; raises AgentError if there are none and no copy."""
@@ -92,7 +92,7 @@ class Agent:
         self.settings = self.disks.settings = settings
 
     def mbus(self) -> tuple[SplitResult, dict[str, str]]:
-        """Where to listen, and the certificate for it."""
+        """Return where to listen, and the certificate for it."""
         bosh = (self.settings.get("env") or {}).get("bosh") or {}
         own = bosh.get("mbus") or {}
         url = urlsplit((own.get("urls") or [self.settings.get("mbus") or ""])[0])
@@ -114,11 +114,11 @@ class Agent:
             return {"exception": {"message": f"Action Failed {name}: {error}"}}
 
     def perform(self, name: str, arguments: list[Any]) -> Any:
-        """Do what a message says; raises AgentError."""
+        """Run a message's method; raises AgentError."""
         try:
             if name == "get_task":
                 return self.get_task(*arguments)
-            if name == "ping":  # answered while a slow method runs, too
+            if name == "ping":  # answered even while a slow method runs
                 return "pong"
             with self.lock:
                 return self.methods[name](self, *arguments)
@@ -126,7 +126,7 @@ class Agent:
             raise AgentError(f"{type(error).__name__}: {error}") from error
 
     def start_task(self, name: str, arguments: list[Any]) -> dict[str, str]:
-        """Begin a slow method and tell the task to ask for."""
+        """Start a slow method and return its task."""
         import uuid
 
         task = str(uuid.uuid4())
@@ -142,7 +142,7 @@ class Agent:
         return {"agent_task_id": task, "state": "running"}
 
     def get_task(self, task: str) -> Any:
-        """The result of a task, or that it is still running; raises what the task raised."""
+        """Return the result of a task, or that it is still running; raises what the task raised."""
         if task not in self.tasks:
             raise AgentError(f"Task with id {task} could not be found")
         _done, value = self.tasks[task]
@@ -156,17 +156,17 @@ class Agent:
         return method(*arguments)
 
     def apply(self, spec: dict[str, Any]) -> str:
-        """Remember what the director wants to run here."""
+        """Keep the spec of what the director wants to run."""
         self.store.write("spec.json", json.dumps(spec))
         return "applied"
 
     def become(self, state: str, answer: str) -> str:
-        """Change the state that get_state tells."""
+        """Change the state that get_state returns."""
         self.state = state
         return answer
 
     def get_state(self, *_filters: str) -> dict[str, Any]:
-        """The applied spec, and who and how this machine is."""
+        """Return the applied spec, and the identity and state of this machine."""
         empty: dict[str, Any] = {"networks": {}, "resource_pool": {}, "packages": {}}
         own = {"agent_id": self.settings.get("agent_id", ""), "vm": self.settings.get("vm") or {}}
         return {**empty, **self.store.read("spec.json", {}), **own, "job_state": self.state}
@@ -175,7 +175,7 @@ class Agent:
 METHODS: dict[str, Callable[..., Any]] = {
     "ping": lambda a: "pong",
     "info": lambda a: {"api_version": 1},
-    "get_state": Agent.get_state,
+    "get_state": StandInAgent.get_state,
     "list_disk": lambda a: a.fresh(a.disks.list),
     "add_persistent_disk": lambda a, cid, hint: a.fresh(a.disks.add, cid, hint),
     "remove_persistent_disk": lambda a, cid: a.fresh(a.disks.remove, cid),
@@ -183,7 +183,7 @@ METHODS: dict[str, Callable[..., Any]] = {
     "unmount_disk": lambda a, cid: a.disks.unmount(cid),
     "migrate_disk": lambda a, *_: a.disks.migrate(),
     "prepare": lambda a, spec: "prepared",
-    "apply": Agent.apply,
+    "apply": StandInAgent.apply,
     "start": lambda a: a.become("running", "started"),
     "stop": lambda a: a.become("stopped", "stopped"),
     "drain": lambda a, *_: 0,
@@ -197,7 +197,7 @@ class Server(ThreadingHTTPServer):
 
     daemon_threads = True
 
-    def __init__(self, agent: Agent) -> None:
+    def __init__(self, agent: StandInAgent) -> None:
         self.agent, self.authorization = agent, ""
         url, certificate = agent.mbus()
         if url.username is not None:
@@ -209,7 +209,7 @@ class Server(ThreadingHTTPServer):
         context = tls_context(certificate) if url.scheme == "https" else None
         super().__init__((host, PORT if url.port is None else url.port), Handler)
         if context is not None:
-            # The handshake is left to the request's thread, so that a silent client holds up none.
+            # The request's thread makes the handshake, so that a silent client blocks no other.
             self.socket = context.wrap_socket(
                 self.socket, server_side=True, do_handshake_on_connect=False
             )
@@ -221,7 +221,7 @@ class Server(ThreadingHTTPServer):
 
 
 def tls_context(certificate: dict[str, str]) -> "ssl.SSLContext":
-    """TLS with the certificate in the settings; raises AgentError when there is none."""
+    """Return TLS with the certificate in the settings; raises AgentError if there is none."""
     import ssl
     import tempfile
 
@@ -244,7 +244,7 @@ class Handler(BaseHTTPRequestHandler):
     timeout = TIMEOUT
 
     def do_POST(self) -> None:
-        """A message to the agent."""
+        """Answer a message to the agent."""
         body = self.body()
         if body is None:
             return
@@ -271,7 +271,7 @@ class Handler(BaseHTTPRequestHandler):
         self.reply(201 if name else 404)
 
     def body(self) -> bytes | None:
-        """The request's body, once its sender is known; None when the request was refused."""
+        """Return the request's body, or None if its sender is unknown and was refused."""
         wanted, given = self.server.authorization, self.headers.get("Authorization", "")
         if wanted and not hmac.compare_digest(given.encode(), wanted.encode()):
             refusal = 401
@@ -295,17 +295,17 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: do_POST logs what is worth it."""
+        """Log nothing: do_POST logs the methods."""
 
 
-def main(argv: Sequence[str] | None = None, kind: type[Agent] = Agent) -> int:
-    """Run an agent until it is killed; returns 1 when it cannot start."""
+def main(argv: Sequence[str] | None = None, agent_class: type[StandInAgent] = StandInAgent) -> int:
+    """Run an agent until it is killed; return 1 if it cannot start."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("-P", dest="platform", help="taken for the real agent's sake")
     parser.add_argument("-C", dest="config", type=Path, default=Path("/var/vcap/bosh/agent.json"))
     args = parser.parse_args(argv)
     try:
-        server = Server(kind(args.config, Path("/var/vcap")))
+        server = Server(agent_class(args.config, Path("/var/vcap")))
     except (AgentError, OSError, ValueError, KeyError, IndexError) as error:
         print(f"stand-in agent: {error}", file=sys.stderr)
         return 1

@@ -19,7 +19,7 @@ UNMOUNT_TRIES = 600  # one a second, like the real agent: a disk may be busy unt
 
 
 class AgentError(Exception):
-    """A message could not be obeyed; its text goes to the caller."""
+    """A message failed; the error's text goes to the caller."""
 
 
 def run_program(argv: Sequence[str]) -> str:
@@ -37,14 +37,14 @@ class Store:
         self.folder = folder
 
     def read(self, name: str, default: Any = None) -> Any:
-        """The content of a JSON file, or `default` if there is none."""
+        """Return the content of a JSON file, or `default` if there is none."""
         try:
             return json.loads((self.folder / name).read_text())
         except FileNotFoundError:
             return default
 
     def write(self, name: str, text: str) -> None:
-        """Write a file whole or not at all, 0600, so that it is there after a loss of power."""
+        """Write a file atomically, mode 0600, and sync it to the disk."""
         partial = self.folder / f".{name}.{os.getpid()}.{threading.get_ident()}"
         with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(text)
@@ -72,17 +72,17 @@ class Disks:
         self.retry_delay = 1.0  # seconds
 
     def all(self) -> dict[str, Any]:
-        """What is remembered of the hint of every disk that is known, by its CID."""
+        """Return what is kept of the hints of all known disks, by CID."""
         given = (self.settings.get("disks") or {}).get("persistent") or {}
         known = {cid: self.kept(hint) for cid, hint in given.items()}
         return {**known, **self.store.read(self.HINTS, {})}
 
     def kept(self, hint: Any) -> Any:
-        """What to remember of a hint: the path in it."""
+        """Return what to keep of a hint: its path."""
         return hint_path(hint)
 
     def add(self, cid: str, hint: Any) -> dict[str, str]:
-        """Remember where a disk is."""
+        """Keep the hint of a disk."""
         hints = {**self.store.read(self.HINTS, {}), cid: self.kept(hint)}
         self.store.write(self.HINTS, json.dumps(hints))
         return {}
@@ -95,44 +95,44 @@ class Disks:
         return {}
 
     def hint(self, cid: str) -> Any:
-        """What is remembered of a disk's hint; raises AgentError for an unknown disk."""
+        """Return what is kept of a disk's hint; raises AgentError for an unknown disk."""
         known = self.all()
         if cid not in known:
             raise AgentError(f"Persistent disk with volume id '{cid}' could not be found")
         return known[cid]
 
     def path(self, cid: str) -> str:
-        """Where a disk is; raises AgentError."""
+        """Return where a disk is; raises AgentError."""
         path = str(self.hint(cid))
         if not path:
             raise AgentError("Getting real device path: path is missing")
         return path
 
     def device(self, cid: str) -> str:
-        """What to mount for a disk: its path, or the first partition there; raises AgentError."""
+        """Return what to mount for a disk: its path or first partition; raises AgentError."""
         path = self.path(cid)
         return path if self.whole else partition_path(path, 1)
 
-    def found(self, cid: str) -> str | None:
-        """What to mount for a disk, None if it is on this machine no more; raises AgentError."""
+    def present_device(self, cid: str) -> str | None:
+        """Return what to mount for a disk, or None if the disk is gone; raises AgentError."""
         return self.device(cid)
 
     def mounts(self) -> list[tuple[str, str]]:
-        """What is mounted where: (source, mount point)."""
+        """Return the mounts: (source, mount point)."""
         rows = (line.split() for line in self.run(["mount"]).splitlines())
         return [(row[0], row[2]) for row in rows if len(row) > 2]
 
     def source(self, point: str) -> str | None:
-        """What is mounted at a mount point, if it is one."""
+        """Return the source of a mount point, or None."""
         return next((source for source, known in self.mounts() if known == point), None)
 
     def list(self) -> list[str]:
-        """The CIDs of the disks that are mounted or, in bind mode, are a mount point."""
+        """Return the CIDs of disks that are mounted or, in bind mode, are a mount point."""
         seen = {name for mount in self.mounts() for name in mount}
-        return [cid for cid in self.all() if self.found(cid) in seen]
+        return [cid for cid in self.all() if self.present_device(cid) in seen]
 
     def mount(self, cid: str) -> dict[str, str]:
-        """Mount a disk as the store, or beside it when there is a store already."""
+        """Mount a disk as the store, or as the migration target if there is a store."""
         device, target, current = self.device(cid), self.target, self.source(self.target)
         if current is not None:
             # The real agent compares with the first partition, whatever it is going to mount.
@@ -158,13 +158,13 @@ class Disks:
 
     def unmount(self, cid: str) -> dict[str, str]:
         """Unmount a disk by its path."""
-        device = self.found(cid)
+        device = self.present_device(cid)
         if device is not None and self._unmount(device):
             return {"message": f"Unmounted partition of {device}"}
         return {"message": f"Partition of {device or cid} is not mounted"}
 
     def _unmount(self, name: str) -> bool:
-        """Unmount a source or mount point, trying again while it is busy; False: it is neither."""
+        """Unmount a source or mount point, retrying while it is busy; False if not mounted."""
         if not any(name in mount for mount in self.mounts()):
             return False
         for left in reversed(range(UNMOUNT_TRIES)):
@@ -178,7 +178,7 @@ class Disks:
         return True
 
     def migrate(self) -> dict[str, str]:
-        """Copy the store to the disk beside it and put that in its place."""
+        """Copy the store to the migration target and mount that as the store."""
         if not self.bind:
             self._move(self.target, self.target, "ro")
         self.run(["cp", "-a", f"{self.target}/.", self.migration])
@@ -187,7 +187,7 @@ class Disks:
         return {}
 
     def _move(self, point: str, target: str, *options: str) -> None:
-        """Unmount what is mounted at one place and mount it at another, or there with options."""
+        """Unmount a file system and mount it at another place, or with other options."""
         source = self.source(point)
         if source is None:
             raise AgentError(f"Error finding device for mount point {point}")
@@ -196,11 +196,11 @@ class Disks:
 
 
 def partition_path(device: str, number: int) -> str:
-    """The device node of a disk's partition."""
+    """Return the device node of a disk's partition."""
     return f"{device}{'p' if device.startswith('/dev/nvme') else ''}{number}"
 
 
 def hint_path(hint: Any) -> str:
-    """The path in a disk hint, which is a path or a mapping with one."""
+    """Return the path in a disk hint, which is a path or a mapping with one."""
     path = hint.get("path", "") if isinstance(hint, dict) else hint
     return path if isinstance(path, str) else ""

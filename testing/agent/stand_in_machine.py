@@ -6,8 +6,7 @@ and mounts the persistent disk that was mounted last, before it listens. Persist
 devices, which it partitions, formats and grows.
 
 It knows one message that BOSH's agent does not: `stand_in_shell` with a script, which it gives to
-/bin/sh as root, and answers {"status": int, "output": str}. Tests have no other way to look into a
-machine, as they can into a container.
+/bin/sh as root, and answers {"status": int, "output": str}: how tests look into a machine.
 
     python3 -m testing.agent.stand_in_machine [-P PLATFORM] [-C /var/vcap/bosh/agent.json]
 """
@@ -18,38 +17,38 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from testing.agent.stand_in_agent import METHODS, Agent, main as run_agent
+from testing.agent.stand_in_agent import METHODS, StandInAgent, main as run_agent
 from testing.agent.stand_in_disks import Disks, Runner
 from testing.agent.stand_in_machine_devices import Devices
 from testing.agent.stand_in_machine_disks import MachineDisks
-from testing.agent.stand_in_machine_network import Network
+from testing.agent.stand_in_machine_network import MachineNetwork
 from testing.agent.stand_in_machine_sources import Sources
 
 SHELL_TIMEOUT = 120  # seconds
 
 
-class MachineAgent(Agent):
-    """An agent that sets its machine up; `root` is / but in tests."""
+class MachineAgent(StandInAgent):
+    """An agent that sets its machine up; `root` is / except in tests."""
 
     root = Path("/")
     disks: MachineDisks
 
     def prepare(self, document: dict[str, Any], vcap: Path, run: Runner) -> Disks:
-        """Read agent.json; returns what handles disks."""
+        """Read agent.json; return what handles disks."""
         self.methods = {**METHODS, "stand_in_shell": lambda a, script: shell(script)}
         linux = document["Platform"]["Linux"]
-        self.network = Network(run, self.root)
+        self.network = MachineNetwork(run, self.root)
         sources = document["Infrastructure"]["Settings"]["Sources"]
         self.sources = Sources(sources, run, self.network.dhcp, self.root)
         devices = Devices(linux.get("DevicePathResolutionType", ""), run, self.root)
         return MachineDisks(self.store, vcap, linux, run, devices)
 
     def fetch(self) -> Any:
-        """Read the settings anew; raises AgentError."""
+        """Read the settings from their source; raises AgentError."""
         return self.sources.read()
 
     def set_up(self) -> None:
-        """Make the machine what the settings say; raises AgentError."""
+        """Set up the machine as the settings say; raises AgentError."""
         agent_id = self.settings.get("agent_id") or ""
         self.network.set_name(agent_id)
         self.network.set_up(self.settings.get("networks") or {})
@@ -57,14 +56,14 @@ class MachineAgent(Agent):
         self.disks.remount()
 
     def perform(self, name: str, arguments: list[Any]) -> Any:
-        """Do what a message says; a script runs beside everything else."""
+        """Run a message's method; a script does not wait for others."""
         if name == "stand_in_shell":
             return self.methods[name](self, *arguments)
         return super().perform(name, arguments)
 
 
 def shell(script: str) -> dict[str, Any]:
-    """Run a script; returns its exit status and what it printed, 124 when it took too long."""
+    """Run a script; return its exit status (124 after a timeout) and output."""
     try:
         done = subprocess.run(
             ["/bin/sh", "-c", script],
@@ -80,7 +79,7 @@ def shell(script: str) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the agent until it is killed; returns 1 when it cannot start."""
+    """Run the agent until it is killed; return 1 if it cannot start."""
     return run_agent(argv, MachineAgent)
 
 

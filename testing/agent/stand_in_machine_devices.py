@@ -1,8 +1,8 @@
 """Block devices for the stand-in agent on a machine: finding, partitioning, formatting them.
 
 Disks are found the way BOSH's agent does it (infrastructure/devicepathresolver), by the resolvers
-that agent.json names: "virtio" and "scsi". Other than the real agent, nothing here writes over a
-file system or a partition table that it finds.
+that agent.json names: "virtio" and "scsi". Unlike the real agent, this overwrites no file
+system or partition table.
 """
 
 import glob
@@ -29,44 +29,44 @@ class DeviceMissing(AgentError):
 
 
 class Devices:
-    """Finds disks by the hints that the CPI gives; `root` is / but in tests."""
+    """Finds disks by the hints that the CPI gives; `root` is / except in tests."""
 
-    def __init__(self, kind: str, run: Runner, root: Path = Path("/")) -> None:
-        self.kind, self.run, self.root = kind, run, root
-        self.patience = 1.0  # what every wait is multiplied with
+    def __init__(self, resolution: str, run: Runner, root: Path = Path("/")) -> None:
+        self.resolution, self.run, self.root = resolution, run, root
+        self.patience = 1.0  # factor of every wait
 
     def find(self, cid: str, hint: dict[str, Any]) -> str:
-        """The device node of a disk; raises DeviceMissing when it does not appear, AgentError.
+        """Return the device node of a disk; raises AgentError, DeviceMissing if it does not appear.
 
         cid: "" for the ephemeral disk, which has none.
         """
-        if self.kind == "scsi":
+        if self.resolution == "scsi":
             return self._scsi(hint)
-        if self.kind == "virtio":
+        if self.resolution == "virtio":
             return self._by_cid(cid) or self._mapped(hint)
         return _path_in(hint)
 
     def _by_cid(self, cid: str) -> str | None:
-        """A disk whose serial number is the CID. The real agent triggers udev anew first."""
+        """Return a disk whose serial number is the CID. The real agent triggers udev first."""
         if len(cid) < ID_LENGTH:
             return None
-        found = self._glob(f"dev/disk/by-id/*{glob.escape(cid)}")
-        return self._real(found[0]) if len(found) == 1 else None
+        links = self._glob(f"dev/disk/by-id/*{glob.escape(cid)}")
+        return self._real(links[0]) if len(links) == 1 else None
 
     def _mapped(self, hint: dict[str, Any]) -> str:
-        """A disk by its path, whatever /dev/sdX is called here."""
+        """Return a disk by its path, whatever /dev/sdX is called here."""
         path = _path_in(hint)
 
         def look() -> str | None:
             if path.startswith("/dev/sd"):
-                names = [f"/dev/{kind}{path[len('/dev/sd') :]}" for kind in ("xvd", "vd", "sd")]
+                names = [f"/dev/{prefix}{path[len('/dev/sd') :]}" for prefix in ("xvd", "vd", "sd")]
                 return next((name for name in names if self._inside(name).exists()), None)
             return self._real(self._inside(path)) if self._inside(path).exists() else None
 
         return self._wait(look, MAPPED_WAIT, path)
 
     def _scsi(self, hint: dict[str, Any]) -> str:
-        """A disk by its id, or by its place on the first disk's bus."""
+        """Return a disk by its id, or by its place on the first disk's bus."""
         if name := hint.get("id"):
             self._rescan("*")
             pattern = f"dev/disk/by-id/*{glob.escape(name.replace('-', ''))}"
@@ -96,20 +96,20 @@ class Devices:
             path.write_text("- - -")
 
     def _wait(self, look: Callable[[], str | None], seconds: float, name: str) -> str:
-        """Look until something is there; raises DeviceMissing.
+        """Look for a device until it appears; raises DeviceMissing.
 
         It polls like the real agent: until a bus notices its disk there is no event to await.
         """
         end = time.monotonic() + seconds * self.patience
-        found, waited = look(), False
-        while found is None:
+        device, waited = look(), False
+        while device is None:
             if time.monotonic() >= end:
                 raise DeviceMissing(f"Timed out getting real device path for {name}")
             time.sleep(POLL * self.patience)
-            found, waited = look(), True
+            device, waited = look(), True
         if waited:
             self.run(["udevadm", "settle"])  # so that its partitions are there as well
-        return found
+        return device
 
     def _glob(self, pattern: str) -> list[Path]:
         return sorted(self.root.glob(pattern))
@@ -118,13 +118,13 @@ class Devices:
         return self.root / name.lstrip("/")
 
     def _real(self, path: Path) -> str:
-        """The device node that a link of udev's leads to."""
+        """Return the device node that a link of udev's leads to."""
         target = os.path.realpath(path)
         return f"/{os.path.relpath(target, self.root.resolve())}"
 
 
 def hint_fields(hint: Any) -> dict[str, Any]:
-    """What a hint says of a disk; a string may be its path, or its place on the bus."""
+    """Return a hint's fields; a string may be a path, or a place on the bus."""
     if isinstance(hint, str):
         return {"path": hint, "volume_id": hint} if hint else {}
     return dict(hint) if isinstance(hint, dict) else {}
@@ -137,8 +137,8 @@ def _path_in(hint: dict[str, Any]) -> str:
     return str(path)
 
 
-class Part(NamedTuple):
-    """One partition: its number, where it begins and ends, what parted takes its content for."""
+class Partition(NamedTuple):
+    """One partition: its number, place and size, and the file system that parted detects."""
 
     number: int
     start: int  # bytes, as are the others
@@ -148,43 +148,43 @@ class Part(NamedTuple):
     name: str
 
 
-class Table(NamedTuple):
-    """A disk's size in bytes, the kind of its partition table ("unknown" for none), its parts."""
+class PartitionTable(NamedTuple):
+    """A disk's size in bytes, type of partition table ("unknown" for none), and partitions."""
 
     size: int
     label: str
-    parts: tuple[Part, ...]
+    parts: tuple[Partition, ...]
 
 
-def read_table(run: Runner, device: str) -> Table:
-    """What parted tells of a disk; raises AgentError."""
+def read_table(run: Runner, device: str) -> PartitionTable:
+    """Return a disk's partition table, from parted; raises AgentError."""
     try:
         text = run(["parted", "-s", "-m", device, "unit", "B", "print"])
     except AgentError as error:
         if "unrecognised disk label" not in str(error):
             raise
         size = run(["lsblk", "--nodeps", "-nb", "-o", "SIZE", device])
-        return Table(int(size), "unknown", ())
+        return PartitionTable(int(size), "unknown", ())
     return parse_table(text)
 
 
-def parse_table(text: str) -> Table:
+def parse_table(text: str) -> PartitionTable:
     """Read parted's output for machines; raises AgentError."""
     rows = [line.rstrip(";").split(":") for line in text.splitlines() if line.endswith(";")]
     if len(rows) < 2 or rows[0] != ["BYT"]:
         raise AgentError(f"Parsing existing partitions: {text!r}")
     size, label = int(rows[1][1].rstrip("B")), rows[1][5]
-    return Table(size, label, tuple(_parts(rows[2:])))
+    return PartitionTable(size, label, tuple(_parts(rows[2:])))
 
 
-def _parts(rows: list[list[str]]) -> Iterator[Part]:
+def _parts(rows: list[list[str]]) -> Iterator[Partition]:
     for number, start, end, size, system, name, *_ in rows:
         edges = [int(text.rstrip("B")) for text in (start, end, size)]
-        yield Part(int(number), edges[0], edges[1], edges[2], system, name)
+        yield Partition(int(number), edges[0], edges[1], edges[2], system, name)
 
 
 def partition(run: Runner, device: str, name: str) -> str:
-    """Put one partition on an empty disk and return its device node; raises AgentError."""
+    """Create one partition on an empty disk; return its device node; raises AgentError."""
     refuse_content(run, device)
     run(["parted", "-s", device, "mklabel", "gpt", "mkpart", name, "1MiB", "100%"])
     run(["udevadm", "settle"])
@@ -192,47 +192,47 @@ def partition(run: Runner, device: str, name: str) -> str:
 
 
 def grow(run: Runner, device: str) -> None:
-    """Make the only partition of a disk as large as the disk; raises AgentError."""
+    """Grow the only partition of a disk to the disk's size; raises AgentError."""
     # --fix: a GPT ends with a copy, which is not at the end any more once the disk has grown.
     run(["parted", "-s", "--fix", device, "resizepart", "1", "100%"])
     run(["udevadm", "settle"])
 
 
 def format_ext4(run: Runner, device: str) -> None:
-    """Make a file system, unless there is one that the agent can use; raises AgentError."""
-    found = signatures(run, device)
-    if not {"ext4", "xfs"} & set(found):
-        refuse(device, found)
+    """Create a file system, unless there is a usable one; raises AgentError."""
+    content = signatures(run, device)
+    if not {"ext4", "xfs"} & set(content):
+        refuse(device, content)
         run(["mke2fs", "-q", "-t", "ext4", "-j", "-E", "lazy_itable_init=1", device])
 
 
 def refuse_content(run: Runner, device: str) -> None:
-    """Raise AgentError if there is anything on a device."""
+    """Raise AgentError if a device is not empty."""
     refuse(device, signatures(run, device))
 
 
-def refuse(device: str, found: list[str]) -> None:
-    """Raise AgentError if something was found on a device."""
-    if found:
-        raise AgentError(f"{device} is not empty ({', '.join(found)}), so it is left alone")
+def refuse(device: str, content: list[str]) -> None:
+    """Raise AgentError if a device has content."""
+    if content:
+        raise AgentError(f"{device} is not empty ({', '.join(content)}), so it is left alone")
 
 
 def signatures(run: Runner, device: str) -> list[str]:
-    """The file systems and partition tables on a device; raises AgentError."""
+    """Return the file systems and partition tables on a device; raises AgentError."""
     return run(["wipefs", "--no-act", "--noheadings", "--output", "TYPE", device]).split()
 
 
 def root_partition(run: Runner) -> tuple[str, int]:
-    """The root disk, and the number of its partition that is mounted as /; raises AgentError."""
+    """Return the root disk and the number of the root partition; raises AgentError."""
     source = run(["findmnt", "-n", "-o", "SOURCE", "/"]).strip()
-    found = re.fullmatch(r"(/dev/nvme\d+n\d+)p(\d+)|(/dev/[a-z]+)(\d)", source)
-    if not found:
+    match = re.fullmatch(r"(/dev/nvme\d+n\d+)p(\d+)|(/dev/[a-z]+)(\d)", source)
+    if not match:
         raise AgentError(f"Root partition has an invalid name {source}")
-    return found[1] or found[3], int(found[2] or found[4])
+    return match[1] or match[3], int(match[2] or match[4])
 
 
 def partition_root(run: Runner) -> str:
-    """Put a data partition behind the root one, unless there is one; raises AgentError."""
+    """Create a data partition behind the root one, if missing; raises AgentError."""
     device, number = root_partition(run)
     table = read_table(run, device)
     if not any(part.number == number + 1 for part in table.parts):

@@ -1,8 +1,8 @@
 """The disks of a machine, for the stand-in agent: persistent ones with partitions, the data disk.
 
 The checks and their order are the real agent's (platform/linux_platform.go), with the partitioner
-parted. Disks that hold something else than it expects are left alone, where the real agent would
-write over them; swap and xfs are left out.
+parted. Disks with unexpected content are left alone, where the real agent would overwrite them;
+swap and xfs are left out.
 """
 
 from pathlib import Path
@@ -35,15 +35,15 @@ class MachineDisks(Disks):
         self.on_root = bool(linux.get("CreatePartitionIfNoEphemeralDisk"))
 
     def kept(self, hint: Any) -> Any:
-        """What to remember of a hint: all of it."""
+        """Return what to keep of a hint: all of it."""
         return hint
 
     def path(self, cid: str) -> str:
-        """The device node of a disk; raises DeviceMissing, AgentError."""
+        """Return the device node of a disk; raises DeviceMissing, AgentError."""
         return self.devices.find(cid, hint_fields(self.hint(cid)))
 
-    def found(self, cid: str) -> str | None:
-        """The partition of a disk, None for a disk that did not appear."""
+    def present_device(self, cid: str) -> str | None:
+        """Return the partition of a disk, or None if the disk did not appear."""
         try:
             return self.device(cid)
         except DeviceMissing:
@@ -55,7 +55,7 @@ class MachineDisks(Disks):
         return super().mount(cid)
 
     def adjust(self, cid: str) -> None:
-        """Have one partition with a file system on a disk, as large as the disk."""
+        """Make a disk have one partition with a file system, as large as the disk."""
         wanted = (self.settings.get("env") or {}).get("persistent_disk_fs") or "ext4"
         if wanted != "ext4":
             raise AgentError(f'The filesystem type "{wanted}" is not supported')
@@ -86,7 +86,7 @@ class MachineDisks(Disks):
             self._unmount(first)
 
     def remount(self) -> None:
-        """Mount the disk that was the last one to be mounted, when the machine starts."""
+        """Mount the disk that was mounted last, when the machine starts."""
         try:
             last = (self.store.folder / "managed_disk_settings.json").read_text()
         except FileNotFoundError:
@@ -115,7 +115,7 @@ class MachineDisks(Disks):
         self.run(["mount", data, self.data])
 
     def _data_partition(self, device: str, agent_id: str) -> str:
-        """The partition for data on the ephemeral disk, made when the disk is empty."""
+        """Return the data partition of the ephemeral disk; create it if the disk is empty."""
         prefix = f"bosh-partition-{agent_id}"[:32]
         table = read_table(self.run, device)
         if not table.parts:

@@ -14,7 +14,7 @@ SIZE = 64  # bytes; the kernel wants 32
 
 
 def credit() -> None:
-    """Have the kernel give random numbers from now on; raises OSError."""
+    """Make the kernel give random numbers from now on; raises OSError."""
     device = os.open("/dev/random", os.O_WRONLY)
     try:
         fcntl.ioctl(device, RNDADDENTROPY, struct.pack("ii", SIZE * 8, SIZE) + bytes(SIZE))

@@ -1,7 +1,7 @@
 """The network of a machine, for the stand-in agent: addresses, routes, DNS, the host name.
 
-Which interface gets what is decided as by BOSH's agent (platform/net), which hands it to networkd;
-here iproute2 and udhcpc do it.
+Interfaces are configured as by BOSH's agent (platform/net), but with iproute2 and udhcpc
+in place of networkd.
 """
 
 import ipaddress
@@ -25,8 +25,8 @@ ff02::3 ip6-allhosts
 Networks = Mapping[str, Mapping[str, Any]]
 
 
-class Network:
-    """Sets up what the settings say; `root` is / but in tests. Raises AgentError."""
+class MachineNetwork:
+    """Sets up what the settings say; `root` is / except in tests. Raises AgentError."""
 
     def __init__(self, run: Runner, root: Path = Path("/")) -> None:
         self.run, self.root = run, root
@@ -47,13 +47,13 @@ class Network:
         (self.root / "etc/hosts").write_text(HOSTS.format(name=name))
 
     def dhcp(self) -> None:
-        """Have an address on every interface, for asking who this machine is."""
+        """Get an address for every interface, to reach the metadata service."""
         for name in self.interfaces().values():
             for argv in dhcp_commands(name):
                 self.run(argv)
 
     def interfaces(self) -> dict[str, str]:
-        """The names of the network cards, by their MAC addresses."""
+        """Return the names of the network cards by MAC address."""
         cards = [path for path in (self.root / "sys/class/net").glob("*") if _is_card(path)]
         return {(path / "address").read_text().strip(): path.name for path in sorted(cards)}
 
@@ -63,24 +63,26 @@ def _is_card(path: Path) -> bool:
 
 
 def preconfigured(networks: Networks) -> bool:
-    """Whether the CPI has configured all of them, so that nothing is left to do."""
+    """Return whether the CPI has configured all networks."""
     return all(network.get("preconfigured") for network in _real(networks).values())
 
 
 def _real(networks: Networks) -> Networks:
-    """The networks that have an interface, which VIP networks have not."""
-    return {name: one for name, one in networks.items() if one.get("type") != "vip"}
+    """Return the networks that have an interface, all except VIP networks."""
+    return {name: network for name, network in networks.items() if network.get("type") != "vip"}
 
 
 def name_servers(networks: Networks) -> list[str]:
-    """The servers of the network that is the default one for DNS, as the only one always is."""
+    """Return the servers of the default network for DNS, or of the only network."""
     known = list(_real(networks).values())
-    chosen = [one for one in known if len(known) == 1 or "dns" in (one.get("default") or [])]
+    chosen = [
+        network for network in known if len(known) == 1 or "dns" in (network.get("default") or [])
+    ]
     return list(chosen[0].get("dns") or []) if chosen else []
 
 
 def commands(networks: Networks, interfaces: Mapping[str, str]) -> Iterator[list[str]]:
-    """The programs that configure the interfaces, in order; raises AgentError.
+    """Yield the programs that configure the interfaces, in order; raises AgentError.
 
     interfaces: names by MAC address. The real agent gives the only network no default route unless
     its `default` says so; the director always does, and so it makes no difference here.
@@ -95,26 +97,26 @@ def commands(networks: Networks, interfaces: Mapping[str, str]) -> Iterator[list
             problem = f"No device found for network '{name}' with MAC address '{mac}'"
             raise AgentError(problem)
     for mac, interface in interfaces.items():
-        here = [network for network in known.values() if network.get("mac") == mac]
-        fixed = [network for network in here if not by_dhcp(network)]
+        attached = [network for network in known.values() if network.get("mac") == mac]
+        fixed = [network for network in attached if not by_dhcp(network)]
         for network in fixed:
             yield address_command(network, interface)
         yield ["ip", "link", "set", "dev", interface, "up"]
         for network in fixed:
             is_default = len(known) == 1 or "gateway" in (network.get("default") or [])
             yield from route_commands(network, interface, is_default=is_default)
-        if len(fixed) < len(here) or not here:
+        if len(fixed) < len(attached) or not attached:
             yield from dhcp_commands(interface)
 
 
 def by_dhcp(network: Mapping[str, Any]) -> bool:
-    """Whether a network's address comes from DHCP, as that of a manual one without a netmask."""
+    """Return whether a network uses DHCP; a manual one without a netmask does."""
     fixed = network.get("ip") and network.get("netmask")
     return network.get("type") == "dynamic" or bool(network.get("use_dhcp")) or not fixed
 
 
 def address_command(network: Mapping[str, Any], interface: str) -> list[str]:
-    """The program that gives an interface its address; raises AgentError."""
+    """Return the program that gives an interface its address; raises AgentError."""
     words = ["ip", "address", "replace", str(_address(network)), "dev", interface]
     # An address that has yet to be found unique cannot be listened on.
     return [*words, "nodad"] if _address(network).version == 6 else words
@@ -136,7 +138,7 @@ def _address(network: Mapping[str, Any]) -> ipaddress.IPv4Interface | ipaddress.
 def route_commands(
     network: Mapping[str, Any], interface: str, *, is_default: bool
 ) -> Iterator[list[str]]:
-    """The programs that make a network's routes."""
+    """Yield the programs that make a network's routes."""
     version = "-6" if _address(network).version == 6 else "-4"
     replace = ["ip", version, "route", "replace"]
     if is_default and network.get("gateway"):
@@ -147,6 +149,6 @@ def route_commands(
 
 
 def dhcp_commands(interface: str) -> Iterator[list[str]]:
-    """The programs that get an address by DHCP, or give up after some seconds."""
+    """Yield the programs that get an address by DHCP, or give up after some seconds."""
     yield ["ip", "link", "set", "dev", interface, "up"]
     yield ["udhcpc", "-q", "-f", "-n", "-t", "5", "-T", "1", "-i", interface]

@@ -1,7 +1,7 @@
 """Where the stand-in agent of a machine finds its settings: the sources that agent.json names.
 
 They are BOSH's (infrastructure/*settings_source.go): a file, a labelled config drive, a CD-ROM, a
-metadata service. The first that answers is asked from then on, like by the real agent.
+metadata service. The first that answers is used from then on, as by the real agent.
 """
 
 import base64
@@ -24,7 +24,7 @@ HTTP_TIMEOUT = 5  # seconds
 
 
 class Sources:
-    """Settings from the first source that has some; `root` is / but in tests.
+    """Settings from the first source that has any; `root` is / except in tests.
 
     network: called before the metadata service is asked, to have an address from DHCP.
     """
@@ -41,8 +41,8 @@ class Sources:
         self.retry_delay = 1.0  # seconds
 
     def read(self) -> dict[str, Any]:
-        """The settings; raises AgentError with what every source said."""
-        kinds = {
+        """Return the settings; raises AgentError with every source's problem."""
+        readers = {
             "File": self._file,
             "ConfigDrive": self._config_drive,
             "CDROM": self._cdrom,
@@ -50,13 +50,13 @@ class Sources:
         }
         problems = []
         for option in self.options:
-            kind = option.get("Type", "")
+            source_type = option.get("Type", "")
             try:
-                if kind not in kinds:
+                if source_type not in readers:
                     raise AgentError("not known to the stand-in")
-                settings: dict[str, Any] = kinds[kind](option)
+                settings: dict[str, Any] = readers[source_type](option)
             except (AgentError, OSError, ValueError, KeyError) as error:
-                problems.append(f"{kind}: {error}")
+                problems.append(f"{source_type}: {error}")
             else:
                 self.options = [option]
                 return settings
@@ -66,9 +66,9 @@ class Sources:
         return json.loads(self._inside(option["SettingsPath"]).read_text())
 
     def _config_drive(self, option: dict[str, Any]) -> Any:
-        """The settings on the first drive that has any.
+        """Return the settings on the first drive that has any.
 
-        The real agent reads the metadata for its SSH key, and goes on to the next source without.
+        The real agent reads the metadata for its SSH key; without it, it tries the next source.
         """
         self.run(["udevadm", "settle"])  # what names devices by their labels
         for device in option["DiskPaths"]:
@@ -80,14 +80,14 @@ class Sources:
         raise AgentError(f"there is none of {', '.join(option['DiskPaths'])}")
 
     def _cdrom(self, option: dict[str, Any]) -> Any:
-        """The settings on the CD-ROM, which is ejected then."""
+        """Return the settings on the CD-ROM, and eject it."""
         self.run(["udevadm", "settle"])
         settings = json.loads(self._files_of(CDROM, [option["FileName"]])[0])
         self.eject(self._inside(CDROM))
         return settings
 
     def _files_of(self, device: str, names: Sequence[str]) -> list[str]:
-        """The content of files on a device, mounted for that long only."""
+        """Return the content of files on a device, mounted to read them."""
         folder = self._inside(MOUNTED)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.run(["mount", "-o", "ro", device, str(folder)])
@@ -97,7 +97,7 @@ class Sources:
             self.run(["umount", str(folder)])
 
     def _http(self, option: dict[str, Any]) -> Any:
-        """The settings that a metadata service has as user data, in plain JSON or base64."""
+        """Return a metadata service's user data, which is JSON, plain or in base64."""
         self.network()
         headers = dict(option.get("Headers") or {})
         if path := option.get("TokenPath"):
@@ -114,7 +114,7 @@ class Sources:
         return settings
 
     def _ask(self, method: str, url: str, headers: dict[str, str]) -> tuple[int, bytes]:
-        """One request, tried again while nobody answers."""
+        """Send a request, retrying until it is answered; return status and body."""
         from urllib.error import HTTPError, URLError
         from urllib.request import Request, urlopen
 
@@ -136,7 +136,7 @@ class Sources:
 
 
 def user_data(body: bytes) -> dict[str, Any]:
-    """The settings in user data; raises ValueError."""
+    """Return the settings in user data; raises ValueError."""
     settings = None
     with contextlib.suppress(ValueError):
         settings = json.loads(body)

@@ -1,4 +1,4 @@
-"""Programs that stay on a private host for a while."""
+"""Long-running programs on a private host."""
 
 import contextlib
 import os
@@ -34,29 +34,29 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=errors,
-                start_new_session=True,  # Ctrl-C is for us, who stop it when all is undone
+                start_new_session=True,  # Ctrl-C is for us; we stop it after the cleanup
             )
         self._output = cast(IO[bytes], self._process.stdout)
         os.set_blocking(self._output.fileno(), False)
 
     @property
     def pid(self) -> int:
-        """What ends when the program ends."""
+        """A process that ends with the program: nsenter."""
         return self._process.pid
 
     def failure(self, what: str) -> RuntimeError:
-        """Return an error that tells the last of what it logged."""
+        """Return an error with the end of the program's log."""
         tail = self._log.read_text(errors="replace")[-3000:]
         return RuntimeError(f"{self.name} {what}:\n{tail}")
 
     def lines(self) -> list[str]:
-        """Return the lines that it has printed so far."""
+        """Return the lines that the program has printed so far."""
         while chunk := self._output.read(65536):
             self._printed += chunk
         return self._printed.decode().split("\n")[:-1]
 
     def first_line(self, seconds: float = PATIENCE) -> str:
-        """Wait for the first line that it prints, by which it says that it is ready."""
+        """Wait for the first line that the program prints when it is ready."""
         end = time.monotonic() + seconds
         while not (lines := self.lines()):
             if self._process.poll() is not None:
@@ -66,7 +66,7 @@ class Daemon:
         return lines[0]
 
     def stop(self, seconds: float = PATIENCE) -> None:
-        """End the program, kindly at first."""
+        """End the program with SIGTERM, or SIGKILL after a timeout."""
         try:
             self._signal(signal.SIGTERM)
             self._process.wait(seconds)

@@ -12,7 +12,7 @@ own, on the mirror and through the proxy the host has configured, and trusts Deb
 
 The programs want a newer glibc than the host's, so their libraries are unpacked in `DIR/root`, and
 every program is edited to ask for that loader and that library folder. Wrapper scripts would not
-do: the shim and runc start themselves again through /proc/self/exe or from a copy in memory. Nor
+work: the shim and runc start themselves again through /proc/self/exe or from a copy in memory. Nor
 does patchelf: after 0.18, trixie's containerd crashes at start. `repoint` moves nothing.
 """
 
@@ -37,7 +37,7 @@ PACKAGES = ("containerd", "runc", "containernetworking-plugins")
 PROGRAMS = {"bin": ("usr/bin", "usr/sbin", "bin", "sbin"), "cni": ("usr/lib/cni",)}
 VERSIONED = ("containerd", "containerd-shim-runc-v2", "ctr", "runc")
 MARKER = "suite.json"
-FORMAT = 1  # to be raised when a folder made by an older version of this file will not do
+FORMAT = 1  # raise it when folders made by an older version of this file do not work
 
 ELF = b"\x7fELF"
 PT_LOAD, PT_DYNAMIC, PT_INTERP, PT_NOTE = 1, 2, 3, 4
@@ -45,7 +45,7 @@ DT_NULL, DT_NEEDED, DT_STRTAB, DT_STRSZ, DT_RPATH = 0, 1, 5, 10, 15
 
 
 class SuiteError(Exception):
-    """What went wrong, in a sentence for the person who ran this."""
+    """The folder cannot be made; the message says why."""
 
 
 def say(message: str) -> None:
@@ -54,7 +54,7 @@ def say(message: str) -> None:
 
 
 def run(argv: Sequence[str | Path], cwd: Path | None = None, **env: str) -> str:
-    """Run a program and return what it printed; its last words become the error's text."""
+    """Run a program and return its stdout; the error has the end of its output."""
     try:
         done = subprocess.run(
             argv,
@@ -80,9 +80,9 @@ def sources(etc: Path) -> Iterator[tuple[list[str], list[str]]]:
     """Yield (URIs, components) of every binary entry in apt's configuration, in either format."""
     for path in [etc / "sources.list", *sorted((etc / "sources.list.d").glob("*.list"))]:
         for line in path.read_text().splitlines() if path.is_file() else ():
-            found = re.match(r"\s*deb\s+(?:\[[^]]*\]\s*)?(\S+)\s+\S+([^#]*)", line)
-            if found:
-                yield [found[1]], found[2].split()
+            match = re.match(r"\s*deb\s+(?:\[[^]]*\]\s*)?(\S+)\s+\S+([^#]*)", line)
+            if match:
+                yield [match[1]], match[2].split()
     for path in sorted((etc / "sources.list.d").glob("*.sources")):
         text = "\n".join(line for line in path.read_text().splitlines() if line[:1] != "#")
         for paragraph in re.split(r"\n\s*\n", text):
@@ -101,7 +101,7 @@ def mirrors(etc: Path) -> list[str]:
 
 
 def apt_options(work: Path, architecture: str) -> str:
-    """Render apt's private configuration: the host's way to the network, nothing else of it."""
+    """Render apt's private configuration, which shares only network settings with the host."""
     network = re.compile(r"Acquire::(https?|Retries|ForceIPv|Check-Date)\b", re.I)
     host = [line for line in run(["apt-config", "dump"]).splitlines() if network.match(line)]
     options = {
@@ -176,7 +176,7 @@ class Archive:
 
 
 class Elf:
-    """The few parts of an ELF file that say what loads it and which libraries it wants."""
+    """The parts of an ELF file that name its loader and libraries."""
 
     def __init__(self, data: bytes) -> None:
         """Read the program headers and the dynamic section."""
@@ -195,15 +195,15 @@ class Elf:
 
     @property
     def needed(self) -> set[str]:
-        """Name the libraries wanted."""
+        """The names of the libraries that it needs."""
         start = self.strings()[0] if self.tags else 0
         return {self._string(start + value) for tag, value in self.tags if tag == DT_NEEDED}
 
     def strings(self) -> tuple[int, int]:
         """Return where the dynamic string table is in the file, and its size."""
         tags = dict(self.tags)
-        for kind, _, offset, address, _, size, *_ in self.headers:
-            if kind == PT_LOAD and address <= tags[DT_STRTAB] < address + size:
+        for header_type, _, offset, address, _, size, *_ in self.headers:
+            if header_type == PT_LOAD and address <= tags[DT_STRTAB] < address + size:
                 return tags[DT_STRTAB] - address + offset, tags[DT_STRSZ]
         raise SuiteError("a program whose dynamic strings are not loaded")
 
@@ -257,7 +257,7 @@ def libraries(root: Path) -> dict[str, Path]:
 
 
 def missing(programs: Iterable[Path], root: Path) -> set[str]:
-    """Name the loaders and libraries that programs want, directly or not, and root has not."""
+    """Return the loaders and libraries that programs need and root lacks."""
     present = libraries(root)
     seen: set[str] = set()
     queue = list(programs)
@@ -276,7 +276,7 @@ def likely_package(library: str) -> str:
 
 
 def add_libraries(archive: Archive, programs: Sequence[Path], root: Path) -> None:
-    """Unpack the libraries that programs want, and nothing else their packages depend on."""
+    """Unpack the libraries that programs need, without their packages' other dependencies."""
     while absent := missing(programs, root):
         choice = sorted(n for n in archive.depends - set(archive.versions) if n.startswith("lib"))
         names = {likely_package(library) for library in absent}
@@ -289,32 +289,32 @@ def add_libraries(archive: Archive, programs: Sequence[Path], root: Path) -> Non
 
 
 def build(archive: Archive, packages: Iterable[str], stage: Path, final: Path) -> None:
-    """Fill a new folder with everything that will be wanted at its final place."""
+    """Fill a new folder with everything that is needed at its final place."""
     root = stage / "root"
     root.mkdir()
     archive.unpack(packages, root)
-    found = {
+    programs = {
         stage / name / path.name: path
         for name, folders in PROGRAMS.items()
         for folder in folders
         for path in (root / folder).glob("*")
         if path.is_file() and not path.is_symlink()
     }
-    elves = [path for path in found.values() if path.read_bytes().startswith(ELF)]
-    add_libraries(archive, elves, root)
+    elf_files = [path for path in programs.values() if path.read_bytes().startswith(ELF)]
+    add_libraries(archive, elf_files, root)
     there = {name: final / path.relative_to(stage) for name, path in libraries(root).items()}
     folders = ":".join(sorted({str(path.parent) for path in there.values()}))
-    for target, path in found.items():
+    for target, path in programs.items():
         target.parent.mkdir(exist_ok=True)
         os.replace(path, target)
         data = target.read_bytes()
-        loader = Elf(data).loader if path in elves else None
+        loader = Elf(data).loader if path in elf_files else None
         if loader:
             target.write_bytes(repoint(data, str(there[Path(loader).name]), folders))
 
 
 def check(final: Path) -> dict[str, str]:
-    """Start every edited program as far as its libraries; return the versions of the known ones."""
+    """Load every edited program's libraries; return the versions of the known programs."""
     for path in sorted(path for folder in PROGRAMS for path in final.glob(f"{folder}/*")):
         data = path.read_bytes()
         if data.startswith(ELF) and Elf(data).loader:
@@ -327,7 +327,7 @@ def check(final: Path) -> dict[str, str]:
 
 
 def write_marker(folder: Path, content: Mapping[str, object]) -> None:
-    """Write the file that says what a folder holds, whole or not at all."""
+    """Write the file that says what a folder holds, atomically."""
     (folder / f".{MARKER}").write_text(json.dumps(content, indent=2) + "\n")
     os.replace(folder / f".{MARKER}", folder / MARKER)
 
@@ -339,7 +339,7 @@ def provide(
     mirror: str | None = None,
     keyring: Path = KEYRING,
 ) -> dict[str, object]:
-    """Return what the folder holds, after making it when it is not yet what is asked for."""
+    """Make the folder unless it exists as wanted; return what it holds."""
     final = Path(os.path.abspath(into))
     packages = sorted(set(packages))
     architecture = run(["dpkg", "--print-architecture"]).strip()

@@ -1,4 +1,4 @@
-"""Calls the `cpi` executable, and agents, from inside a host, and times them."""
+"""Call the `cpi` executable, and agents, from inside a host, and time the calls."""
 
 import json
 import os
@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, cast
 
 from testing.hosts.private_host import CPI, PrivateHost
@@ -18,7 +17,7 @@ _END_SECONDS = 10
 
 
 class DriverError(Exception):
-    """A program or an agent did not do what it was asked to; the message says what."""
+    """A program or an agent failed; the message says how."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,14 @@ class Done:
 
 @dataclass(frozen=True)
 class Answer:
-    """What `cpi` answered, and what that took."""
+    """What `cpi` answered, and what the call took."""
 
     response: dict[str, Any]
     done: Done
 
     @property
     def error(self) -> dict[str, Any] | None:
-        """BOSH's error, if it is one."""
+        """The error in the response, if any."""
         error: dict[str, Any] | None = self.response["error"]
         return error
 
@@ -51,7 +50,7 @@ class Answer:
 class Driver:
     """One worker inside a host; use with `with`, from one thread. `config` is the CPI's file.
 
-    before: called ahead of everything that is done, and may raise to end it all.
+    before: called before each request; may raise to stop.
     """
 
     def __init__(self, host: PrivateHost, config: Path, programs: Path | None = None) -> None:
@@ -78,14 +77,9 @@ class Driver:
         self._answers = cast(IO[str], self._worker.stdout)
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, error_type: object, error: object, traceback: object) -> None:
         if error is not None:
-            self._worker.kill()  # it may be in the midst of a call that nobody waits for any more
+            self._worker.kill()  # it may be in the middle of a call
         with suppress(OSError):
             self._requests.close()
         try:
@@ -100,17 +94,17 @@ class Driver:
         return Done(**self._ask("run", argv=list(argv), stdin=stdin))
 
     def must(self, argv: Sequence[str]) -> Done:
-        """Run a program inside. Raises DriverError with its last words when it fails."""
+        """Run a program inside. Raises DriverError with the end of its output if it fails."""
         done = self.run(argv)
         if done.status:
-            said = (done.stderr or done.stdout).strip()[-500:]
-            raise DriverError(f"{' '.join(argv)} failed with status {done.status}: {said}")
+            output = (done.stderr or done.stdout).strip()[-500:]
+            raise DriverError(f"{' '.join(argv)} failed with status {done.status}: {output}")
         return done
 
     def cpi(self, method: str, *arguments: Any, python: Sequence[str] = ()) -> Answer:
-        """Call `cpi` as BOSH does; `python` is an interpreter with options of its own.
+        """Call `cpi` as BOSH does; `python` is an interpreter with options.
 
-        Raises DriverError when what it answers is no response.
+        Raises DriverError if the answer is not JSON.
         """
         request = {
             "method": method,
@@ -122,8 +116,8 @@ class Driver:
         try:
             response = json.loads(done.stdout)
         except ValueError:
-            said = (done.stdout + done.stderr).strip()[-500:]
-            raise DriverError(f"cpi {method} answered no JSON: {said}") from None
+            output = (done.stdout + done.stderr).strip()[-500:]
+            raise DriverError(f"cpi {method} answered no JSON: {output}") from None
         return Answer(response, done)
 
     def inside(self, vm: str, *argv: str) -> Done:
@@ -140,15 +134,15 @@ class Driver:
         )["answer"]
 
     def inventory(self) -> dict[str, set[str]]:
-        """List what VMs, disks and stemcells consist of, by kind."""
-        found = self._ask(
+        """Return the parts of VMs, disks and stemcells, by title (see host_worker)."""
+        resources = self._ask(
             "inventory",
             ctr=list(self.ctr),
             folder=str(self._host.folder),
             marks=self._marks,
             bridge=self._bridge,
         )
-        return {kind: set(names) for kind, names in found.items()}
+        return {title: set(names) for title, names in resources.items()}
 
     def _ask(self, operation: str, **arguments: Any) -> dict[str, Any]:
         self.before()

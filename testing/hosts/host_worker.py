@@ -1,7 +1,7 @@
-"""Works inside a host for the driver: one JSON request a line on stdin, one answer on stdout.
+"""Work inside a host for the driver: one JSON request a line on stdin, one answer on stdout.
 
 It runs in the host's namespaces for as long as they are needed, so that what it times is the
-program itself and not the way in. Started by its path, hence the standard library alone.
+program itself and not the way in. Started by its path, hence the standard library only.
 """
 
 import base64
@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
 
-# As little as the director gives to a CPI, and where containerd's programs may be.
+# What the director gives to a CPI, and where containerd's programs may be.
 ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/root",
@@ -26,7 +26,7 @@ ENVIRONMENT = {
 
 DAEMONS = ("containerd", "dockerd")
 
-# What CNI's host-local plugin keeps for ever, once it has given an address.
+# Files that CNI's host-local plugin keeps forever.
 BOOKKEEPING = ("lock", "last_reserved_ip.")
 
 # What containerd has, as a title and the words for `ctr`.
@@ -48,23 +48,21 @@ def run(argv: Sequence[str], stdin: str = "") -> dict[str, Any]:
     of one that it waited for, in MiB: of the largest of them, not of all together.
     """
     daemon = _daemon_ticks()
-    # Files, and no pipes that had to be read meanwhile: so the end can be waited for with wait4,
-    # which alone tells the memory of this child and no other.
+    # Files, not pipes that would have to be read meanwhile: so this can wait with wait4, which
+    # returns the memory of this child only.
     with ExitStack() as stack:
-        given, said, complained = (stack.enter_context(TemporaryFile()) for _ in range(3))
-        given.write(stdin.encode())
-        given.seek(0)
+        feed, output, errors = (stack.enter_context(TemporaryFile()) for _ in range(3))
+        feed.write(stdin.encode())
+        feed.seek(0)
         start = time.perf_counter()
-        process = subprocess.Popen(
-            argv, stdin=given, stdout=said, stderr=complained, env=ENVIRONMENT
-        )
+        process = subprocess.Popen(argv, stdin=feed, stdout=output, stderr=errors, env=ENVIRONMENT)
         _, status, used = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
         return {
             "status": process.returncode,
-            "stdout": _text(said),
-            "stderr": _text(complained),
+            "stdout": _text(output),
+            "stderr": _text(errors),
             "wall": wall * 1e3,
             "cpu": (used.ru_utime + used.ru_stime) * 1e3,
             "daemon": (_daemon_ticks() - daemon) * 1e3 / os.sysconf("SC_CLK_TCK"),
@@ -78,7 +76,7 @@ def _text(file: IO[bytes]) -> str:
 
 
 def _daemon_ticks() -> int:
-    """CPU time that this host's daemons and what they ran have used, in clock ticks (proc(5))."""
+    """Return the CPU time of this host's daemons and their children, in clock ticks (proc(5))."""
     total = 0
     for _, name, folder in _processes():
         if name in DAEMONS:
@@ -122,37 +120,37 @@ def _connection(address: str, port: int, ca: str, timeout: float) -> http.client
     if not ca:
         return http.client.HTTPConnection(address, port, timeout=timeout)
     context = ssl.create_default_context(cadata=ca)
-    context.check_hostname = False  # the certificate is ours alone, and is for no name
+    context.check_hostname = False  # our own certificate, without a name
     return http.client.HTTPSConnection(address, port, timeout=timeout, context=context)
 
 
 def inventory(
     ctr: Sequence[str], folder: str, marks: Sequence[str], bridge: str
 ) -> dict[str, list[str]]:
-    """List what VMs, disks and stemcells consist of on this host.
+    """Return the parts of VMs, disks and stemcells on this host, by title.
 
-    folder: where the CPI keeps its state; marks: words that tell ours from other users' things;
-    bridge: of the network.
+    folder: where the CPI keeps its state; marks: words in the names of our resources; bridge: of
+    the network.
     """
-    found = {title: _listed([*ctr, *words]) for title, words in CONTAINERD_LISTS}
-    found["processes"] = sorted(_marked_processes(marks))
-    found["mounts"] = sorted(_marked_mounts(marks))
-    found["loop devices"] = sorted(_loop_devices(folder))
-    found["cgroups"] = sorted(_cgroups(Path(folder).name))
-    found["network interfaces"] = _listed(
+    resources = {title: _listed([*ctr, *words]) for title, words in CONTAINERD_LISTS}
+    resources["processes"] = sorted(_marked_processes(marks))
+    resources["mounts"] = sorted(_marked_mounts(marks))
+    resources["loop devices"] = sorted(_loop_devices(folder))
+    resources["cgroups"] = sorted(_cgroups(Path(folder).name))
+    resources["network interfaces"] = _listed(
         ["ip", "-brief", "link", "show", "master", bridge], heading=False
     )
-    found["iptables rules"] = [
+    resources["iptables rules"] = [
         line
         for line in _listed(["iptables", "-t", "nat", "-S"], whole=True, heading=False)
         if bridge in line or "containerd-vm-" in line
     ]
-    found["files of the CPI"] = sorted(_files(Path(folder)))
-    return found
+    resources["files of the CPI"] = sorted(_files(Path(folder)))
+    return resources
 
 
 def _listed(argv: Sequence[str], *, whole: bool = False, heading: bool = True) -> list[str]:
-    """The first word of each line that a program prints; none when it fails."""
+    """Return the first word of each line that a program prints; none if it fails."""
     lines = run(argv)["stdout"].splitlines()
     if heading and "-q" not in argv:
         lines = lines[1:]
@@ -162,10 +160,10 @@ def _listed(argv: Sequence[str], *, whole: bool = False, heading: bool = True) -
 def _marked_processes(marks: Sequence[str]) -> Iterator[str]:
     for pid, name, folder in _processes():
         try:
-            told = (folder / "cmdline").read_bytes() + (folder / "cgroup").read_bytes()
+            words = (folder / "cmdline").read_bytes() + (folder / "cgroup").read_bytes()
         except OSError:
             continue
-        if pid != os.getpid() and any(mark.encode() in told for mark in marks):
+        if pid != os.getpid() and any(mark.encode() in words for mark in marks):
             yield f"{name} ({pid})"
 
 
@@ -186,23 +184,23 @@ def _loop_devices(folder: str) -> Iterator[str]:
 
 
 def _cgroups(name: str) -> Iterator[str]:
-    """The cgroups below ours, in each hierarchy; their parent is the host's and stays."""
+    """Yield the cgroups below the host's, in each hierarchy."""
     for root in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").iterdir()):
         for folder, names, _ in os.walk(root / name):
             yield from (f"{folder}/{child}" for child in names)
 
 
 def _files(folder: Path) -> Iterator[str]:
-    """Files of the state and run folders, networks' pins among them, and the folders of VMs."""
+    """Yield the files of the state and run folders, with networks' pins, and folders of VMs."""
     for part in ("state", "run"):
         for name, children, files in os.walk(folder / part):
-            here = Path(name)
-            if here == folder / "state" / "vms":
-                yield from (str((here / child).relative_to(folder)) for child in children)
+            path = Path(name)
+            if path == folder / "state" / "vms":
+                yield from (str((path / child).relative_to(folder)) for child in children)
                 children.clear()
             for file in files:
                 if not file.startswith(BOOKKEEPING):
-                    yield str((here / file).relative_to(folder))
+                    yield str((path / file).relative_to(folder))
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {"run": run, "post": post, "inventory": inventory}
@@ -211,7 +209,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {"run": run, "post": post, "inventor
 def main() -> None:
     """Answer requests until stdin ends: {"do": operation, its arguments} -> its answer.
 
-    What the operation cannot do is the answer's `failure`.
+    The answer to a failed operation has `failure`.
     """
     for line in sys.stdin:
         request = json.loads(line)

@@ -1,4 +1,4 @@
-"""Daemons of a private host that say when they are ready, as systemd has them do."""
+"""Daemons of a private host that notify when they are ready (sd_notify(3))."""
 
 import os
 import select

@@ -9,7 +9,6 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import docker
@@ -20,7 +19,7 @@ from testing.hosts.notify import started
 from testing.hosts.private_host import PrivateHost, cgroup_hierarchies, remove_cgroups
 
 # Docker before 23 gives a privileged container all capabilities there are, also those that this
-# host lacks, and then it cannot start; later ones give what there is.
+# host lacks, and then it cannot start; later ones give those of the host.
 _RUNC = """\
 #!{python} -IS
 import json, os, sys
@@ -64,22 +63,17 @@ class Docker:
             raise
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def load(self, archive: Path) -> str:
-        """Do `docker load` and return the id of the one image in the archive."""
+        """Run `docker load`; return the id of the only image in the archive."""
         with open(archive, "rb") as file:
             (image,) = self.client.images.load(file)
         return str(image.id)
 
     def pack(self, name: str, *programs: str, entrypoint: Sequence[str]) -> str:
-        """Make an image of programs of this machine and the libraries that they need."""
+        """Make an image of this machine's programs and their libraries."""
         change = f"ENTRYPOINT {json.dumps(list(entrypoint))}"
         self.client.api.import_image_from_data(
             packed(*programs), repository=name, tag="test", changes=[change]
@@ -92,7 +86,7 @@ class Docker:
         return str(self.client.containers.run(image, list(command), **options).decode())
 
     def stop(self) -> None:
-        """Take everything down; what an earlier failure left as well."""
+        """Stop Docker and remove its files, even after a failed start."""
         try:
             if self.client is not None:
                 for container in self.client.containers.list(all=True):
@@ -120,7 +114,7 @@ class Docker:
         config = self.folder / "daemon.json"
         config.write_text(json.dumps(self._config()))
         self._write_runc()
-        # Docker keeps a key in /etc/docker, whatever it is told.
+        # Docker keeps a key in /etc/docker; no option changes that.
         self.host.run("mount", "-t", "tmpfs", "tmpfs", "/etc/docker")
         self._mounted = True
         _make_cgroups(self._cgroup)
@@ -155,13 +149,13 @@ class Docker:
 
 
 def _make_cgroups(name: str) -> None:
-    """Have the containers' parent from the start, so that no test seems to leave it behind."""
+    """Create the containers' parent at the start, so that no test appears to leak it."""
     for hierarchy in cgroup_hierarchies():
         (hierarchy / name.lstrip("/")).mkdir(parents=True, exist_ok=True)
 
 
 def packed(*programs: str) -> bytes:
-    """Return a tar of programs and of what the dynamic linker needs for them, each at its path."""
+    """Return a tar of programs and their libraries, each at its path."""
     paths = set(programs)
     for program in programs:
         listed = subprocess.run(["ldd", program], check=True, capture_output=True, text=True)

@@ -1,7 +1,7 @@
-"""A host of one's own for tests, the demo and benchmarks: containerd and the CPI in namespaces.
+"""A private host for tests, the demo and benchmarks: containerd and the CPI in namespaces.
 
-Its network, mounts and processes are its own, so nothing of the system's is touched, and when its
-first process dies the kernel takes everything else with it, also after a crash. Needs root.
+It has its own network, mounts and processes, so the system's are left alone. When its first process
+ends, even in a crash, the kernel ends everything else. Needs root.
 """
 
 import argparse
@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from testing.patience import PATIENCE
@@ -48,7 +47,7 @@ class PrivateHost:
     """Start with `with`; then `cpi` and `run` act inside.
 
     programs: a folder with containerd, its shim and runc, else the system's; plugins: a folder with
-    CNI plugins, else the usual places.
+    CNI plugins, else the default ones.
     """
 
     def __init__(self, programs: Path | None = None, plugins: Path | None = None) -> None:
@@ -70,21 +69,16 @@ class PrivateHost:
             raise
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     @property
     def init(self) -> int:
-        """The process id of its first process, as the machine outside knows it."""
+        """The process id of its first process, seen from outside."""
         return self._init
 
     def config(self, **changes: Any) -> dict[str, Any]:
-        """The CPI's configuration for this host; changes replace top-level keys."""
+        """Return the CPI's configuration for this host; `changes` replace top-level keys."""
         containerd: dict[str, Any] = {"address": str(self.address), "cgroup_parent": self.cgroup}
         network: dict[str, Any] = {"cni_config_dir": str(self.folder / "cni")}
         if self._plugins:
@@ -138,9 +132,9 @@ class PrivateHost:
         return response
 
     def stop(self) -> None:
-        """Take everything down; what an earlier failure left as well."""
+        """Stop the host and remove its files, even after a failed start."""
         if self._process is not None:
-            self._process.kill()  # with it goes the namespaces' init, and so all the rest
+            self._process.kill()  # which ends the namespaces' init, and so all the rest
             self._process.wait()
             _await_end(self._init)
         remove_cgroups(self.cgroup)
@@ -173,12 +167,12 @@ class PrivateHost:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                start_new_session=True,  # Ctrl-C is for us, who stop it when all is undone
+                start_new_session=True,  # Ctrl-C is for us; we stop it after the cleanup
             )
         [self._init] = _children(self._process.pid)
 
     def kill_containerd(self) -> None:
-        """End containerd at once; its shims and tasks live on."""
+        """Kill containerd; its shims and tasks live on."""
         [containerd] = [pid for pid in _children(self._init) if _name(pid) == "containerd"]
         os.kill(self._init, _KILL_CONTAINERD)
         _await_end(containerd)
@@ -190,7 +184,7 @@ class PrivateHost:
 
     @contextmanager
     def _awaiting_containerd(self) -> Iterator[None]:
-        """Have containerd started, then wait until it is ready."""
+        """Wait, at the end, until the containerd started meanwhile is ready."""
         path = self.folder / "notify.sock"
         path.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
@@ -214,7 +208,7 @@ def _name(pid: int) -> str:
 
 
 def _await_end(pid: int) -> None:
-    """Wait until a process that is not our child is gone, and so its namespace."""
+    """Wait for the end of a process that is not our child, and so of its namespace."""
     try:
         descriptor = os.pidfd_open(pid)
     except (ProcessLookupError, OSError):
@@ -226,10 +220,7 @@ def _await_end(pid: int) -> None:
 
 
 def cgroup_hierarchies() -> list[Path]:
-    """Where cgroups are mounted: one place on v2, one for each controller on v1.
-
-    What else is in /sys/fs/cgroup is on a tmpfs, and no cgroup.
-    """
+    """Return where cgroups are mounted: one place on v2, one for each controller on v1."""
     mounted = [line.split() for line in Path("/proc/self/mountinfo").read_text().splitlines()]
     return [Path(words[4]) for words in mounted if words[words.index("-") + 1] in _CGROUPS]
 
@@ -242,11 +233,11 @@ def remove_cgroups(name: str) -> None:
 
 
 def _run_init(config: str) -> None:
-    """Be the namespace's first process: start containerd, and reap what it orphans."""
+    """Run as the namespace's first process: start containerd, and reap orphans."""
     subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
-    # Shims and runc keep their sockets and states below /run, whatever containerd is told.
+    # Shims and runc keep their sockets and states below /run, not below containerd's `state`.
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", "/run"], check=True)
-    started: list[int] = []  # containerd's process, none when it is to be dead
+    started: list[int] = []  # containerd's process; empty after it was killed on purpose
 
     def start(*_: object) -> None:
         started.append(subprocess.Popen(["containerd", "--config", config]).pid)

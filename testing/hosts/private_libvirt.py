@@ -1,16 +1,15 @@
-"""libvirt's daemons on a private host, with folders of their own."""
+"""libvirt's daemons on a private host, with their own folders."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 
 from testing.hosts.daemon import Daemon
 from testing.hosts.notify import started
 from testing.hosts.private_host import PrivateHost, cgroup_hierarchies, remove_cgroups
 from testing.patience import wait_for
 
-# What Debian's libvirt was compiled to use, whatever it is told.
+# Debian's libvirt was compiled to use these; no option changes them.
 _FOLDERS = ("/etc/libvirt", "/var/lib/libvirt", "/var/log/libvirt", "/var/cache/libvirt")
 # On a machine whose KVM works, tests may use it: BOSH_CPI_TEST_KVM=1.
 _KVM = "BOSH_CPI_TEST_KVM"
@@ -32,7 +31,7 @@ class Libvirt:
     """
 
     def __init__(self, host: PrivateHost, settings: str = "", arguments: tuple[str, ...] = ()):
-        """settings: more of libvirtd.conf; arguments: of libvirtd."""
+        """Prepare libvirt; settings: more lines of libvirtd.conf; arguments: of libvirtd."""
         self.host = host
         self.folder = host.folder / "libvirt"
         self._settings = settings
@@ -42,12 +41,12 @@ class Libvirt:
 
     def __enter__(self) -> "Libvirt":
         self.folder.mkdir()
-        # QEMU's user has to get at its files.
+        # QEMU's user needs its files.
         self.host.folder.chmod(0o711)
         try:
             for folder in _FOLDERS:
                 self._mount("-t", "tmpfs", "-o", "mode=755", "tmpfs", folder)
-            self.host.run("mkdir", "/var/lib/libvirt/dnsmasq")  # libvirt's networks insist on it
+            self.host.run("mkdir", "/var/lib/libvirt/dnsmasq")  # libvirt's networks need it
             # Where KVM is there and does not work, libvirt would ask QEMU again at each call.
             if Path("/dev/kvm").exists() and not os.environ.get(_KVM):
                 nothing = self.folder / "no-kvm"
@@ -63,12 +62,7 @@ class Libvirt:
             raise
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop_all()
 
     def start(self) -> None:
@@ -86,15 +80,15 @@ class Libvirt:
         self.start()
 
     def kill_guests(self) -> None:
-        """End all VMs as a host that loses its power does."""
+        """Kill all VMs, as a loss of power does."""
         self.host.run("sh", "-c", "kill -KILL $(cat /run/libvirt/qemu/*.pid)")
 
     def forget_boot(self) -> None:
-        """Have the next start of libvirtd be the first since the host was booted."""
+        """Make the next start of libvirtd the first after a boot."""
         self.host.run("sh", "-c", "rm -f /run/libvirt/*/autostarted /run/libvirt/*/*.xml")
 
     def stop_all(self) -> None:
-        """Stop the daemons, kindly, and end the VMs."""
+        """Stop the daemons with SIGTERM, and end the VMs."""
         while self._daemons:
             self._daemons.pop().stop()
         self._remove_guests()
@@ -102,7 +96,7 @@ class Libvirt:
             self.host.run("umount", "--lazy", self._mounted.pop())
 
     def _remove_guests(self) -> None:
-        """End the VMs, and remove the cgroups that libvirt has made for them beside the host's."""
+        """End the VMs, and remove the cgroups that libvirt made outside of the host's."""
         files = self.host.run("find", "/run/libvirt/qemu", "-name", "*.pid", check=False).stdout
         if files:
             self.kill_guests()
@@ -112,7 +106,7 @@ class Libvirt:
             for name in [Path(file).stem for file in files.split()]:
                 for folder in (hierarchy / "machine").glob(f"qemu-*-{name}.libvirt-qemu"):
                     remove_cgroups(str(folder.relative_to(hierarchy)))
-            with suppress(OSError):  # it has those of others
+            with suppress(OSError):  # it has cgroups of other hosts
                 (hierarchy / "machine").rmdir()
 
     def _mount(self, *words: str) -> None:

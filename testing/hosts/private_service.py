@@ -5,7 +5,6 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from testing.hosts import notify
@@ -15,7 +14,7 @@ from testing.patience import PATIENCE
 from tools import client_zipapp
 
 BOSH_CPI = CPI.with_name("bosh-cpi")
-SYSTEM_PYTHON = "/usr/bin/python3"  # what a client finds on any machine
+SYSTEM_PYTHON = "/usr/bin/python3"  # present on any machine of a client
 
 
 class Service:
@@ -37,21 +36,16 @@ class Service:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> None:
-        """Start it and wait until it takes calls."""
+        """Start the service and wait until it accepts calls."""
         argv = [str(BOSH_CPI), "--config", str(self.config), "serve"]
         self._daemon = notify.started(self.host, *argv, folder=self.host.folder)
 
     def stop(self, seconds: float = PATIENCE) -> None:
-        """Have it finish what runs, and wait for its end."""
+        """End the service after its running calls."""
         if self._daemon is not None:
             daemon, self._daemon = self._daemon, None
             daemon.stop(seconds)
@@ -64,21 +58,21 @@ class Service:
         children = Path(f"/proc/{self._daemon.pid}/task/{self._daemon.pid}/children").read_text()
         return int(children)
 
-    def client(self, *around: str, **config: Any) -> "Client":
-        """A client of its unix socket; `around` are words before the command."""
-        return Client(
+    def client(self, *around: str, **config: Any) -> "ThinClient":
+        """Return a client of its unix socket; `around`: words before the command."""
+        return ThinClient(
             self.host, self.zipapp, {"endpoint": f"unix://{self.socket}", **config}, around
         )
 
     def get(self, path: str, socket: Path | None = None) -> str:
-        """Ask for /healthz or /metrics; by the main socket if no other is named."""
+        """Return /healthz or /metrics, from the main socket by default."""
         ask = "import http.client, socket, sys; c = http.client.HTTPConnection('x'); "
         ask += "c.sock = socket.socket(socket.AF_UNIX); c.sock.connect(sys.argv[1]); "
         ask += "c.request('GET', sys.argv[2]); print(c.getresponse().read().decode())"
         return str(self.host.run(SYSTEM_PYTHON, "-c", ask, str(socket or self.socket), path).stdout)
 
 
-class Client:
+class ThinClient:
     """Calls the thin client, one process a call, as BOSH does."""
 
     _count = 0
@@ -91,10 +85,10 @@ class Client:
         around: Sequence[str] = (),
         folder: Path | None = None,
     ) -> None:
-        """`around` are words before the command; `folder` is where its configuration may be."""
-        Client._count += 1
+        """Write the configuration to `folder`; `around`: words before the command."""
+        ThinClient._count += 1
         self._host = host
-        path = (folder or host.folder) / f"client-{Client._count}.json"
+        path = (folder or host.folder) / f"client-{ThinClient._count}.json"
         path.write_text(json.dumps(config))
         path.chmod(0o644)
         self.argv = [*around, SYSTEM_PYTHON, "-I", str(zipapp), "-c", str(path)]
@@ -110,13 +104,13 @@ class Client:
         return response
 
     def started(self, method: str, *arguments: object, **more: Any) -> "subprocess.Popen[str]":
-        """Start a call, for those that are interrupted or run beside others."""
-        with tempfile.TemporaryFile("w+") as given:
-            given.write(request(method, *arguments, **more))
-            given.seek(0)
+        """Start a call; return its process, to interrupt it or to run others beside it."""
+        with tempfile.TemporaryFile("w+") as stdin:
+            stdin.write(request(method, *arguments, **more))
+            stdin.seek(0)
             return subprocess.Popen(
                 self._host.enter(*self.argv),
-                stdin=given,
+                stdin=stdin,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
@@ -124,8 +118,8 @@ class Client:
 
 
 def request(method: str, *arguments: object, api_version: int = 2, context: Any = None) -> str:
-    """A request as BOSH writes it."""
-    given = {"director_uuid": "tests"} if context is None else context
+    """Return a request as BOSH writes it."""
+    defaulted = {"director_uuid": "tests"} if context is None else context
     return json.dumps(
-        {"method": method, "arguments": arguments, "context": given, "api_version": api_version}
+        {"method": method, "arguments": arguments, "context": defaulted, "api_version": api_version}
     )

@@ -16,9 +16,9 @@ SIZE = 32 << 30  # bytes, of a sparse file: it takes only what is written
 
 @contextmanager
 def file_system() -> Iterator[Path]:
-    """Make temporary files on an ext4 of their own, from here on, and until the end of this.
+    """Put temporary files on a new ext4 until the context ends; yield its folder.
 
-    It lies in the folder for temporary files as well. Raises CalledProcessError.
+    Its image is in the folder for temporary files. Raises CalledProcessError.
     """
     outer = tempfile.tempdir
     with tempfile.TemporaryDirectory(prefix="bosh-cpi-bench-") as name:

@@ -1,7 +1,6 @@
-"""A containerd that is running already, used beside whatever else runs on it.
+"""A running containerd, shared with its other users.
 
-What the demo makes there has a containerd namespace, a bridge, a cgroup and a folder of its own,
-which all go at the end.
+The demo has its own containerd namespace, bridge, cgroup and folder, and removes them at the end.
 """
 
 import secrets
@@ -23,14 +22,14 @@ class SharedHost(PrivateHost):
         self.bridge = f"demo{name}"  # the kernel takes 15 characters
 
     def config(self, **changes: Any) -> dict[str, Any]:
-        """The CPI's configuration: names of its own wherever it would meet others."""
+        """Return the CPI's configuration, with names that no other user of containerd has."""
         document = super().config(**changes)
         document["containerd"]["namespace"] = self.namespace
         document["network"] = {**document.get("network", {}), "bridge": self.bridge}
         return document
 
     def enter(self, *argv: str) -> list[str]:
-        """The command as it is: there is nothing to enter."""
+        """Return the command unchanged: there is nothing to enter."""
         return list(argv)
 
     def stop(self) -> None:

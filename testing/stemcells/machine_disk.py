@@ -32,7 +32,7 @@ LABEL machine
 """
 
 
-class Loader:
+class BootLoader:
     """extlinux of a rootfs, kept for use after the rootfs has been trimmed."""
 
     def __init__(self, root: Path, folder: Path) -> None:
@@ -46,7 +46,7 @@ class Loader:
         self.libraries = root / "usr/lib/x86_64-linux-gnu"
 
     def install(self, boot: Path, disk: Path, mounted: Path) -> None:
-        """Make a disk one that a BIOS can start; raises BuildError.
+        """Make a disk bootable by a BIOS; raises BuildError.
 
         boot: the kernel and its initramfs; mounted: an empty folder.
         """
@@ -83,7 +83,7 @@ def make(root: Path, disk: Path) -> None:
 
 
 def mke2fs_argv(root: Path, disk: Path) -> Sequence[str]:
-    """The command that makes the file system, without what extlinux cannot read."""
+    """Return the command that makes the file system, without what extlinux cannot read."""
     options = f"offset={START},lazy_itable_init=0,root_owner=0:0"
     features = "^64bit,^metadata_csum,^orphan_file"
     argv = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-J", "size=4"]

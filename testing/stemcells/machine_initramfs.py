@@ -15,7 +15,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "scsi": ("virtio_scsi", "sd_mod"),
     "ata": ("ata_piix", "sd_mod"),
 }
-# What the machine needs besides, loaded when it has its root file system.
+# What else the machine needs, loaded after it has mounted its root file system.
 LATER = ("virtio_net", "button", "evdev", "isofs", "virtio_scsi", "sd_mod", "ata_piix", "sr_mod")
 FOLDERS = ("bin", "dev", "modules", "proc", "root", "sys")
 
@@ -24,14 +24,14 @@ class Modules:
     """The kernel modules of a rootfs: what depends on what. Raises BuildError."""
 
     def __init__(self, root: Path) -> None:
-        found = sorted((root / "usr/lib/modules").iterdir())
-        if len(found) != 1:
-            raise BuildError(f"expected one kernel, found {[path.name for path in found]}")
-        self.root, self.folder, self.version = root, found[0], found[0].name
+        folders = sorted((root / "usr/lib/modules").iterdir())
+        if len(folders) != 1:
+            raise BuildError(f"expected one kernel, found {[path.name for path in folders]}")
+        self.root, self.folder, self.version = root, folders[0], folders[0].name
         self.index()
 
     def index(self) -> None:
-        """Read anew what depends on what, after modules have come or gone."""
+        """Read the dependencies again after modules were added or removed."""
         in_root(self.root, "depmod", self.version)
         lines = (self.folder / "modules.dep").read_text().splitlines()
         pairs = (line.partition(":") for line in lines)
@@ -41,7 +41,7 @@ class Modules:
         self.builtin = {module_name(path) for path in builtin}
 
     def closure(self, names: Iterable[str]) -> list[str]:
-        """The files of modules and all they need, in an order to load them in."""
+        """Return the files of modules and all they need, in an order to load them in."""
         wanted: list[str] = []
         for name in names:
             if name in self.paths:
@@ -62,14 +62,14 @@ class Modules:
 
 
 def module_name(path: str) -> str:
-    """The name of a module by the path of its file."""
+    """Return the name of a module by the path of its file."""
     return re.sub(r"\.ko(\.\w+)?$", "", Path(path).name).replace("-", "_")
 
 
 def write(root: Path, modules: Modules, drivers: Sequence[str], output: Path) -> None:
     """Write the initramfs of a rootfs; raises BuildError.
 
-    drivers: what the machine's disks need beside the usual; tried last.
+    drivers: what the machine's disks need in addition to the default; tried last.
     """
     groups = {**GROUPS, "ata": (*GROUPS["ata"], *drivers)}
     with output.open("wb") as file:
@@ -78,7 +78,7 @@ def write(root: Path, modules: Modules, drivers: Sequence[str], output: Path) ->
 
 
 def archive(root: Path, modules: Modules, groups: Mapping[str, Sequence[str]]) -> Iterator[bytes]:
-    """The initramfs, not compressed: unpacking takes longer than reading it does."""
+    """Yield the initramfs, not compressed: unpacking takes longer than reading it does."""
     for name in FOLDERS:
         yield entry(name, stat.S_IFDIR | 0o755)
     yield entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
@@ -97,7 +97,7 @@ def archive(root: Path, modules: Modules, groups: Mapping[str, Sequence[str]]) -
 
 
 def entry(name: str, mode: int, content: bytes = b"", device: tuple[int, int] = (0, 0)) -> bytes:
-    """One file of a cpio archive in the format newc; initramfs ones need no inode numbers."""
+    """Return one file of a cpio archive in the format newc; the kernel needs no inodes."""
     word = os.fsencode(name) + b"\0"
     numbers = (0, mode, 0, 0, 1, 0, len(content), 0, 0, *device, len(word), 0)
     header = b"070701" + b"".join(b"%08X" % number for number in numbers)
@@ -105,5 +105,5 @@ def entry(name: str, mode: int, content: bytes = b"", device: tuple[int, int] = 
 
 
 def padded(block: bytes) -> bytes:
-    """A block that ends where one of cpio's may."""
+    """Return a block padded to the 4 bytes of cpio."""
     return block + b"\0" * (-len(block) % 4)

@@ -1,7 +1,7 @@
 """The root file system of a small machine, made from Debian's packages (see machine_stemcell).
 
 Its packages are unpacked and not configured: no maintainer script runs and there is no package
-database, since nobody will ever install anything there.
+database, since nothing is ever installed there.
 """
 
 import os
@@ -12,7 +12,7 @@ from pathlib import Path
 
 from testing.repository import REPOSITORY
 from testing.stemcells import machine_initramfs
-from testing.stemcells.machine_kinds import Kind
+from testing.stemcells.machine_infrastructures import Infrastructure
 from testing.stemcells.stemcell_rootfs import (
     AGENT,
     DIRECTORIES,
@@ -43,7 +43,7 @@ TRIMMED = (
     *("usr/bin/dpkg*", "usr/bin/perl*", "usr/lib/*/perl*", "usr/lib/*/libdb-*"),
     "usr/lib/*/libsepol*",
 )
-# The rules that name disks; the others are for devices that a machine like this has not.
+# The rules that name disks; the others are for devices that such a machine lacks.
 UDEV_RULES = re.compile(
     r"(50-udev-default|60-block|60-cdrom_id|60-persistent-storage|80-drivers)\.rules"
 )
@@ -62,35 +62,35 @@ for module in list(sys.modules.values()):
 
 
 def unpack(
-    root: Path, kind: Kind, suite: str, mirrors: Sequence[str], options: Sequence[str],
+    root: Path, iaas: Infrastructure, suite: str, mirrors: Sequence[str], options: Sequence[str],
     say: Callable[[str], None],
 ) -> None:  # fmt: skip
     """Fetch the packages and unpack them; raises BuildError.
 
-    options: lines for apt's configuration; say: takes the progress.
+    options: lines for apt's configuration; say: called with progress.
     """
     argv = ["mmdebstrap", "--mode=root", "--variant=extract", "--format=directory"]
-    argv += [f"--include={','.join((*PACKAGES, kind.kernel))}"]
+    argv += [f"--include={','.join((*PACKAGES, iaas.kernel))}"]
     argv += [f"--aptopt={option}" for option in options]
     if MERGED_USR_HOOK.is_dir():
         argv.append(f"--hook-dir={MERGED_USR_HOOK}")
     bootstrap([*argv, suite, str(root), *mirrors], say)
 
 
-def furnish(root: Path, boot: Path, kind: Kind, version: str) -> None:
+def furnish(root: Path, boot: Path, iaas: Infrastructure, version: str) -> None:
     """Turn the unpacked packages into a machine; the kernel goes to `boot`. Raises BuildError."""
     for name, mode in DIRECTORIES.items():
         inside(root, f"{name}/x")
         (root / name).chmod(mode)
-    put_kernel(root, boot, kind)
-    for layer in ("any", "machine", f"machine-{kind.infrastructure}"):
+    put_kernel(root, boot, iaas)
+    for layer in ("any", "machine", f"machine-{iaas.name}"):
         for source in sorted((FILES / layer).rglob("*")):
             if source.is_file():
                 put(root, str(source.relative_to(FILES / layer)), source)
     put_agent(root)
     link_applets(root)
     facts = {
-        "var/vcap/bosh/etc/infrastructure": kind.infrastructure,
+        "var/vcap/bosh/etc/infrastructure": iaas.name,
         "var/vcap/bosh/etc/operating_system": "ubuntu",
         "var/vcap/bosh/etc/stemcell_version": version,
         "etc/hostname": "bosh-stemcell\n",
@@ -100,16 +100,16 @@ def furnish(root: Path, boot: Path, kind: Kind, version: str) -> None:
         inside(root, name).write_text(content)
 
 
-def put_kernel(root: Path, boot: Path, kind: Kind) -> None:
-    """Put kernel and initramfs in a folder, and leave the modules to load; raises BuildError."""
+def put_kernel(root: Path, boot: Path, iaas: Infrastructure) -> None:
+    """Put kernel and initramfs in a folder, and list modules to load; raises BuildError."""
     modules = machine_initramfs.Modules(root)
     shutil.copyfile(root / f"boot/vmlinuz-{modules.version}", boot / "vmlinuz")
-    later = (*machine_initramfs.LATER, *kind.disk_drivers, *kind.card_drivers)
+    later = (*machine_initramfs.LATER, *iaas.disk_drivers, *iaas.card_drivers)
     first = [name for names in machine_initramfs.GROUPS.values() for name in names]
     modules.keep([*first, *later])
     for path in (root / "boot").iterdir():
         remove(path)
-    machine_initramfs.write(root, modules, kind.disk_drivers, boot / "initramfs")
+    machine_initramfs.write(root, modules, iaas.disk_drivers, boot / "initramfs")
     names = "".join(f"{name}\n" for name in later)
     inside(root, "usr/lib/machine/modules").write_text(names)
 
@@ -124,7 +124,7 @@ def put_agent(root: Path) -> None:
 
 
 def link_applets(root: Path) -> None:
-    """Have busybox be everything that the rootfs has no program of its own for."""
+    """Link to busybox every applet that the rootfs has no program for."""
     for name in in_root(root, "busybox", "--list").split():
         places = [root / "usr/bin" / name, root / "usr/sbin" / name]
         if not any(os.path.lexists(place) for place in places):

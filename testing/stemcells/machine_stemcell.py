@@ -26,7 +26,13 @@ from testing.stemcells import (
     stemcell_disks,
     stemcell_host,
 )
-from testing.stemcells.machine_kinds import KINDS, Kind, manifest, ovf, stemcell_name
+from testing.stemcells.machine_infrastructures import (
+    INFRASTRUCTURES,
+    Infrastructure,
+    manifest,
+    ovf,
+    stemcell_name,
+)
 from testing.stemcells.stemcell_rootfs import AGENT, BuildError, package_date
 from testing.stemcells.stemcell_source import StemcellUnusable, kept
 
@@ -35,16 +41,18 @@ VMDK = "image-disk1.vmdk"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, or make a stemcell for another program; returns the exit status.
+    """Run the command line, or make a stemcell for another program; return the exit status.
 
-    The work is done by a process of its own, since it must have its own mounts.
+    A separate process does the work, with its own mounts.
     """
     parser = argparse.ArgumentParser(
         prog="python3 -m testing.stemcells.machine_stemcell",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--kind", choices=sorted(KINDS), default="openstack", help="infrastructure")
+    parser.add_argument(
+        "--kind", choices=sorted(INFRASTRUCTURES), default="openstack", help="infrastructure"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.tgz")
     args = parser.parse_args(argv)
     try:
@@ -58,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         os.umask(0o022)
         with stemcell_host.work_folder() as folder:
-            make(folder, KINDS[args.kind], args.output)
+            make(folder, INFRASTRUCTURES[args.kind], args.output)
     except BuildError as error:
         print(f"machine_stemcell: {error}", file=sys.stderr)
         return 1
@@ -67,28 +75,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def stand_in_machine(kind: str = "openstack") -> Path:
-    """Return a stemcell for machines with our stand-in agent, made now unless one is kept already.
+def stand_in_machine(iaas: str = "openstack") -> Path:
+    """Return a machine stemcell with our stand-in agent, making it unless it is cached.
 
     Its name holds a hash of what it is made from. Raises StemcellUnusable.
     """
-    here = Path(__file__).parent
+    stemcells = Path(__file__).parent
     patterns = ("machine_*.py", "make_stemcell.py", "stemcell_disks.py", "stemcell_rootfs.py")
-    sources = [path for pattern in patterns for path in here.glob(pattern)]
+    sources = [path for pattern in patterns for path in stemcells.glob(pattern)]
     sources += (REPOSITORY / AGENT).glob("stand_in*.py")
     for layer in ("any", "machine*"):
-        for folder in (here / "stemcell_files").glob(layer):
+        for folder in (stemcells / "stemcell_files").glob(layer):
             sources += [path for path in folder.rglob("*") if path.is_file()]
 
     def make_it(output: Path) -> None:
-        if main(["--kind", kind, "--output", str(output)]):
-            raise StemcellUnusable(f"no {kind} stemcell could be made")
+        if main(["--kind", iaas, "--output", str(output)]):
+            raise StemcellUnusable(f"no {iaas} stemcell could be made")
 
-    return kept(f"machine-{kind}", sources, make_it)
+    return kept(f"machine-{iaas}", sources, make_it)
 
 
-def make(work: Path, kind: Kind, output: Path) -> None:
-    """Build the stemcell below `work` and move it to where it belongs; raises BuildError."""
+def make(work: Path, iaas: Infrastructure, output: Path) -> None:
+    """Build the stemcell below `work` and move it to `output`; raises BuildError."""
     start = time.monotonic()
 
     def say(message: str) -> None:
@@ -97,15 +105,15 @@ def make(work: Path, kind: Kind, output: Path) -> None:
     root, boot, stage, mounted = (work / name for name in ("root", "boot", "stage", "mounted"))
     for folder in (boot, stage, mounted):
         folder.mkdir()
-    say(f"making a small {kind.infrastructure} machine")
+    say(f"making a small {iaas.name} machine")
     options, mirrors = stemcell_host.apt_options(), stemcell_host.mirrors(SUITE)
-    machine_rootfs.unpack(root, kind, SUITE, mirrors, options, say)
+    machine_rootfs.unpack(root, iaas, SUITE, mirrors, options, say)
     date = package_date(root)
     version = time.strftime("0.%Y%m%d", time.gmtime(date))
     say("adding the kernel and the agent")
-    machine_rootfs.furnish(root, boot, kind, version)
+    machine_rootfs.furnish(root, boot, iaas, version)
     machine_disk.configure(root)
-    loader = machine_disk.Loader(root, work / "loader")
+    loader = machine_disk.BootLoader(root, work / "loader")
     machine_rootfs.trim(root)
     (stage / "packages.txt").write_text(packages(root))
     (stage / "dev_tools_file_list.txt").write_text("")
@@ -114,24 +122,24 @@ def make(work: Path, kind: Kind, output: Path) -> None:
     machine_disk.make(root, disk)
     loader.install(boot, disk, mounted)
     say("packing the image")
-    sha1 = pack(kind, disk, stage / "image", date)
-    name = stemcell_name(kind, SUITE)
-    content = manifest(kind, name, version, sha1, suite=SUITE, disk_mib=machine_disk.SIZE_MIB)
+    sha1 = pack(iaas, disk, stage / "image", date)
+    name = stemcell_name(iaas, SUITE)
+    content = manifest(iaas, name, version, sha1, suite=SUITE, disk_mib=machine_disk.SIZE_MIB)
     (stage / "stemcell.MF").write_text(make_stemcell.to_yaml(content))
     make_stemcell.publish(stage, output, date=date)
     say(f"{output}: {output.stat().st_size / 1e6:.1f} MB, {name}/{version}")
 
 
 def packages(root: Path) -> str:
-    """The names of the packages in a rootfs, by their licences, one a line."""
+    """Return the names of the packages in a rootfs, by their licences, one a line."""
     return "".join(f"{path.name}\n" for path in sorted((root / "usr/share/doc").iterdir()))
 
 
-def pack(kind: Kind, disk: Path, image: Path, date: int) -> str:
+def pack(iaas: Infrastructure, disk: Path, image: Path, date: int) -> str:
     """Write the stemcell's `image` and return its SHA-1 in hex; raises BuildError."""
     folder = disk.parent / "image"
     folder.mkdir()
-    if kind.disk_format == "ovf":
+    if iaas.disk_format == "ovf":
         vmdk = stemcell_disks.converted(disk, "vmdk", "subformat=streamOptimized")
         vmdk.rename(folder / VMDK)
         size = (folder / VMDK).stat().st_size
@@ -139,7 +147,7 @@ def pack(kind: Kind, disk: Path, image: Path, date: int) -> str:
         (folder / "image.ovf").write_text(text)
         names = ["image.ovf", VMDK]
     else:
-        if kind.disk_format == "qcow2":
+        if iaas.disk_format == "qcow2":
             disk = stemcell_disks.converted(disk, "qcow2", "compat=0.10", compress=True)
         disk.rename(folder / "root.img")
         names = ["root.img"]

@@ -61,9 +61,9 @@ DEV_TOOLS_LIST = "var/vcap/bosh/etc/dev_tools_file_list"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line, or make a stemcell for another program; returns the exit status.
+    """Run the command line, or make a stemcell for another program; return the exit status.
 
-    The work is done by a process of its own, since it must have its own mounts.
+    A separate process does the work, with its own mounts.
     """
     args = parse(argv)
     try:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def work(plan: Plan, args: argparse.Namespace) -> int:
-    """Make the stemcell, in the worker; returns its exit status and raises BuildError."""
+    """Make the stemcell, in the worker; return its exit status. Raises BuildError."""
     os.umask(0o022)
     signal.signal(signal.SIGTERM, interrupt)
     start = time.monotonic()
@@ -101,12 +101,12 @@ def work(plan: Plan, args: argparse.Namespace) -> int:
 
 
 def interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    """End like Ctrl-C does, so that everything is cleaned up."""
+    """End as Ctrl-C does, so that everything is cleaned up."""
     raise KeyboardInterrupt
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Read the command line; exits with status 2 and a usage message when it is wrong."""
+    """Read the command line; exit with status 2 and a usage message if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python3 -m testing.stemcells.make_stemcell",
         description=__doc__,
@@ -171,11 +171,11 @@ def split_extra(text: str) -> tuple[Path, str]:
 
 
 def make(work: Path, plan: Plan, args: argparse.Namespace, say: Callable[[str], None]) -> None:
-    """Build the stemcell below `work` and move it to where it belongs; raises BuildError."""
+    """Build the stemcell below `work` and move it to its output; raises BuildError."""
     root, stage = work / "root", work / "stage"
     stage.mkdir()
-    kind = "BOSH's agent" if plan.agent else "our stand-in agent"
-    say(f"making a {plan.suite} stemcell with {plan.init} and {kind}")
+    agent = "BOSH's agent" if plan.agent else "our stand-in agent"
+    say(f"making a {plan.suite} stemcell with {plan.init} and {agent}")
     bootstrap(mmdebstrap_argv(plan, root, stemcell_host.apt_options()), say)
     date = int(os.environ.get("SOURCE_DATE_EPOCH") or package_date(root))
     version = args.version or time.strftime("0.%Y%m%d", time.gmtime(date))
@@ -197,19 +197,19 @@ def make(work: Path, plan: Plan, args: argparse.Namespace, say: Callable[[str], 
 
 
 def default_name(plan: Plan, distro: str) -> str:
-    """A name in the manner of BOSH's own stemcells, with the init system as the variant."""
+    """Return a name like those of BOSH's own stemcells, with the init system."""
     agent = "go_agent" if plan.agent else "stand_in_agent"
     return f"bosh-warden-boshlite-{distro}-{plan.suite}-{plan.init}-{agent}"
 
 
 def os_release(root: Path) -> dict[str, str]:
-    """The rootfs's /etc/os-release."""
+    """Return the rootfs's /etc/os-release."""
     text = (root / "usr/lib/os-release").read_text()
     return {key: value.strip('"') for key, value in re.findall(r"^(\w+)=(.*)$", text, re.MULTILINE)}
 
 
 def architecture() -> str:
-    """This machine's architecture in BOSH's words; raises BuildError for others than two."""
+    """Return BOSH's name for this machine's architecture; raises BuildError if it has none."""
     name = run(["dpkg", "--print-architecture"]).strip()
     if name not in ARCHITECTURES:
         raise BuildError(f"BOSH has no agent for {name}")
@@ -219,7 +219,7 @@ def architecture() -> str:
 def manifest(
     name: str, version: str, sha1: str, operating_system: str, architecture: str
 ) -> dict[str, object]:
-    """The content of stemcell.MF, field by field like in BOSH's own warden stemcells."""
+    """Return the content of stemcell.MF, with the fields of BOSH's own warden stemcells."""
     return {
         "name": name,
         "version": version,
@@ -258,7 +258,7 @@ def to_yaml(document: Mapping[str, object], indent: str = "") -> str:
 
 
 def publish(stage: Path, output: Path, *, date: int) -> None:
-    """Pack the stemcell beside its final place and move it there in one step."""
+    """Pack the stemcell and move it to its place atomically."""
     handle, name = tempfile.mkstemp(prefix=f".{output.name}.", dir=output.absolute().parent)
     os.close(handle)
     partial = Path(name)
@@ -275,7 +275,7 @@ def publish(stage: Path, output: Path, *, date: int) -> None:
 def pack(folder: Path, names: Sequence[str], output: Path, *, date: int, level: int = 6) -> str:
     """Write a gzip'd tar of `names` below `folder` and return its SHA-1 in hex.
 
-    The bytes depend on the files alone: sorted, owners by number, no time after `date` (seconds
+    The bytes depend only on the files: sorted, owners by number, no time after `date` (seconds
     since 1970), no name or time in gzip's header. Raises BuildError.
     """
     tar = ["tar", "--create", f"--directory={folder}", "--sort=name", "--numeric-owner"]

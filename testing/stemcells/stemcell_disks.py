@@ -1,4 +1,4 @@
-"""Makes stemcells' disks, laid out as BOSH does, for tests and benchmarks."""
+"""Make stemcells' disks, laid out as BOSH does, for tests and benchmarks."""
 
 import json
 import subprocess
@@ -27,16 +27,16 @@ LAYOUTS = {
 }
 
 
-def disk(root: Path, folder: Path, layout: str, kind: str = "ext4", size: int = 320) -> Path:
-    """A raw disk of `size` MiB with this layout, the root file system on its last partition.
+def disk(root: Path, folder: Path, layout: str, filesystem: str = "ext4", size: int = 320) -> Path:
+    """Make a raw disk of `size` MiB with the root file system on the layout's last partition.
 
     Without a partition table (NO_TABLE) the file system is all of the disk.
     """
-    path = folder / f"{layout}-{kind}.raw"
+    path = folder / f"{layout}-{filesystem}.raw"
     with path.open("wb") as file:
         file.truncate(size * MIB)
     start, count = (0, size * MIB) if layout == NO_TABLE else _partitioned(path, LAYOUTS[layout])
-    if kind == "xfs":
+    if filesystem == "xfs":
         _put_xfs(root, path, start, count)
         return path
     words = ["mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-d", str(root)]
@@ -60,34 +60,34 @@ def _partitioned(path: Path, layout: str) -> tuple[int, int]:
 
 
 def _put_xfs(root: Path, path: Path, start: int, count: int) -> None:
-    """Make an xfs of a folder's files at a place of a disk; as root, since it has to be mounted."""
+    """Make an xfs of a folder's files at a place of a disk; needs root to mount it."""
     system = path.with_suffix(".xfs")
     with system.open("wb") as file:
         file.truncate(count)
     subprocess.run(["mkfs.xfs", "-q", system], check=True)
-    at = path.with_suffix(".mounted")
-    at.mkdir()
-    # The mount is seen by nobody else, and goes with the shell.
+    mounted = path.with_suffix(".mounted")
+    mounted.mkdir()
+    # Only the shell sees the mount, which ends with it.
     script = 'mount -o loop "$0" "$1" && cp --archive "$2/." "$1"'
-    subprocess.run(["unshare", "--mount", "sh", "-c", script, system, at, root], check=True)
-    at.rmdir()
+    subprocess.run(["unshare", "--mount", "sh", "-c", script, system, mounted, root], check=True)
+    mounted.rmdir()
     words = ["dd", f"if={system}", f"of={path}", f"seek={start}", "oflag=seek_bytes", "bs=64K"]
     subprocess.run([*words, "conv=notrunc,sparse", "status=none"], check=True)
     system.unlink()
 
 
-def converted(raw: Path, kind: str, *options: str, compress: bool = False) -> Path:
-    """The disk in another format, by qemu-img."""
-    path = raw.with_suffix(f".{kind}")
+def converted(raw: Path, disk_format: str, *options: str, compress: bool = False) -> Path:
+    """Convert a raw disk to another format with qemu-img."""
+    path = raw.with_suffix(f".{disk_format}")
     words = [word for option in options for word in ("-o", option)]
     if compress:
         words += ["-c", "-W", "-m", "16"]  # by as many threads as are of use, in any order
-    subprocess.run(["qemu-img", "convert", "-O", kind, *words, raw, path], check=True)
+    subprocess.run(["qemu-img", "convert", "-O", disk_format, *words, raw, path], check=True)
     return path
 
 
 def archive(path: Path, mode: str, members: Mapping[str, Path | bytes]) -> Path:
-    """A tar, or a tar.gz (mode "w:gz"), with these members, in this order."""
+    """Make a tar, or a tar.gz (mode "w:gz"), of these members, in this order."""
     holder = path.parent / "member"
     with ExitStack() as stack:
         stream = cast(BinaryIO, stack.enter_context(path.open("wb")))

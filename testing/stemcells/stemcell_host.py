@@ -1,4 +1,4 @@
-"""What making a stemcell takes from its host: a folder to work in, apt's sources, its proxy."""
+"""What a stemcell's build needs of its host: a work folder, apt's sources, the proxy."""
 
 import contextlib
 import os
@@ -40,10 +40,9 @@ def check(output: Path | None) -> None:
 
 
 def run_worker(argv: Sequence[str]) -> int:
-    """Run a program with mounts of its own, if that is allowed; returns its exit status.
+    """Run a program with its own mounts, if that is allowed; return its exit status.
 
-    So nothing that is mounted for the stemcell can be left behind on the host, however it ends,
-    and the caller's own mounts stay what they are. It is asked to end when the caller ends.
+    So no mount for the stemcell leaks to the host. The program gets SIGTERM when the caller ends.
     """
     start = ["setpriv", "--pdeathsig", "TERM", "--"]
     private = ["unshare", "--mount", "--propagation", "private", "--"]
@@ -61,15 +60,15 @@ def run_worker(argv: Sequence[str]) -> int:
 
 
 def in_worker() -> bool:
-    """Whether this process is the one that run_worker started."""
+    """Return whether this process is the one that run_worker started."""
     return WORKER in os.environ
 
 
 @contextlib.contextmanager
 def work_folder() -> Iterator[Path]:
-    """A temporary folder that apt's own user may enter; gone at the end.
+    """Yield a temporary folder that apt's own user may enter.
 
-    It lies in memory where there is plenty, which halves the time, unless TMPDIR names a place.
+    It is in memory if there is enough, which halves the time, and if TMPDIR is not set.
     """
     parent = os.environ.get("TMPDIR", "/var/tmp")  # noqa: S108 (mkdtemp makes it safe)
     try:
@@ -91,7 +90,7 @@ def work_folder() -> Iterator[Path]:
 
 
 def spare_memory() -> int:
-    """How many bytes of memory this process may use."""
+    """Return how many bytes of memory this process may use."""
     available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
     limits = [int(available[1]) << 10 if available else 0]
     for name in ("memory.max", "memory/memory.limit_in_bytes"):  # of cgroup v2 and v1
@@ -101,11 +100,11 @@ def spare_memory() -> int:
 
 
 def mirrors(suite: str, etc: Path = Path("/etc")) -> list[str]:
-    """The host's own sources for a suite, as lines of sources.list.
+    """Return the host's own sources for a suite, as lines of sources.list.
 
     Only the distribution's own: those with the component main, for the suite itself, its updates
     or its security fixes. A Debian host without any is taken to have its mirrors for all suites.
-    Empty when that leaves none, and the choice to mmdebstrap.
+    If that leaves none, the list is empty and mmdebstrap chooses.
     """
     lines = suite_lines(suite, suite, etc / "apt")
     release = etc / "os-release"
@@ -117,30 +116,30 @@ def mirrors(suite: str, etc: Path = Path("/etc")) -> list[str]:
 
 
 def suite_lines(suite: str, wanted: str, apt: Path) -> list[str]:
-    """The distribution's own sources for one suite, as lines that name another."""
+    """Return the distribution's own sources for one suite, as lines for another suite."""
     names = {f"{suite}{part}": f"{wanted}{part}" for part in ("", "-updates", "-security")}
     lines = []
-    for options, uris, found, components in sources(apt):
+    for options, uris, suites, components in sources(apt):
         if "main" in components and "archive-keyring" in (options or "archive-keyring"):
             start = f"deb [{options}]" if options else "deb"
-            chosen = [names[name] for name in found if name in names]
+            chosen = [names[name] for name in suites if name in names]
             lines += [f"{start} {u} {n} {' '.join(components)}" for u in uris for n in chosen]
     return list(dict.fromkeys(lines))
 
 
 def sources(apt: Path) -> Iterator[tuple[str, list[str], list[str], list[str]]]:
-    """Every source in apt's configuration: its options, addresses, suites and components."""
+    """Yield every source in apt's configuration: its options, addresses, suites and components."""
     for path in [apt / "sources.list", *sorted((apt / "sources.list.d").glob("*.list"))]:
         for line in path.read_text().splitlines() if path.is_file() else ():
-            found = re.match(r"\s*deb\s+(?:\[(.*?)\]\s*)?(\S+)\s+(\S+)\s+([^#]+)", line)
-            if found:
-                options, uri, name, components = found.groups()
+            match = re.match(r"\s*deb\s+(?:\[(.*?)\]\s*)?(\S+)\s+(\S+)\s+([^#]+)", line)
+            if match:
+                options, uri, name, components = match.groups()
                 yield (options or "").strip(), [uri], [name], components.split()
     for path in sorted((apt / "sources.list.d").glob("*.sources")):
         text = "\n".join(line for line in path.read_text().splitlines() if line[:1] != "#")
         for stanza in re.split(r"\n\s*\n", text):
-            found_fields = re.findall(r"^([\w-]+):(.*(?:\n[ \t].*)*)", stanza, re.MULTILINE)
-            fields = {name.lower(): value.split() for name, value in found_fields}
+            pairs = re.findall(r"^([\w-]+):(.*(?:\n[ \t].*)*)", stanza, re.MULTILINE)
+            fields = {name.lower(): value.split() for name, value in pairs}
             if "deb" not in fields.get("types", []) or fields.get("enabled") == ["no"]:
                 continue
             keyring = fields.get("signed-by", [])
@@ -150,7 +149,7 @@ def sources(apt: Path) -> Iterator[tuple[str, list[str], list[str], list[str]]]:
 
 
 def apt_options() -> list[str]:
-    """The host's proxy and the like, and where its passwords for mirrors are."""
+    """Return apt's settings for the network, such as the proxy, and for mirrors' passwords."""
     dump = run(["apt-config", "dump"]) if shutil.which("apt-config") else ""
     return [
         *(line for line in dump.splitlines() if APT_SETTINGS.fullmatch(line)),

@@ -32,7 +32,7 @@ AGENT_PACKAGES = (
     *("rsync", "rsyslog", "sudo", "tar", "xfsprogs"),
     # what syslog forwarding releases configure
     *("rsyslog-gnutls", "rsyslog-openssl", "rsyslog-relp"),
-    # what jobs and people expect of any stemcell
+    # what jobs and operators expect of any stemcell
     *("apt", "bzip2", "ca-certificates", "curl", "file", "less", "lsof", "netbase", "nftables"),
     *("psmisc", "tzdata", "unzip", "vim-tiny", "wget", "xz-utils", "zip"),
 )
@@ -104,7 +104,7 @@ NOISE = re.compile(
 
 
 class BuildError(Exception):
-    """The stemcell cannot be made; the message tells a person why and what to do."""
+    """The stemcell cannot be made; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ def in_root(root: Path, *argv: str) -> str:
 
 
 def inside(root: Path, name: str) -> Path:
-    """The path of `name` below the rootfs, with its folder made (0755).
+    """Return the path of `name` below the rootfs, with its folder made (0755).
 
     Raises BuildError when it leads out of the rootfs, as through one of its absolute links.
     """
@@ -168,10 +168,10 @@ def inside(root: Path, name: str) -> Path:
 
 
 def bootstrap(argv: Sequence[str], say: Callable[[str], None]) -> None:
-    """Run mmdebstrap, passing its progress on to `say`.
+    """Run mmdebstrap, calling `say` with its progress.
 
     Raises BuildError with the end of its output. When this process is interrupted, mmdebstrap and
-    all it started get 3 s to end before they are killed.
+    its children get 3 s to end before they are killed.
     """
     env = {**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
     tail: deque[str] = deque(maxlen=20)
@@ -181,7 +181,7 @@ def bootstrap(argv: Sequence[str], say: Callable[[str], None]) -> None:
         text=True,
         errors="replace",
         env=env,
-        start_new_session=True,  # a process group to end: told to, mmdebstrap lets apt finish first
+        start_new_session=True,  # to end the group: on SIGTERM, mmdebstrap lets apt finish first
     ) as child:
         assert child.stderr is not None  # noqa: S101 (for the type checker: it is a pipe)
         try:
@@ -208,7 +208,7 @@ def end_group(child: subprocess.Popen[str]) -> None:
 
 
 def mmdebstrap_argv(plan: Plan, root: Path, options: Sequence[str]) -> list[str]:
-    """The command for a plan; `options` are lines for apt's configuration during the build."""
+    """Return the command for a plan; `options`: lines for apt's configuration."""
     argv = ["mmdebstrap", "--mode=root", "--variant=essential", "--format=directory"]
     argv += [f"--include={','.join(plan.packages)}", "--dpkgopt=force-unsafe-io"]
     argv += [f"--aptopt={option}" for option in options]
@@ -222,7 +222,7 @@ def furnish(root: Path, plan: Plan, version: str) -> None:
     """Turn a bare Debian into a BOSH stemcell: accounts, files, agent, services."""
     make_accounts(root, real=plan.agent is not None)
     if plan.init == "runit":
-        remove(root / "etc/service")  # Debian's runit links it to runlevels of its own
+        remove(root / "etc/service")  # Debian's runit links it to its runlevels
         remove(root / "etc/sv")  # and Debian's services expect what those set up
     for name, mode in DIRECTORIES.items():
         inside(root, f"{name}/x")
@@ -245,7 +245,7 @@ def furnish(root: Path, plan: Plan, version: str) -> None:
 def put(root: Path, name: str, source: Path) -> None:
     """Copy a file into the rootfs, 0755 if it is executable, else 0644.
 
-    Its time is not copied: it would differ from checkout to checkout.
+    Its time is not copied, since it differs between checkouts.
     """
     target = inside(root, name)
     target.unlink(missing_ok=True)
@@ -277,7 +277,7 @@ def put_agent(root: Path, plan: Plan) -> None:
 
 
 def put_facts(root: Path, plan: Plan, version: str) -> None:
-    """Write what the agent, the CPI and people read about the stemcell."""
+    """Write what the agent, the CPI and operators read about the stemcell."""
     linux: dict[str, bool | str] = {
         "UseDefaultTmpDir": True,
         "UsePreformattedPersistentDisk": True,
@@ -318,19 +318,19 @@ def make_accounts(root: Path, *, real: bool) -> None:
 
 
 def dev_tools(root: Path) -> Iterator[str]:
-    """The files of the compilers and build tools in the rootfs, sorted, as absolute paths."""
-    found: set[str] = set()
+    """Yield the files of the compilers and build tools in the rootfs, sorted, as absolute paths."""
+    names: set[str] = set()
     for listing in (root / "var/lib/dpkg/info").glob("*.list"):
         if DEV_TOOLS.fullmatch(listing.stem.partition(":")[0]):
-            found.update(listing.read_text().split("\n"))
-    for name in sorted(found):
+            names.update(listing.read_text().split("\n"))
+    for name in sorted(names):
         path = root / name.lstrip("/")
         if name and (path.is_symlink() or path.is_file()):
             yield name
 
 
 def package_date(root: Path) -> int:
-    """When the newest of the installed packages was made, in seconds since 1970.
+    """Return when the newest of the installed packages was made, in seconds since 1970.
 
     dpkg keeps the times of the files it unpacks, so that the same packages give the same date.
     """

@@ -1,4 +1,4 @@
-"""Where the demo and the benchmark get their stemcell: a given tarball, or one made and kept."""
+"""The stemcell of the demo and the benchmarks: a given tarball, or one made and cached."""
 
 import fcntl
 import hashlib
@@ -34,19 +34,19 @@ class Stemcell:
 
     @property
     def cloud_properties(self) -> dict[str, str]:
-        """What BOSH gives to create_stemcell, as far as a CPI cares."""
+        """The properties of create_stemcell that a CPI uses."""
         return {"name": self.name, "version": self.version}
 
 
 def stand_in(init: str) -> Path:
-    """Return a small stemcell with our stand-in agent, made now unless one is kept already.
+    """Return a small stemcell with our stand-in agent, making it unless it is cached.
 
     Its name holds a hash of what it is made from. Raises StemcellUnusable.
     """
-    here = Path(__file__).parent
-    sources = [here / "make_stemcell.py", here / "stemcell_rootfs.py"]
+    folder = Path(__file__).parent
+    sources = [folder / "make_stemcell.py", folder / "stemcell_rootfs.py"]
     sources += (REPOSITORY / AGENT).glob("stand_in*.py")
-    sources += [path for path in (here / "stemcell_files").rglob("*") if path.is_file()]
+    sources += [path for path in (folder / "stemcell_files").rglob("*") if path.is_file()]
 
     def make(output: Path) -> None:
         if make_stemcell.main(["--init", init, "--output", str(output)]):
@@ -56,10 +56,9 @@ def stand_in(init: str) -> Path:
 
 
 def kept(name: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Path:
-    """Return the stemcell that `make` writes to a path, made now unless it is kept already.
+    """Return the stemcell that `make` writes to a path, making it unless it is cached.
 
-    It is named after `name` and what it is made from, the sources; older ones are removed. Raises
-    what `make` does.
+    Its name has `name` and a hash of `sources`; older ones are removed. Raises what `make` does.
     """
     wanted = CACHE / f"{name}-{key_of(sources, REPOSITORY)}.tgz"
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -74,7 +73,7 @@ def kept(name: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Pa
 
 
 def key_of(sources: Iterable[Path], base: Path) -> str:
-    """A short hash of files: their names below `base`, modes and bytes, in whatever order given."""
+    """Return a short hash of files (names below `base`, modes, content), in any order."""
     sha = hashlib.sha256()
     for path in sorted(sources):
         content = path.read_bytes()
@@ -86,8 +85,8 @@ def key_of(sources: Iterable[Path], base: Path) -> str:
 def opened(tarball: Path, folder: Path) -> Stemcell:
     """Take `image` and `stemcell.MF` out of a stemcell into a folder. Raises StemcellUnusable.
 
-    The members' bytes are copied to files of our own naming, so that nothing in the archive decides
-    where anything is written.
+    The members' bytes are copied to files that we name, so that the archive does not decide where
+    anything is written.
     """
     try:
         with tarfile.open(tarball) as archive:
@@ -109,6 +108,6 @@ def opened(tarball: Path, folder: Path) -> Stemcell:
 
 
 def field_of(manifest: str, key: str) -> str:
-    """A top-level string of a stemcell.MF, which is YAML of the plainest kind; "" for none."""
+    """Return a top-level string of a stemcell.MF, which is simple YAML; "" for none."""
     match = re.search(rf"^{key}:[ \t]*(.*?)[ \t]*$", manifest, re.MULTILINE)
     return match[1].strip("'\"") if match else ""

@@ -17,8 +17,8 @@ from testing.hosts.private_docker import Docker
 from testing.hosts.private_host import PrivateHost
 from testing.stemcells import stemcell_source
 from tests.support.containerd.machine import VM, Machine
-from tests.support.registries import registries
-from tests.support.registries.registries import Authority, Registry
+from tests.support.registries import docker_registry
+from tests.support.registries.docker_registry import Authority, Registry
 from tests.support.registries.registry_user import User
 from tests.support.stemcells.small_stemcells import MANIFEST, ROOTFS, tar, tarball, zipped
 
@@ -33,7 +33,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _can_run() -> None:
-    """Say what is missing, rather than failing somewhere deep."""
+    """Skip the tests if root or a program is missing."""
     if os.geteuid() != 0:
         pytest.skip("integration tests need root")
     for program in ("containerd", "runc", "mmdebstrap", "iptables", "sfdisk", "mke2fs"):
@@ -62,7 +62,7 @@ def runit_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def image(runit_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The image most tests use."""
+    """Return the image that most tests use."""
     named = os.environ.get("BOSH_CPI_TEST_STEMCELL")
     return _image(Path(named), tmp_path_factory) if named else runit_image
 
@@ -80,7 +80,7 @@ def machine(host: PrivateHost) -> Machine:
 
 @pytest.fixture(scope="session")
 def other_machine() -> Iterator[Machine]:
-    """A second host, for tests after which a host is not what it was."""
+    """Yield a second host, for tests that change their host."""
     with PrivateHost() as private:
         yield Machine(private)
 
@@ -97,7 +97,7 @@ def systemd(machine: Machine, systemd_image: Path) -> str:
 
 @pytest.fixture
 def clean(machine: Machine) -> Iterator[None]:
-    """Fail a test that leaves anything of its VMs and disks behind."""
+    """Fail a test that leaks anything of its VMs and disks."""
     before = machine.leftovers()
     yield
     machine.delete_all()
@@ -106,7 +106,7 @@ def clean(machine: Machine) -> Iterator[None]:
 
 @pytest.fixture
 def make_vm(machine: Machine, stemcell: str, clean: None) -> Callable[..., Any]:
-    """Return a function that creates a VM of the usual stemcell on a dynamic network."""
+    """Return a function that creates a VM of the default stemcell on a dynamic network."""
 
     def make(**options: Any) -> Any:
         return machine.create_vm(options.pop("stemcell", stemcell), **options)
@@ -121,7 +121,7 @@ def vm(make_vm: Callable[..., VM]) -> VM:
 
 @pytest.fixture
 def fast(machine: Machine, clean: None) -> Iterator[Path]:
-    """A second store, "fast", on a file system of its own that shares blocks."""
+    """Yield a second store, "fast", on a separate file system that shares blocks."""
     folder, image = machine.host.folder / "fast", machine.host.folder / "fast.img"
     folder.mkdir()
     machine.host.run("truncate", "--size", "2G", str(image))
@@ -145,7 +145,7 @@ def run_on_host(host: PrivateHost) -> Callable[..., "subprocess.CompletedProcess
 
 @pytest.fixture(scope="session")
 def small_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The smallest image that is taken: a root file system of one program."""
+    """Return a minimal image: a root file system of one program."""
     path = tmp_path_factory.mktemp("small") / "image"
     with tarfile.open(path, "w:gz") as tar:
         tar.add("/bin/true", "./bin/sh")
@@ -155,7 +155,7 @@ def small_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def docker(host: PrivateHost) -> Iterator[Docker]:
-    """Docker on the private host."""
+    """Yield Docker on the private host."""
     for program in ("dockerd", "docker-registry", "skopeo", "umoci", "htpasswd"):
         if not _installed(program):
             pytest.skip(f"{program} is not installed; `make test-packages` installs it")
@@ -165,7 +165,7 @@ def docker(host: PrivateHost) -> Iterator[Docker]:
 
 @pytest.fixture(scope="session")
 def registry_image(docker: Docker) -> str:
-    return registries.image(docker)
+    return docker_registry.image(docker)
 
 
 @pytest.fixture(scope="session")
@@ -175,8 +175,8 @@ def authority(docker: Docker) -> Authority:
 
 @pytest.fixture(scope="session")
 def registry(docker: Docker, registry_image: str) -> Iterator[Registry]:
-    """A registry that speaks plain HTTP with everyone."""
-    with registries.serving(docker, registry_image, 5000) as serving:
+    """Yield a registry with plain HTTP and no authentication."""
+    with docker_registry.serving(docker, registry_image, 5000) as serving:
         yield serving
 
 
@@ -184,27 +184,27 @@ def registry(docker: Docker, registry_image: str) -> Iterator[Registry]:
 def secure_registry(
     docker: Docker, registry_image: str, authority: Authority
 ) -> Iterator[Registry]:
-    """A registry with TLS that wants a password."""
-    auth = registries.basic(docker)
-    with registries.serving(docker, registry_image, 5001, authority, auth) as serving:
+    """Yield a registry with TLS and basic authentication."""
+    auth = docker_registry.basic(docker)
+    with docker_registry.serving(docker, registry_image, 5001, authority, auth) as serving:
         yield serving
 
 
 @pytest.fixture(scope="session")
 def token_registry(docker: Docker, registry_image: str, authority: Authority) -> Iterator[Registry]:
-    """A registry with TLS that wants a token, which another server gives for a password."""
+    """Yield a registry with TLS and token authentication by another server."""
     with (
-        registries.token(docker, authority) as auth,
-        registries.serving(docker, registry_image, 5002, authority, auth) as serving,
+        docker_registry.token(docker, authority) as auth,
+        docker_registry.serving(docker, registry_image, 5002, authority, auth) as serving,
     ):
         yield serving
 
 
 @pytest.fixture
 def named(request: pytest.FixtureRequest) -> Registry:
-    """The registry that the test is parametrized with."""
-    found: Registry = request.getfixturevalue(request.param)
-    return found
+    """Return the registry of the test's parameter."""
+    registry: Registry = request.getfixturevalue(request.param)
+    return registry
 
 
 @pytest.fixture
@@ -214,14 +214,14 @@ def user(machine: Machine, registry: Registry) -> User:
 
 @pytest.fixture
 def small(tmp_path: Path) -> Path:
-    """A stemcell of some MiB, which no other test has."""
+    """Return a stemcell of some MiB with unique content."""
     members = {"image": zipped(tar({**ROOTFS, "./var/more": os.urandom(4 << 20)}))}
     return tarball(tmp_path / "small.tgz", {**members, "stemcell.MF": MANIFEST})
 
 
 @pytest.fixture
 def untouched(machine: Machine) -> Iterator[None]:
-    """Fail a test that leaves anything in containerd, or on its way there."""
+    """Fail a test that leaks anything in containerd, or on its way there."""
     before = machine.stored()
     yield
     assert machine.stored() == before

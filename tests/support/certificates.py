@@ -1,4 +1,4 @@
-"""A CA of the tests' own, with certificates for a service and its clients."""
+"""A CA for tests, with certificates for a service and its clients."""
 
 import subprocess
 from collections.abc import Mapping
@@ -28,15 +28,15 @@ class CA:
             str(self._key), "-out", str(self.certificate))  # fmt: skip
 
     def server(self, address: str) -> Pair:
-        """A service's certificate for an IP address."""
+        """Return a service's certificate for an IP address."""
         return self._issue("server", f"subjectAltName=IP:{address}\nextendedKeyUsage=serverAuth")
 
     def client(self, name: str, *, days: int = 2) -> Pair:
-        """A client's certificate; of less than none it has expired."""
+        """Return a client's certificate; with negative `days` it has expired."""
         return self._issue(name, "extendedKeyUsage=clientAuth", days)
 
     def settings(self, client: Pair, *, as_text: bool = False) -> Mapping[str, str]:
-        """The section `tls` of a client's configuration."""
+        """Return the section `tls` of a client's configuration."""
         files = {
             "ca": self.certificate,
             "certificate": client.certificate,
@@ -56,7 +56,7 @@ class CA:
         _openssl("x509", "-req", "-days", str(days), "-in", str(request), "-CAcreateserial",
             "-CA", str(self.certificate), "-CAkey", str(self._key), "-extfile", str(wanted),
             "-out", str(made.certificate))  # fmt: skip
-        made.key.chmod(0o644)  # the client that reads it is no root
+        made.key.chmod(0o644)  # the client that reads it is not root
         return made
 
 

@@ -1,4 +1,4 @@
-"""What contract tests work with: the `cpi` fixture, and a lab that cleans up after them."""
+"""The lab of contract tests: makes VMs and disks, and cleans up after each test."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ class Cpi(Protocol):
 
 
 class Lab:
-    """Makes VMs and disks through the CPI, and deletes them at the end."""
+    """VMs and disks of a contract test, made through the CPI and deleted at the end."""
 
     def __init__(
         self,
@@ -38,14 +38,14 @@ class Lab:
         self._disks: list[str] = []
 
     def ok(self, method: str, *arguments: object, api_version: int = 2) -> Any:
-        """Return the result of a call that has to succeed."""
+        """Return the result of a call that must succeed."""
         response = self.cpi(method, *arguments, api_version=api_version)
         assert response["error"] is None, response["error"]
         assert isinstance(response["log"], str)
         return response["result"]
 
     def fails(self, method: str, *arguments: object, api_version: int = 2) -> tuple[str, str]:
-        """Return type (without Bosh::Clouds) and message of a call that has to fail."""
+        """Return type (without Bosh::Clouds) and message of a call that must fail."""
         response = self.cpi(method, *arguments, api_version=api_version)
         error = response["error"]
         assert error is not None, f"{method} gave {response['result']!r}"
@@ -55,7 +55,7 @@ class Lab:
         return error["type"].removeprefix("Bosh::Clouds::"), error["message"]
 
     def stemcell(self) -> str:
-        """Import the stemcell, or find that it is there already."""
+        """Import the stemcell, which is idempotent."""
         return self._text(self.ok("create_stemcell", self.image, {}))
 
     def vm(self, properties: dict[str, Any] | None = None, api_version: int = 2) -> str:
@@ -83,7 +83,7 @@ class Lab:
         return self.adopt(self._text(self.ok("create_disk", size_mib, {}, vm)))
 
     def adopt(self, disk: str) -> str:
-        """Have a disk deleted at the end."""
+        """Register a disk to be deleted at the end."""
         self._disks.append(disk)
         return disk
 
@@ -93,19 +93,19 @@ class Lab:
         return self.stemcell().split("-")[0]
 
     def supports(self, ability: str) -> bool:
-        """Tell whether the runtime says that it can do something (cpi.runtime)."""
+        """Return whether the runtime supports an ability (cpi.runtime)."""
         return ability in catalog.load(self.runtime).supports
 
     def refuses(self, method: str, *arguments: object) -> None:
-        """Make a call that is not supported."""
+        """Check that a call is not supported."""
         assert (method, self.fails(method, *arguments)[0]) == (method, "NotSupported")
 
     def unknown(self, resource: str) -> str:
-        """Return a well-formed CID of this runtime that nothing has."""
+        """Return a valid CID of this runtime that does not exist."""
         return f"{self.runtime}-{resource}-0000000000000000"
 
     def clean(self) -> None:
-        """Delete everything; deleting what is gone is fine."""
+        """Delete all VMs and disks, also those that are gone already."""
         for vm in self._vms:
             assert self.cpi("delete_vm", vm)["error"] is None
         for disk in self._disks:
@@ -119,7 +119,7 @@ class Lab:
 
 
 class ContractBase:
-    """What the parts have in common."""
+    """Shared fixtures of the parts of the contract."""
 
     vm_properties: ClassVar[dict[str, Any]] = {}
     preconfigured: ClassVar[bool] = True  # whether the runtime configures interfaces itself

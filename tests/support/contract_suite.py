@@ -1,4 +1,4 @@
-"""What every runtime has to do, as tests that it inherits.
+"""The contract of every runtime, as tests that its test class inherits.
 
 A runtime's test class derives from RuntimeContract and gives it fixtures:
 
@@ -7,9 +7,9 @@ A runtime's test class derives from RuntimeContract and gives it fixtures:
 - `stemcell`: the path of an `image` file to import.
 - `metadata_of`: a callable that returns the metadata of a VM or disk as operators see it.
 
-What is optional must work if the runtime says that it supports it, and must be NotSupported if not.
+Optional methods must work if the runtime supports them, and raise NotSupported if not.
 `make_network` and `vm_properties` may be overridden; each VM gets a fresh `make_network()`. VMs
-and disks are deleted after each test; the stemcell is not: importing it again should cost nothing.
+and disks are deleted after each test, the stemcell is not: importing it again is cheap.
 """
 
 import ipaddress
@@ -23,7 +23,7 @@ ODD_NAMES = ("../../etc/passwd", "a/../b", "<vm>", "$(reboot)", "a b", "a;b", "a
 
 
 class _StemcellContract(ContractBase):
-    """What the runtime takes, and stemcells."""
+    """`info` and stemcells."""
 
     def test_info_names_formats_and_version(self, lab: Lab) -> None:
         info = lab.ok("info")
@@ -31,7 +31,7 @@ class _StemcellContract(ContractBase):
         assert info["stemcell_formats"]
         assert all(isinstance(name, str) for name in info["stemcell_formats"])
 
-    def test_the_same_stemcell_twice_is_one(self, lab: Lab) -> None:
+    def test_create_stemcell_is_idempotent(self, lab: Lab) -> None:
         assert lab.stemcell() == lab.stemcell()
 
     @pytest.mark.parametrize("api_version", [1, 2, 3])
@@ -77,7 +77,7 @@ class _VMContract(ContractBase):
         assert lab.ok("has_vm", vm) is False
         assert lab.ok("delete_vm", vm) is None
 
-    def test_version_1_returns_the_cid_alone(self, lab: Lab) -> None:
+    def test_version_1_returns_only_the_cid(self, lab: Lab) -> None:
         assert lab.ok("has_vm", lab.vm(api_version=1)) is True
 
     @pytest.mark.parametrize("api_version", [2, 3])
@@ -155,11 +155,11 @@ class _VMContract(ContractBase):
         for method in ("has_vm", "delete_vm", "reboot_vm", "get_disks"):
             assert (method, lab.fails(method, odd)[0]) == (method, "VMNotFound")
 
-    def test_a_cid_of_another_kind_is_not_found(self, lab: Lab) -> None:
+    def test_a_cid_of_another_type_is_not_found(self, lab: Lab) -> None:
         assert lab.fails("delete_vm", lab.disk())[0] == "VMNotFound"
         assert lab.fails("delete_disk", lab.stemcell())[0] == "DiskNotFound"
 
-    def test_vms_of_other_cpis_are_not_here(self, lab: Lab) -> None:
+    def test_vms_of_other_cpis_are_not_found(self, lab: Lab) -> None:
         assert lab.ok("has_vm", "c-0d5b2ad6-6c9e-4a44-9ad2-2d5fcd2ed6e7") is False
         assert lab.ok("has_disk", "vol-0123456789abcdef0") is False
 

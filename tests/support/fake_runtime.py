@@ -1,6 +1,6 @@
-"""A runtime in memory that refuses whatever a careful runtime would refuse.
+"""A runtime in memory that refuses what a careful runtime would refuse.
 
-What it remembers is kept by `state_dir`, so that calls with one configuration see one world.
+Its state is kept by `state_dir`, so that calls with one configuration share it.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class FakeVM:
 
 @dataclasses.dataclass
 class FakeDisk:
-    """A persistent disk, and the VM that has it."""
+    """A persistent disk, and the VM that it is attached to."""
 
     size_mib: int
     vm_cid: str | None = None
@@ -49,7 +49,7 @@ class FakeDisk:
 
 @dataclasses.dataclass
 class FakeWorld:
-    """Everything that there is."""
+    """The state of the fake runtime: all resources."""
 
     stemcells: set[str] = dataclasses.field(default_factory=set)
     machines: dict[str, FakeVM] = dataclasses.field(default_factory=dict)
@@ -63,7 +63,7 @@ WORLDS: dict[str, FakeWorld] = {}
 
 
 def metadata_of(config: "Config", cid: str) -> dict[str, str]:
-    """BOSH's metadata of a VM or disk."""
+    """Return BOSH's metadata of a VM or disk."""
     world = WORLDS[config.text("state_dir")]
     return dict((world.machines.get(cid) or world.disks[cid]).metadata)
 

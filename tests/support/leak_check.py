@@ -1,8 +1,8 @@
-"""The last test of each run: the machine is as it was. These are hooks of pytest.
+"""The last test of each run: the tests leaked nothing on the machine. These are hooks of pytest.
 
-A run makes its temporary files in one folder, which all processes that it starts have in their
-environment, and mounts in a mount namespace of its own. So what it leaves can be told from what
-other programs do meanwhile, and the next run can remove what a run left that was killed.
+A run has one folder for temporary files, named in the environment of all its processes, and a
+separate mount namespace. So its leaks differ from the work of other programs, and the next run
+removes what a killed run leaked.
 """
 
 import ctypes
@@ -27,20 +27,20 @@ PREFIX = "bosh-cpi-tests-"
 
 _NAME = "machine_is_as_it_was"
 _SETTLE_SECONDS, _POLL_SECONDS = 30, 0.2
-_STALE_SECONDS = 60  # a folder may be that old and not be locked yet
+_STALE_SECONDS = 60  # a younger folder may not be locked yet
 _BEFORE = pytest.StashKey[Snapshot]()
 _RUN = pytest.StashKey["Run"]()
 
 
 class Run:
-    """The folder of this run's temporary files, which nothing removes as long as the run lives."""
+    """The folder of this run's temporary files, locked while the run lives."""
 
     def __init__(self) -> None:
-        remove_what_killed_runs_left()
-        # Pytest keeps the folders of the last runs, for people who look into a failure.
+        remove_leaks_of_killed_runs()
+        # Pytest keeps the folders of the last runs, for debugging.
         os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self.folder.chmod(0o711)  # daemons of other users get at what is theirs in it
+        self.folder.chmod(0o711)  # daemons of other users need their files in it
         self._lock = _locked(self.folder)
         os.environ[FOLDER] = str(self.folder)
         use_folder()
@@ -55,12 +55,12 @@ class Run:
 
 
 def use_folder() -> None:
-    """Have this process make its temporary files in the folder of the run."""
+    """Make this process put its temporary files into the folder of the run."""
     tempfile.tempdir = os.environ[FOLDER]
 
 
 def _locked(folder: Path) -> int | None:
-    """Return a descriptor that has the folder locked, or None for one of a run that is alive."""
+    """Lock the folder; return its descriptor, or None if a live run has it locked."""
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:  # of another user, or just gone
@@ -73,13 +73,13 @@ def _locked(folder: Path) -> int | None:
     return descriptor
 
 
-def remove_what_killed_runs_left() -> None:
-    """Remove the folders of runs that were killed, and the cgroups of the hosts in them."""
+def remove_leaks_of_killed_runs() -> None:
+    """Remove the folders of killed runs, and the cgroups of the hosts in them."""
     for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         is_old = folder.stat().st_mtime < time.time() - _STALE_SECONDS
         lock = _locked(folder) if is_old else None
         if lock is not None:
-            with suppress(OSError):  # a process of it is still there; then the next run removes it
+            with suppress(OSError):  # one of its processes still runs; the next run removes it
                 for host in folder.glob("bosh-cpi-host-*"):
                     remove_cgroups(host.name)
                 _remove(folder)
@@ -87,20 +87,20 @@ def remove_what_killed_runs_left() -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, unless something is mounted in it, whose files are not ours to remove."""
+    """Remove a folder, unless something is mounted in it."""
     if not any(mounted.target.startswith(f"{folder}/") for mounted in linux.mounts("self")):
         shutil.rmtree(folder)
 
 
 def _mount_privately() -> None:
-    """Have a mount namespace, if this process may: nothing that tests mount is on the machine."""
+    """Enter a mount namespace, if allowed, so that tests' mounts are not on the machine."""
     clone_newns = 0x20000
     if os.geteuid() == 0 and ctypes.CDLL(None).unshare(clone_newns) == 0:
         linux.mount("none", Path("/"), flags=kernel.MS_REC | kernel.MS_PRIVATE)
 
 
 class MachineAsItWas(pytest.Item):
-    """Waits for the machine to be as it was; what ends by itself a moment later is no leak."""
+    """Waits for leaks to go; what ends by itself a moment later is not a leak."""
 
     def runtest(self) -> None:
         run, before = self.config.stash[_RUN], self.config.stash[_BEFORE]
@@ -120,12 +120,12 @@ def _leaks(run: Path, before: Snapshot) -> list[str]:
 
 
 def _is_worker(config: pytest.Config) -> bool:
-    """Tell whether this process has its tests from another one (pytest-xdist)."""
+    """Return whether this process is a worker of pytest-xdist."""
     return hasattr(config, "workerinput")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Start a run, or take part in one."""
+    """Start a run, or join one as a worker."""
     if _is_worker(config):
         use_folder()
         return
@@ -142,13 +142,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session: pytest.Session) -> None:
-    """Count the check with the tests, where there are any."""
+    """Count the check as a test, if there are tests."""
     session.testscollected += bool(session.testscollected)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Check the machine, when all fixtures are torn down and all workers, if any, have ended."""
+    """Check for leaks after all fixtures are torn down and all workers have ended."""
     config, failed = session.config, session.testsfailed
     has_run = exitstatus in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED)
     if _RUN in config.stash and has_run and not config.option.collectonly:

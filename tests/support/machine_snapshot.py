@@ -1,7 +1,7 @@
-"""What tests could leave on the machine that they run on, listed and compared.
+"""Snapshots of the machine that tests run on, to find what they leak.
 
-Other programs work on the machine meanwhile, another run of these tests among them. What a process
-uses that this run has not started is not a leak of this run.
+Other programs run on the machine meanwhile, perhaps another run of these tests. What is used by
+a process that this run has not started is not a leak of this run.
 """
 
 import os
@@ -15,17 +15,17 @@ from testing.hosts.private_host import cgroup_hierarchies
 # Category -> name -> value, which is empty where only the name counts.
 Snapshot = dict[str, dict[str, str]]
 
-# Of these something that was there before has to be there still.
+# In these categories, everything that existed before must still exist.
 _LASTING = ("mount", "loop device", "network link")
 
-# How temporary files of this project begin, and of the programs that it starts.
+# Prefixes of temporary files of this project and of programs that it starts.
 _TEMPORARY_NAMES = (
     *("bosh-cpi", "debian-suite-", "stemcell-", "mmdebstrap.", "containerd-", "runc-"),
     *("docker-", "buildkit-", "libvirt", "qemu", "vbox", "oras"),
 )
 _TEMPORARY_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 
-# Where the CPI keeps things when its configuration names no folders.
+# The CPI's default folders.
 _DEFAULT_FOLDERS = (
     "/var/lib/bosh-containerd-cpi",
     "/run/bosh-containerd-cpi",
@@ -54,9 +54,9 @@ _ID_LENGTH = 8  # of a name that is long enough to be an id, and so to say whose
 
 @dataclass
 class Processes:
-    """The processes of the machine: those of a run, and what can be seen of the others.
+    """The processes of the machine: those of a run, and what is visible of the others.
 
-    A process is of the run that has the run's folder on its command line or in its environment.
+    A run's processes have the run's folder on their command line or in their environment.
     """
 
     ours: dict[str, str] = field(default_factory=dict)  # by process id: command lines
@@ -64,7 +64,7 @@ class Processes:
 
     @classmethod
     def of_machine(cls, run: Path) -> "Processes":
-        """List what runs now."""
+        """List the processes that run now."""
         processes = cls()
         for pid in filter(str.isdigit, os.listdir("/proc")):
             command = _read(f"/proc/{pid}/cmdline").replace("\0", " ").strip()
@@ -75,11 +75,11 @@ class Processes:
         return processes
 
     def others_use(self, name: str) -> bool:
-        """Tell whether a process that is not of the run names something, or has it open."""
+        """Return whether a process of others has a name on its command line, or has it open."""
         return any(name in words for words in self.others)
 
     def others_are_in(self, cgroup: Path) -> bool:
-        """Tell whether a process that is not of the run is in a cgroup, or below."""
+        """Return whether a process of others is in a cgroup, or below."""
         files = cgroup.rglob("cgroup.procs")
         pids = {pid for file in files for pid in _read(str(file)).split()}
         return not pids <= {*self.ours, str(os.getpid())}
@@ -93,7 +93,7 @@ def _read(path: str) -> str:
 
 
 def _open_paths(pid: str) -> Iterator[str]:
-    """What a process has open, and its current folder."""
+    """Yield the open files and the current folder of a process."""
     try:
         links = [f"/proc/{pid}/cwd", *(entry.path for entry in os.scandir(f"/proc/{pid}/fd"))]
     except OSError:
@@ -106,7 +106,7 @@ def _open_paths(pid: str) -> Iterator[str]:
 
 
 def snapshot(run: Path, checkout: Path) -> Snapshot:
-    """List what is on the machine now.
+    """Return the machine's current state.
 
     run: the folder of this run's temporary files. checkout: where else it may have files.
     """
@@ -125,9 +125,9 @@ def snapshot(run: Path, checkout: Path) -> Snapshot:
 def changes(
     before: Snapshot, after: Snapshot, is_of_others: Callable[[str, str], bool]
 ) -> list[str]:
-    """Say how the machine differs from what it was.
+    """Return how the machine has changed, one change a line.
 
-    is_of_others: tells, of a category and a name, whether another program is behind it.
+    is_of_others: whether a category's name belongs to another program.
     """
     lines = []
     for category, values in after.items():
@@ -151,10 +151,10 @@ def changes(
 
 
 def is_of_others(processes: Processes, category: str, name: str) -> bool:
-    """Tell whether something new is of a process that this run has not started."""
+    """Return whether a process that this run has not started uses a new resource."""
     if category == "cgroup":
-        # A host's has the name of the host's folder. Of many users is libvirt's /machine, and so
-        # says nothing of what is in it.
+        # A host's cgroup has the name of the host's folder. libvirt's /machine has many users, so
+        # a user of it says nothing about the cgroups in it.
         cgroups = _with_parents(Path(name))
         return any(_identifies(cgroup.name, processes) for cgroup in cgroups) or any(
             processes.others_are_in(cgroup) for cgroup in cgroups[:-1] or cgroups
@@ -162,7 +162,7 @@ def is_of_others(processes: Processes, category: str, name: str) -> bool:
     if category in ("file", "temporary file"):
         return processes.others_use(name) or _identifies(os.path.basename(name), processes)
     if category == "network link":
-        # A container of other software, on the bridge of that; a bridge of ours is new as well.
+        # A container of other software, on its bridge; a bridge of ours would be new as well.
         return os.path.exists(f"/sys/class/net/{name}/master")
     return False
 
@@ -172,7 +172,7 @@ def _identifies(name: str, processes: Processes) -> bool:
 
 
 def _with_parents(cgroup: Path) -> list[Path]:
-    """A cgroup and those that it is in, up to where they are mounted."""
+    """Return a cgroup and its parents, up to the mount point."""
     hierarchies = cgroup_hierarchies()
     folders = (cgroup, *cgroup.parents)
     return list(takewhile(lambda folder: folder not in hierarchies, folders))
@@ -183,7 +183,7 @@ def _names(names: Iterable[str]) -> dict[str, str]:
 
 
 def _mounts() -> dict[str, str]:
-    """What is mounted, by where, as this process sees it."""
+    """Return the mounts of this process, by mount point."""
     mounts = {}
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         words = line.split()
@@ -205,7 +205,7 @@ def _cgroups() -> Iterator[str]:
 
 
 def _beside_cgroups() -> Iterator[str]:
-    """What lies in /sys/fs/cgroup and is no cgroup: v1 has a tmpfs there, below its hierarchies."""
+    """Yield files in /sys/fs/cgroup outside of cgroups, which are on a tmpfs with cgroup v1."""
     hierarchies = {str(path) for path in cgroup_hierarchies()}
     if "/sys/fs/cgroup" not in hierarchies:
         for folder, names, files in os.walk("/sys/fs/cgroup"):
@@ -214,7 +214,7 @@ def _beside_cgroups() -> Iterator[str]:
 
 
 def _in_run() -> Iterator[str]:
-    """What lies below /run, on its own file system."""
+    """Yield files and folders of /run, on its own file system."""
     device = os.stat("/run").st_dev
     for folder, names, files in os.walk("/run"):
         if folder == "/run":

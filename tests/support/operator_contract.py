@@ -1,4 +1,4 @@
-"""What `bosh-cpi` asks of a runtime, and no request of BOSH's: tests as those of contract_suite.
+"""The contract of a runtime's methods for `bosh-cpi`, as tests like those of contract_suite.
 
 One more fixture is `verb`: a callable `verb(method, *arguments)`, see tests.support.runtime_verb.
 """

@@ -1,4 +1,4 @@
-"""BOSH's ops-files, as far as ours go: github.com/cppforlife/go-patch."""
+"""BOSH's ops-files (github.com/cppforlife/go-patch), as far as ours need them."""
 
 import re
 from copy import deepcopy
@@ -8,7 +8,7 @@ from typing import Any
 def applied(document: Any, operations: list[dict[str, Any]]) -> Any:
     """Return the document after all `replace` operations.
 
-    Raises KeyError where a path leads nowhere: only what follows a `?` is made.
+    Raises KeyError for a path that does not exist: only keys after a `?` are created.
     """
     result = deepcopy(document)
     for operation in operations:
@@ -19,28 +19,28 @@ def applied(document: Any, operations: list[dict[str, Any]]) -> Any:
 
 
 def _replace(document: Any, path: str, value: Any) -> None:
-    at, optional = document, False
+    node, optional = document, False
     tokens = path.removeprefix("/").split("/")
     for index, token in enumerate(tokens):
         optional = optional or token.endswith("?")
         name, last = token.removesuffix("?"), index == len(tokens) - 1
-        if isinstance(at, list):
-            key: Any = _index(at, name, path)
-            if key == len(at):
-                at.append(None)
+        if isinstance(node, list):
+            key: Any = _index(node, name, path)
+            if key == len(node):
+                node.append(None)
         else:
             key = name
-            if key not in at and not optional and not last:
+            if key not in node and not optional and not last:
                 raise KeyError(f"{path}: there is no {name}")
         if last:
             # go-patch wants a `?` after a key that is not there yet.
-            if isinstance(at, dict) and key not in at and not optional:
+            if isinstance(node, dict) and key not in node and not optional:
                 raise KeyError(f"{path}: there is no {name}")
-            at[key] = value
+            node[key] = value
             return
-        if isinstance(at, dict) and at.get(key) is None:
-            at[key] = [] if re.fullmatch(r"-|\d+|.*=.*", tokens[index + 1]) else {}
-        at = at[key]
+        if isinstance(node, dict) and node.get(key) is None:
+            node[key] = [] if re.fullmatch(r"-|\d+|.*=.*", tokens[index + 1]) else {}
+        node = node[key]
 
 
 def _index(items: list[Any], name: str, path: str) -> int:
@@ -49,7 +49,7 @@ def _index(items: list[Any], name: str, path: str) -> int:
     if name.isdigit():
         return int(name)
     key, _, wanted = name.partition("=")
-    found = [index for index, item in enumerate(items) if item.get(key) == wanted]
-    if len(found) != 1:
-        raise KeyError(f"{path}: {len(found)} items have {name}")
-    return found[0]
+    matches = [index for index, item in enumerate(items) if item.get(key) == wanted]
+    if len(matches) != 1:
+        raise KeyError(f"{path}: {len(matches)} items have {name}")
+    return matches[0]

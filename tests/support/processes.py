@@ -1,4 +1,4 @@
-"""Processes that a test starts: they end with it, and it does not wait for them for ever."""
+"""Processes of tests: they end with the test, which does not wait for them forever."""
 
 import os
 import select
@@ -13,7 +13,7 @@ from testing.patience import PATIENCE, wait_for
 
 @contextmanager
 def ended(process: "subprocess.Popen[AnyStr]") -> Iterator["subprocess.Popen[AnyStr]"]:
-    """Wait for the end of a process, as `with` does by itself; kill it if the test fails before."""
+    """Wait for the end of a process; kill it if the test fails before."""
     with process:
         try:
             yield process
@@ -28,7 +28,7 @@ def write_end(fifo: Path) -> IO[bytes]:
     def opened() -> int | None:
         try:
             return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:  # nobody reads it yet
+        except OSError:  # no reader yet
             return None
 
     descriptor = wait_for(opened, f"a reader of {fifo}")

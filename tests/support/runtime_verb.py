@@ -1,4 +1,4 @@
-"""A runtime's own methods, for tests that no request of BOSH's leads to.
+"""Call a runtime's methods that no request of BOSH reaches.
 
 python -m tests.support.runtime_verb CONFIG METHOD ARGUMENTS calls one on the host where it runs and
 prints JSON: `result`, or `not_supported` with the message.
@@ -17,7 +17,7 @@ from runtimes import catalog
 
 
 def call_verb(config: Config, method: str, *arguments: object) -> object:
-    """Call a method of the configured runtime. Return the CIDs of a list, of others the repr."""
+    """Call a method of the configured runtime; return a list's CIDs, or the result's repr."""
     streams = (Streams(),) if method == "run_inside" else ()
     with closing(catalog.load(config.text("runtime"))(config, Log("error"))) as runtime:
         result = getattr(runtime, method)(*arguments, *streams)

@@ -1,4 +1,4 @@
-"""Two VMs as BOSH names them, for what operators do with VMs."""
+"""Two VMs with BOSH's metadata, for tests of operators' commands."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from tests.support.containerd.machine import VM, Machine
 
 @pytest.fixture(scope="module")
 def before(machine: Machine) -> Iterator[None]:
-    """Nothing of these VMs is left in the end."""
+    """Check at the end that nothing of these VMs is leaked."""
     left = machine.leftovers()
     yield
     machine.delete_all()
@@ -18,14 +18,14 @@ def before(machine: Machine) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def router(machine: Machine, stemcell: str, before: None) -> VM:
-    """A VM with runit, all limits and a port."""
+    """Return a VM with runit, all limits and a port."""
     limits = {"cpu": 1.5, "memory": 512, "pids": 300, "ephemeral_disk": 64, "ports": ["8080:80"]}
     return _named(machine.create_vm(stemcell, limits), "router", "aaaa-1", "0")
 
 
 @pytest.fixture(scope="module")
 def db(machine: Machine, systemd: str, before: None) -> VM:
-    """A VM with systemd and a persistent disk."""
+    """Return a VM with systemd and a persistent disk."""
     vm = _named(machine.create_vm(systemd), "db", "bbbb-2", "3")
     machine.call("attach_disk", vm.cid, machine.create_disk(64, vm=vm.cid))
     return vm

@@ -1,4 +1,4 @@
-"""`bosh-cpi vms`, `logs`, `exec`, and `top` on a host with two VMs and mishaps."""
+"""`bosh-cpi vms`, `logs`, `exec`, and `top` on a host with two VMs, also when calls fail."""
 
 import fcntl
 import os
@@ -16,34 +16,34 @@ import pytest
 
 from testing.patience import PATIENCE, wait_for
 from tests.support.containerd.machine import BOSH_CPI, VM, Machine
-from tests.support.containerd.operator import DB, ROUTER, check, listed
+from tests.support.containerd.operator_output import DB, ROUTER, check, listed
 from tests.support.processes import ended
 
 # Lists
 
 
 def test_vms(machine: Machine, router: VM, db: VM) -> None:
-    found = {vm["cid"]: vm for vm in listed(machine, "vms")}
-    assert set(found) == {router.cid, db.cid}
-    one = found[router.cid]
-    assert (one["deployment"], one["instance"], one["index"]) == ("cf", ROUTER, "0")
-    assert (one["state"], one["runtime"]) == ("running", "containerd")
-    assert (one["cpu"], one["memory"], one["pids"]) == (1.5, 512, 300)
-    assert (one["addresses"], one["ports"]) == ([router.ip], ["8080:80/tcp"])
-    assert found[db.cid]["cpu"] is None
+    vms = {vm["cid"]: vm for vm in listed(machine, "vms")}
+    assert set(vms) == {router.cid, db.cid}
+    vm = vms[router.cid]
+    assert (vm["deployment"], vm["instance"], vm["index"]) == ("cf", ROUTER, "0")
+    assert (vm["state"], vm["runtime"]) == ("running", "containerd")
+    assert (vm["cpu"], vm["memory"], vm["pids"]) == (1.5, 512, 300)
+    assert (vm["addresses"], vm["ports"]) == ([router.ip], ["8080:80/tcp"])
+    assert vms[db.cid]["cpu"] is None
     table = machine.bosh_cpi("vms").stdout
     for word in (router.cid, ROUTER, DB, router.ip, "512 MiB", "8080:80/tcp"):
         assert word in table
 
 
 def test_stemcells_disks_and_networks(machine: Machine, router: VM, db: VM, stemcell: str) -> None:
-    (mine,) = [one for one in listed(machine, "stemcells") if one["cid"] == stemcell]
+    (mine,) = [row for row in listed(machine, "stemcells") if row["cid"] == stemcell]
     assert mine["image"].startswith("bosh.local/stemcell/")
     assert stemcell in machine.bosh_cpi("stemcells").stdout
     (disk,) = listed(machine, "disks")
     assert disk["attached_to"] == db.cid
-    found = listed(machine, "networks")
-    (bridge,) = [one for one in found["bridges"] if one["name"] == "bosh0"]
+    networks = listed(machine, "networks")
+    (bridge,) = [row for row in networks["bridges"] if row["name"] == "bosh0"]
     assert (bridge["state"], bridge["subnets"]) == ("up", ["10.245.0.0/16"])
     assert bridge["addresses"] == ["10.245.0.1/16"]
     assert bridge["vms"] == {router.ip: router.cid, db.ip: db.cid}
@@ -56,9 +56,10 @@ def test_cni_networks_of_the_host_and_broken_ones(machine: Machine, router: VM) 
     (folder / "70-good.conflist").write_text('{"name": "lan", "plugins": [{"type": "macvlan"}]}')
     (folder / "71-bad.conf").write_text("{")
     try:
-        found = {Path(one["file"]).name: one for one in listed(machine, "networks")["cni_networks"]}
-        assert found["70-good.conflist"]["plugins"] == ["macvlan"]
-        assert found["71-bad.conf"]["problem"]
+        rows = listed(machine, "networks")["cni_networks"]
+        networks = {Path(row["file"]).name: row for row in rows}
+        assert networks["70-good.conflist"]["plugins"] == ["macvlan"]
+        assert networks["71-bad.conf"]["problem"]
         assert "broken" in machine.bosh_cpi("networks").stdout
     finally:
         for path in folder.glob("7*"):
@@ -87,8 +88,8 @@ def test_exec_carries_status_and_streams(machine: Machine, router: VM) -> None:
 
 def test_exec_is_in_the_vm(machine: Machine, router: VM) -> None:
     script = "cat /proc/1/cmdline /proc/self/cgroup; hostname; ip -o addr 2>/dev/null || true"
-    told = machine.bosh_cpi("exec", router.cid, "sh", "-c", script).stdout
-    assert told.strip() == router.sh(script)
+    output = machine.bosh_cpi("exec", router.cid, "sh", "-c", script).stdout
+    assert output.strip() == router.sh(script)
 
 
 def test_exec_carries_much_both_ways(machine: Machine, router: VM) -> None:
@@ -120,24 +121,24 @@ def test_exec_with_a_terminal(machine: Machine, router: VM) -> None:
         sleep 60 & echo armed; wait
     """
     with on_terminal(machine, "exec", ROUTER, "--", "sh", "-c", script) as (process, near):
-        told = _read_until(near, b"vt220")
+        output = _read_until(near, b"vt220")
         os.write(near, b"\r")  # raw: what Enter sends
-        told += _read_until(near, b"armed")
+        output += _read_until(near, b"armed")
         _set_size(near, 44, 150)
-        told += _read_until(near, b"44 150")
+        output += _read_until(near, b"44 150")
         assert process.wait(PATIENCE) == 5
-    assert b"33 140" in told
-    assert b"/dev/pts/" in told
+    assert b"33 140" in output
+    assert b"/dev/pts/" in output
     assert exec_leftovers(machine) == []
 
 
 @contextmanager
 def on_terminal(machine: Machine, *words: str) -> Iterator[tuple["subprocess.Popen[bytes]", int]]:
-    """`bosh-cpi` on a terminal of 33 lines and 140 columns, whose other end this gives."""
+    """Run `bosh-cpi` on a terminal of 33 lines and 140 columns; yield the terminal's other end."""
     near, far = pty.openpty()
     _set_size(far, 33, 140)
     argv = [str(BOSH_CPI), "-c", f"{machine.host.folder}/cpi.json", *words]
-    entered = machine.host.enter("setsid", "--ctty", *argv)  # Ctrl-C is for it alone
+    entered = machine.host.enter("setsid", "--ctty", *argv)  # only it gets Ctrl-C
     environment = {**os.environ, "TERM": "vt220"}
     process = subprocess.Popen(entered, stdin=far, stdout=far, stderr=far, env=environment)
     with ended(process):
@@ -145,7 +146,7 @@ def on_terminal(machine: Machine, *words: str) -> Iterator[tuple["subprocess.Pop
         try:
             yield process, near
         finally:
-            os.close(near)  # who is still there gets SIGHUP
+            os.close(near)  # remaining processes get SIGHUP
 
 
 def _set_size(descriptor: int, rows: int, columns: int) -> None:
@@ -153,22 +154,22 @@ def _set_size(descriptor: int, rows: int, columns: int) -> None:
 
 
 def _read_until(descriptor: int, wanted: bytes) -> bytes:
-    told = b""
-    while wanted not in told:
-        assert select.select([descriptor], [], [], PATIENCE)[0], told
-        told += os.read(descriptor, 4096)
-    return told
+    output = b""
+    while wanted not in output:
+        assert select.select([descriptor], [], [], PATIENCE)[0], output
+        output += os.read(descriptor, 4096)
+    return output
 
 
-# Says which process of that host it is, then becomes the program.
-_TELLING = "import os, sys; print(os.getpid(), flush=True); os.execv(sys.argv[1], sys.argv[1:])"
+# Prints its process id on that host, then becomes the program.
+_PRINT_PID = "import os, sys; print(os.getpid(), flush=True); os.execv(sys.argv[1], sys.argv[1:])"
 
 
 @contextmanager
 def running(machine: Machine, *words: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """`bosh-cpi` while it runs, and its process id on that host, where it is ended at last."""
+    """Yield a running `bosh-cpi` and its process id on that host; end it afterwards."""
     argv = [str(BOSH_CPI), "-c", f"{machine.host.folder}/cpi.json", *words]
-    entered = machine.host.enter(sys.executable, "-c", _TELLING, *argv)
+    entered = machine.host.enter(sys.executable, "-c", _PRINT_PID, *argv)
     with ended(subprocess.Popen(entered, stdout=subprocess.PIPE, text=True)) as process:
         assert process.stdout is not None
         pid = process.stdout.readline().strip()
@@ -202,8 +203,8 @@ def test_logs_of_a_running_vm(machine: Machine, router: VM, db: VM) -> None:
 
 def test_a_jobs_log_is_followed(machine: Machine, router: VM) -> None:
     router.sh("mkdir -p /var/vcap/sys/log/web; seq 500 > /var/vcap/sys/log/web/out.log")
-    told = machine.bosh_cpi("logs", ROUTER, "--file", "web/out.log", "--lines", "3").stdout
-    assert told.split() == ["498", "499", "500"]
+    output = machine.bosh_cpi("logs", ROUTER, "--file", "web/out.log", "--lines", "3").stdout
+    assert output.split() == ["498", "499", "500"]
     words = ("logs", ROUTER, "--file", "web/out.log", "--lines", "1", "--follow")
     with running(machine, *words) as (process, _):
         assert process.stdout is not None
@@ -231,11 +232,11 @@ def test_logs_lead_nowhere_outside(machine: Machine, router: VM) -> None:
 def test_top(machine: Machine, router: VM, db: VM) -> None:
     pid = router.sh("(while :; do :; done) >/dev/null 2>&1 & echo $!")
     try:
-        found = {one["cid"]: one for one in listed(machine, "top", "--interval", "1")}
+        usage = {row["cid"]: row for row in listed(machine, "top", "--interval", "1")}
     finally:
         router.sh(f"kill {pid}")
-    assert set(found) == {router.cid, db.cid}
-    used = found[router.cid]
+    assert set(usage) == {router.cid, db.cid}
+    used = usage[router.cid]
     assert used["cpu_percent"] > 10
     assert used["instance"] == ROUTER
     assert used["memory_limit_bytes"] == 512 << 20
@@ -257,7 +258,7 @@ def test_top_goes_on_until_ctrl_c(machine: Machine, router: VM) -> None:
         assert process.wait(PATIENCE) == 0
 
 
-# A VM that does not run. The last tests, as it stays like that.
+# A VM that does not run. These tests are the last ones, since it stays stopped.
 
 
 @pytest.fixture(scope="module")
@@ -270,20 +271,20 @@ def stopped(machine: Machine, router: VM) -> VM:
 
 
 def test_a_vm_that_does_not_run(machine: Machine, stopped: VM, db: VM) -> None:
-    found = {vm["cid"]: vm["state"] for vm in listed(machine, "vms")}
-    assert found == {stopped.cid: "stopped", db.cid: "running"}
-    told = check(machine, "VMs that do not run")
-    assert (told["status"], ROUTER in told["message"]) == ("warning", True)
-    assert told["fix"] == "bosh -d cf cloud-check --resolution=reboot_vm"
+    states = {vm["cid"]: vm["state"] for vm in listed(machine, "vms")}
+    assert states == {stopped.cid: "stopped", db.cid: "running"}
+    finding = check(machine, "VMs that do not run")
+    assert (finding["status"], ROUTER in finding["message"]) == ("warning", True)
+    assert finding["fix"] == "bosh -d cf cloud-check --resolution=reboot_vm"
     done = machine.bosh_cpi("exec", ROUTER, "--", "true", check=False)
     assert (done.returncode, "does not run" in done.stderr) == (1, True)
 
 
 def test_logs_of_a_vm_that_does_not_run(machine: Machine, stopped: VM) -> None:
-    told = machine.bosh_cpi("logs", ROUTER).stdout
-    assert "==> /var/vcap/bosh/log/current <==" in told
-    assert "listening on port" in told
-    assert "of data" in told
+    output = machine.bosh_cpi("logs", ROUTER).stdout
+    assert "==> /var/vcap/bosh/log/current <==" in output
+    assert "listening on port" in output
+    assert "of data" in output
     assert machine.bosh_cpi("logs", ROUTER, "--file", "web/err.log").stdout == "last words\n"
     mounts = machine.host.run("cat", "/proc/self/mountinfo").stdout
     assert f"{machine.host.folder}/run/rootfs" not in mounts
@@ -293,5 +294,5 @@ def test_state_of_before_a_restart(machine: Machine, router: VM) -> None:
     assert check(machine, "after a restart")["status"] == "ok"
     # As when run_dir, which is in memory, is empty again.
     path = machine.host.write_config("fresh.json", run_dir=str(machine.host.folder / "fresh"))
-    found = check(machine, "after a restart", path)
-    assert (found["status"], router.cid in found["message"]) == ("warning", True)
+    finding = check(machine, "after a restart", path)
+    assert (finding["status"], router.cid in finding["message"]) == ("warning", True)

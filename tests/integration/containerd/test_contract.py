@@ -35,7 +35,7 @@ def suite_machine(request: pytest.FixtureRequest) -> Iterator[Machine]:
         before = machine.leftovers()
         yield machine
         after = machine.leftovers()
-        # The contract's stemcell stays: its snapshots are no VM's.
+        # The contract's stemcell and its snapshots stay.
         assert {**after, "snapshots": []} == {**before, "snapshots": []}
 
 

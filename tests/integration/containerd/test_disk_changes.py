@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from testing.patience import wait_for
-from tests.support.containerd.disks import KINDS, fill, hint, is_sound, look
+from tests.support.containerd.disk_actions import MIN_SIZES, fill, hint, is_sound, look
 from tests.support.containerd.machine import VM, Machine, failing
 
 
-@pytest.mark.parametrize("filesystem", KINDS)
+@pytest.mark.parametrize("filesystem", MIN_SIZES)
 def test_a_disk_grows_with_its_data(machine: Machine, vm: VM, filesystem: str) -> None:
-    size = KINDS[filesystem]
+    size = MIN_SIZES[filesystem]
     disk = machine.create_disk(size, {"filesystem": filesystem})
     checksum = fill(vm, disk)
     assert machine.call("resize_disk", disk, 4 * size) is None
@@ -75,20 +75,20 @@ def test_preallocated_disks_have_all_their_blocks(machine: Machine, vm: VM) -> N
 def test_file_systems_are_what_was_asked_for(machine: Machine, make_vm: Callable[..., VM]) -> None:
     env = {"persistent_disk_fs": "xfs", "persistent_disk_mount_options": ["noatime,discard"]}
     vm = make_vm(env=env)
-    kinds = {
+    filesystems = {
         machine.create_disk(320, {}, vm.cid): "xfs",
         machine.create_disk(64, {"filesystem": "ext4"}, vm.cid): "ext4",
         machine.create_disk(64): "ext4",
     }
-    for disk, kind in kinds.items():
+    for disk, filesystem in filesystems.items():
         machine.call("attach_disk", vm.cid, disk)
         line = vm.sh(f"grep {disk} /proc/self/mountinfo")
-        assert f" - {kind} " in line
+        assert f" - {filesystem} " in line
         assert "noatime" in line
         assert "discard" in line.split(" - ")[1]
 
 
-def test_too_small_for_xfs_is_said_with_the_size_it_takes(machine: Machine, clean: None) -> None:
+def test_a_disk_too_small_for_xfs_names_the_minimum(machine: Machine, clean: None) -> None:
     error = failing(lambda: machine.create_disk(64, {"filesystem": "xfs"}))
     assert "304 MiB" in error.message
 
@@ -131,7 +131,7 @@ def test_a_snapshot_of_a_disk_in_use_is_consistent_and_restorable(
 ) -> None:
     disk = machine.create_disk(128, {"store": store})
     machine.call("attach_disk", vm.cid, disk)
-    # A writer that has every line on the disk before it counts it elsewhere.
+    # A writer that syncs every line to the disk before it counts it elsewhere.
     vm.sh(
         f"cd {hint(disk)}; (i=0; while [ $i -lt 100000 ]; do i=$((i+1)); echo $i >> log; "
         "sync -d log; echo $i > /run/n; mv /run/n /run/count; done) > /dev/null 2>&1 & "
@@ -149,7 +149,7 @@ def test_a_snapshot_of_a_disk_in_use_is_consistent_and_restorable(
 
     machine.call("resize_disk", disk, 192)
     listed = json.loads(machine.bosh_cpi("disk", "snapshots", disk, "--json").stdout)
-    assert [(one["cid"], one["metadata"]) for one in listed] == [
+    assert [(row["cid"], row["metadata"]) for row in listed] == [
         (snapshot, {"deployment": "cf", "index": "0"})
     ]
     assert machine.bosh_cpi("disk", "restore", snapshot, check=False).returncode == 1
@@ -165,23 +165,23 @@ def test_a_snapshot_of_a_disk_in_use_is_consistent_and_restorable(
     assert machine.bosh_cpi("disk", "snapshots").stdout.count("snapshot") == 0
 
 
-@pytest.mark.parametrize("filesystem", KINDS)
+@pytest.mark.parametrize("filesystem", MIN_SIZES)
 def test_a_snapshot_outlives_its_disk_and_becomes_a_new_one(
     machine: Machine, vm: VM, filesystem: str
 ) -> None:
-    disk = machine.create_disk(KINDS[filesystem], {"filesystem": filesystem})
+    disk = machine.create_disk(MIN_SIZES[filesystem], {"filesystem": filesystem})
     checksum = fill(vm, disk)
     machine.call("attach_disk", vm.cid, disk)
     vm.sh(f"cp {hint(disk)}/file {hint(disk)}/new")
     snapshot = machine.call("snapshot_disk", disk, {})
     fresh = machine.bosh_cpi("disk", "restore", snapshot, "--new").stdout.strip()
     machine.disks.append(fresh)
-    # Both at once: each has a UUID of its own.
+    # Both at once: their UUIDs differ.
     machine.call("attach_disk", vm.cid, fresh)
     for name in ("file", "new"):
         assert vm.sh(f"md5sum < {hint(fresh)}/{name}") == checksum
-    for one in (disk, fresh):
-        machine.call("detach_disk", vm.cid, one)
+    for attached in (disk, fresh):
+        machine.call("detach_disk", vm.cid, attached)
     machine.call("delete_disk", disk)
     later = machine.bosh_cpi("disk", "restore", snapshot, "--new").stdout.strip()
     machine.disks.append(later)
@@ -215,7 +215,7 @@ def test_a_snapshot_keeps_holes(machine: Machine, vm: VM) -> None:
     machine.call("delete_snapshot", snapshot)
 
 
-def test_no_room_for_a_snapshot_is_said_and_nothing_is_left(machine: Machine, vm: VM) -> None:
+def test_no_room_for_a_snapshot_is_an_error_and_leaks_nothing(machine: Machine, vm: VM) -> None:
     small = machine.host.folder / "small"
     small.mkdir()
     machine.host.run("mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(small))
@@ -238,7 +238,7 @@ def test_no_room_for_a_snapshot_is_said_and_nothing_is_left(machine: Machine, vm
         small.rmdir()
 
 
-def test_people_see_their_disks(machine: Machine, vm: VM, tmp_path: Path) -> None:
+def test_operators_see_disks(machine: Machine, vm: VM, tmp_path: Path) -> None:
     disk = machine.create_disk(64)
     checksum = fill(vm, disk)
     names = {"deployment": "cf", "instance_group": "db", "instance_id": "77"}
@@ -269,9 +269,9 @@ def test_people_see_their_disks(machine: Machine, vm: VM, tmp_path: Path) -> Non
     folder.rmdir()
 
 
-@pytest.mark.parametrize("filesystem", KINDS)
-def test_fsck_finds_and_mends_damage(machine: Machine, vm: VM, filesystem: str) -> None:
-    disk = machine.create_disk(KINDS[filesystem], {"filesystem": filesystem})
+@pytest.mark.parametrize("filesystem", MIN_SIZES)
+def test_fsck_finds_and_repairs_damage(machine: Machine, vm: VM, filesystem: str) -> None:
+    disk = machine.create_disk(MIN_SIZES[filesystem], {"filesystem": filesystem})
     fill(vm, disk)
     assert is_sound(machine, disk)
     image = machine.image(disk)
@@ -287,7 +287,7 @@ def test_fsck_finds_and_mends_damage(machine: Machine, vm: VM, filesystem: str) 
 
 
 @pytest.mark.parametrize("odd", ["../../etc/passwd", "x", "containerd-vm-00"])
-def test_people_name_disks_by_cid_alone(machine: Machine, odd: str) -> None:
+def test_operators_name_disks_only_by_cid(machine: Machine, odd: str) -> None:
     for verb in ("show", "fsck"):
         done = machine.bosh_cpi("disk", verb, odd, check=False)
         assert done.returncode == 2

@@ -1,4 +1,4 @@
-"""Persistent disks when something goes wrong: nothing is lost, nothing left behind."""
+"""Persistent disks when something fails: nothing is lost, nothing is leaked."""
 
 import os
 import threading
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from testing.patience import PATIENCE, wait_for
-from tests.support.containerd.disks import (
-    KINDS,
+from tests.support.containerd.disk_actions import (
+    MIN_SIZES,
     attach_and_mount,
     fill,
     hint,
@@ -17,21 +17,21 @@ from tests.support.containerd.disks import (
     look,
     unmount_and_detach,
 )
-from tests.support.containerd.killing import killed_at_every_step
+from tests.support.containerd.killed_calls import killed_at_every_step
 from tests.support.containerd.machine import VM, Machine, failing
 
 
 def traces(machine: Machine, disk: str) -> list[str]:
-    """What on the host a detached disk must not have: loop devices and mounts."""
+    """Return a disk's loop devices and mounts on the host; a detached disk has none."""
     left = machine.leftovers()
-    return [entry for kind in ("loops", "mounts") for entry in left[kind] if disk in entry]
+    return [entry for resource in ("loops", "mounts") for entry in left[resource] if disk in entry]
 
 
 def files(machine: Machine, disk: str) -> list[str]:
-    """The names of all files of a disk, in any store."""
+    """Return the names of all files of a disk, in any store."""
     folders = [str(machine.host.state / "disks"), str(machine.host.folder / "fast")]
-    found = machine.host.run("find", *folders, "-name", f"{disk}*", check=False).stdout.split()
-    return sorted(Path(path).name for path in found)
+    paths = machine.host.run("find", *folders, "-name", f"{disk}*", check=False).stdout.split()
+    return sorted(Path(path).name for path in paths)
 
 
 def test_attach_killed_at_every_step(machine: Machine, vm: VM) -> None:
@@ -57,7 +57,7 @@ def test_detach_killed_at_every_step(machine: Machine, vm: VM) -> None:
 
     attach()
     for step in killed_at_every_step(machine, "detach_disk", vm.cid, disk):
-        if machine.facts(disk)["attached_to"]:  # else it was killed when all was done
+        if machine.facts(disk)["attached_to"]:  # else it was killed after all its work
             machine.call("detach_disk", vm.cid, disk)
         assert traces(machine, disk) == [], step
         assert disk not in vm.sh("cat /proc/self/mountinfo"), step
@@ -65,17 +65,17 @@ def test_detach_killed_at_every_step(machine: Machine, vm: VM) -> None:
     assert is_sound(machine, disk)
 
 
-@pytest.mark.parametrize("filesystem", KINDS)
+@pytest.mark.parametrize("filesystem", MIN_SIZES)
 def test_resize_killed_at_every_step(machine: Machine, vm: VM, filesystem: str) -> None:
-    size = KINDS[filesystem]
+    size = MIN_SIZES[filesystem]
     disk = machine.create_disk(size, {"filesystem": filesystem})
     checksum = fill(vm, disk)
-    # Each round grows to a size of its own, given once to the killed call and once to the next.
+    # Each round has another size, used by the killed call and by its retry.
     wanted = size
-    asked = (asked for grown in range(size + 16, 100_000, 16) for asked in (grown, grown))
-    for step in killed_at_every_step(machine, "resize_disk", disk, asked.__next__):
-        wanted = next(asked)
-        if step % 3 == 0:  # a disk between the two calls is as good as any
+    sizes = (mib for grown in range(size + 16, 100_000, 16) for mib in (grown, grown))
+    for step in killed_at_every_step(machine, "resize_disk", disk, sizes.__next__):
+        wanted = next(sizes)
+        if step % 3 == 0:  # a disk is usable between the two calls
             assert look(vm, disk, "md5sum < file") == checksum, step
         machine.call("resize_disk", disk, wanted)
         assert machine.facts(disk)["size"] == wanted
@@ -95,8 +95,8 @@ def test_snapshot_killed_at_every_step(machine: Machine, vm: VM) -> None:
         vm.sh(f"timeout {PATIENCE} sh -c 'echo {step} > {hint(disk)}/step; sync {hint(disk)}/step'")
         snapshot = machine.call("snapshot_disk", disk, {})
         vm.sh(f"timeout {PATIENCE} touch {hint(disk)}/after")
-        for path in folder.iterdir():  # a killed call may have been done already
-            assert sorted(one.name for one in path.iterdir()) == ["disk.raw", "facts.json"], step
+        for path in folder.iterdir():  # a killed call may have finished its work
+            assert sorted(file.name for file in path.iterdir()) == ["disk.raw", "facts.json"], step
             machine.call("delete_snapshot", path.name)
             assert not path.exists()
         assert files(machine, disk) == [f"{disk}.json", f"{disk}.raw"], (step, snapshot)
@@ -153,12 +153,12 @@ def test_a_hundred_attachments_lose_and_leak_nothing(
     assert is_sound(machine, disk)
 
 
-@pytest.mark.parametrize("filesystem", KINDS)
+@pytest.mark.parametrize("filesystem", MIN_SIZES)
 def test_sudden_death_of_the_vm_while_it_writes(
     machine: Machine, make_vm: Callable[..., VM], filesystem: str
 ) -> None:
     vm = make_vm()
-    disk = machine.create_disk(KINDS[filesystem], {"filesystem": filesystem})
+    disk = machine.create_disk(MIN_SIZES[filesystem], {"filesystem": filesystem})
     machine.call("attach_disk", vm.cid, disk)
     vm.sh(
         f"cd {hint(disk)}; (i=0; while :; do i=$((i+1)); echo $i >> log; sync -d log; "
@@ -180,7 +180,7 @@ def test_sudden_death_of_the_vm_while_it_writes(
 
 
 def kill_init(vm: VM) -> None:
-    """End a VM suddenly."""
+    """Kill a VM's init."""
     vm.machine.host.run("kill", "-KILL", str(vm.pid))
     wait_for(lambda: vm.cid not in _running(vm.machine), "the task's end")
 
@@ -255,7 +255,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], None], str]] = {
 def test_a_file_that_is_not_the_disk_is_refused_by_name(
     machine: Machine, vm: VM, name: str
 ) -> None:
-    damage, told = DAMAGE[name]
+    damage, problem = DAMAGE[name]
     disk, other = machine.create_disk(64), machine.create_disk(64)
     image = machine.image(disk)
     damage(image, machine.image(other))
@@ -269,7 +269,7 @@ def test_a_file_that_is_not_the_disk_is_refused_by_name(
         error = failing(call)
         assert error.type == "CloudError"
         assert str(image) in error.message
-        assert told in error.message
+        assert problem in error.message
     assert "damaged" in machine.bosh_cpi("disk", "list").stdout
     assert machine.call("get_disks", vm.cid) == []
     assert traces(machine, disk) == []
@@ -323,18 +323,18 @@ def test_another_vms_disk_is_out_of_reach(machine: Machine, make_vm: Callable[..
     numbers = {(os.major(own), minor) for minor in range(os.minor(own) + 4)}  # all loop devices
     numbers |= {(os.major(root), minor) for minor in range(4)}
     nodes = [f"b {major} {minor}" for major, minor in sorted(numbers)] + ["c 10 237"]
-    for one in (owner, thief):
+    for vm in (owner, thief):
         for node in nodes:  # 10:237 makes loop devices
-            one.sh(f"rm -f /root/stolen; mknod /root/stolen {node}", check=False)
-            said = one.sh("dd if=/root/stolen of=/dev/null count=1 2>&1", check=False)
-            assert "not permitted" in said or "No such file" in said, (node, said)
-        one.sh(f"rm -f /root/stolen; mknod /root/stolen b 7 {os.minor(own)}", check=False)
-        assert one.sh("mount /root/stolen /mnt 2>&1 && echo mounted", check=False) != "mounted"
+            vm.sh(f"rm -f /root/stolen; mknod /root/stolen {node}", check=False)
+            output = vm.sh("dd if=/root/stolen of=/dev/null count=1 2>&1", check=False)
+            assert "not permitted" in output or "No such file" in output, (node, output)
+        vm.sh(f"rm -f /root/stolen; mknod /root/stolen b 7 {os.minor(own)}", check=False)
+        assert vm.sh("mount /root/stolen /mnt 2>&1 && echo mounted", check=False) != "mounted"
 
 
-@pytest.mark.parametrize("filesystem", KINDS)
+@pytest.mark.parametrize("filesystem", MIN_SIZES)
 def test_a_full_host_costs_no_data(machine: Machine, vm: VM, filesystem: str) -> None:
-    # The disk is larger than what the host has: a job that fills it fails, the rest is kept.
+    # The disk is larger than the host's free space: a job that fills it fails, the data is kept.
     small, image = machine.host.folder / "small", machine.host.folder / "small.img"
     small.mkdir()
     machine.host.run("truncate", "--size", "120M", str(image))
@@ -342,7 +342,7 @@ def test_a_full_host_costs_no_data(machine: Machine, vm: VM, filesystem: str) ->
     machine.host.run("mount", "-o", "loop", str(image), str(small))
     machine.host.write_config(disk_stores={"small": str(small)})
     try:
-        size = 2 * KINDS[filesystem] + 128
+        size = 2 * MIN_SIZES[filesystem] + 128
         disk = machine.create_disk(size, {"filesystem": filesystem, "store": "small"})
         machine.call("attach_disk", vm.cid, disk)
         vm.sh(

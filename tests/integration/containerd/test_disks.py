@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from testing.patience import wait_for
-from tests.support.containerd.disks import attach_and_mount, hint, unmount_and_detach
+from tests.support.containerd.disk_actions import attach_and_mount, hint, unmount_and_detach
 from tests.support.containerd.machine import VM, Machine, failing
 
 STORE = "/var/vcap/store"
@@ -15,7 +15,7 @@ STORE = "/var/vcap/store"
 
 @pytest.fixture
 def mounted(machine: Machine, make_vm: Callable[..., VM]) -> tuple[VM, str]:
-    """A VM and a disk that its agent has mounted."""
+    """Return a VM, and a disk mounted by its agent."""
     vm, disk = make_vm(), machine.create_disk()
     vm.wait_for_agent()
     attach_and_mount(vm, disk)
@@ -68,7 +68,7 @@ def test_detach_while_a_dead_agent_left_the_store_mounted(
     assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
 
 
-def test_detach_names_who_still_uses_the_disk(machine: Machine, make_vm: Callable[..., VM]) -> None:
+def test_detach_names_a_process_on_the_disk(machine: Machine, make_vm: Callable[..., VM]) -> None:
     vm = make_vm()
     disk = machine.create_disk()
     machine.call("attach_disk", vm.cid, disk)
@@ -108,7 +108,7 @@ def test_the_shared_folder_itself_is_not_writable(make_vm: Callable[..., VM]) ->
     assert "Read-only" in vm.sh("touch /warden-cpi-dev/file 2>&1", check=False)
 
 
-def test_attach_twice_is_once(machine: Machine, make_vm: Callable[..., VM]) -> None:
+def test_attach_is_idempotent(machine: Machine, make_vm: Callable[..., VM]) -> None:
     vm = make_vm()
     disk = machine.create_disk()
     hints = {machine.call("attach_disk", vm.cid, disk) for _ in range(2)}
@@ -225,7 +225,7 @@ def test_an_empty_folder_in_place_of_the_disk_goes_with_it(
 ) -> None:
     vm, disk = mounted
     vm.agent("unmount_disk", disk)
-    # What an agent does whose `mount` and `umount` are not ours.
+    # What an agent does without our `mount` and `umount`.
     vm.sh(f"umount {hint(disk)} && mount --bind {hint(disk)} {STORE}")
     machine.call("detach_disk", vm.cid, disk)
     assert vm.sh(f"mountpoint -q {STORE} || echo free") == "free"
@@ -234,7 +234,7 @@ def test_an_empty_folder_in_place_of_the_disk_goes_with_it(
 def test_services_with_mounts_of_their_own_do_not_keep_a_disk(
     machine: Machine, systemd: str, make_vm: Callable[..., VM]
 ) -> None:
-    # systemd leaves a service's old root, with all that was mounted in it, where nobody sees it.
+    # systemd leaves a service's old root, and all mounts in it, where no process sees it.
     vm, disk = make_vm(stemcell=systemd), machine.create_disk()
     vm.wait_for_agent()
     attach_and_mount(vm, disk)
@@ -265,7 +265,7 @@ def test_unknown_properties_are_refused_by_name(machine: Machine) -> None:
     assert "'typ'" in error.message
 
 
-def test_no_room_is_said_with_numbers(machine: Machine, clean: None) -> None:
+def test_no_room_is_an_error_with_numbers(machine: Machine, clean: None) -> None:
     small = machine.host.folder / "small"
     small.mkdir()
     mount = ("mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small))

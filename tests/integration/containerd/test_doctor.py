@@ -1,4 +1,4 @@
-"""`bosh-cpi doctor` on a host with two VMs: each test breaks something, and does what it says."""
+"""`bosh-cpi doctor` on a host with two VMs: each test breaks something and applies the fix."""
 
 import json
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from tests.support.containerd.machine import VM, Machine
-from tests.support.containerd.operator import check
+from tests.support.containerd.operator_output import check
 
 
-def test_a_host_that_is_well(machine: Machine, router: VM) -> None:
+def test_a_healthy_host(machine: Machine, router: VM) -> None:
     done = machine.bosh_cpi("doctor")
     for word in ("✓ containerd: ", "✓ snapshotter: ", "✓ bridge: bosh0 is up", "0 failed"):
         assert word in done.stdout
@@ -25,7 +25,7 @@ def test_a_host_that_is_well(machine: Machine, router: VM) -> None:
         ("libvirt", {"runtimes": ["kvm"]}, "systemctl start libvirtd"),
     ],
 )
-def test_what_is_configured_wrongly_names_what_mends_it(
+def test_a_wrong_configuration_has_a_fix(
     machine: Machine, router: VM, name: str, changes: dict[str, Any], fix: str
 ) -> None:
     own = machine.host.config()
@@ -33,9 +33,9 @@ def test_what_is_configured_wrongly_names_what_mends_it(
         key: {**own[key], **value} if isinstance(value, dict) else value
         for key, value in changes.items()
     }
-    found = check(machine, name, machine.host.write_config("wrong.json", **merged))
-    assert found["status"] == "failure"
-    assert fix in found["fix"]
+    finding = check(machine, name, machine.host.write_config("wrong.json", **merged))
+    assert finding["status"] == "failure"
+    assert fix in finding["fix"]
 
 
 @pytest.mark.parametrize(
@@ -48,25 +48,25 @@ def test_what_is_configured_wrongly_names_what_mends_it(
         ("subnets", "ip route add 10.245.9.0/24 dev lo"),
     ],
 )
-def test_what_is_broken_is_mended_by_what_the_doctor_says(
+def test_the_doctors_fix_repairs_what_is_broken(
     machine: Machine, router: VM, name: str, breaking: str
 ) -> None:
     assert check(machine, name)["status"] == "ok"
     machine.host.run("sh", "-c", breaking)
     try:
-        found = check(machine, name)
-        assert found["status"] != "ok"
+        finding = check(machine, name)
+        assert finding["status"] != "ok"
         if name == "subnets":
-            changes = json.loads(found["fix"].removeprefix("set in cpi.json: "))
+            changes = json.loads(finding["fix"].removeprefix("set in cpi.json: "))
             network = {**machine.host.config()["network"], **changes["network"]}
-            mended = machine.host.write_config("mended.json", network=network)
-            assert check(machine, name, mended)["status"] == "ok"
+            fixed_config = machine.host.write_config("mended.json", network=network)
+            assert check(machine, name, fixed_config)["status"] == "ok"
         elif name == "firewall":  # published ports are let through; what docker set stays
-            machine.host.run("sh", "-c", found["fix"])
-            assert "CNI-ADMIN" in found["fix"]
-            machine.host.run("sh", "-c", found["fix"].replace(" -A ", " -D "))
+            machine.host.run("sh", "-c", finding["fix"])
+            assert "CNI-ADMIN" in finding["fix"]
+            machine.host.run("sh", "-c", finding["fix"].replace(" -A ", " -D "))
         else:
-            machine.host.run("sh", "-c", found["fix"])
+            machine.host.run("sh", "-c", finding["fix"])
             assert check(machine, name)["status"] == "ok"
     finally:
         machine.host.run("sh", "-c", _UNDO)

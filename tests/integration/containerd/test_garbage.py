@@ -1,4 +1,4 @@
-"""What killed calls leave is found, and removed, and nothing else."""
+"""Resources leaked by killed calls are listed and removed, and no others."""
 
 import fcntl
 import json
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from testing.hosts.private_host import cgroup_hierarchies
-from tests.support.containerd.breaking import broken
+from tests.support.containerd.broken_calls import broken
 from tests.support.containerd.machine import VM, Machine
 from tests.support.processes import write_end
 from tests.support.stemcells.small_stemcells import ROOTFS, tar, zipped
@@ -32,7 +32,7 @@ def stemcell(machine: Machine, runit_image: Path) -> str:
 
 @pytest.fixture
 def healthy(machine: Machine, stemcell: str) -> Iterator[VM]:
-    """A VM with a disk, beside which garbage is collected."""
+    """Yield a VM with a disk that garbage collection must leave alone."""
     before = machine.leftovers(), machine.stored()
     vm = machine.create_vm(stemcell, {"ephemeral_disk": 64})
     disk = machine.create_disk(vm=vm.cid)
@@ -49,15 +49,15 @@ def healthy(machine: Machine, stemcell: str) -> Iterator[VM]:
 
 def gc(machine: Machine, *words: str) -> list[dict[str, Any]]:
     done = machine.bosh_cpi("gc", "--json", *words)
-    found: list[dict[str, Any]] = json.loads(done.stdout)
-    assert all(one["removed"] == ("--yes" in words) for one in found), done.stdout + done.stderr
-    return found
+    garbage: list[dict[str, Any]] = json.loads(done.stdout)
+    assert all(row["removed"] == ("--yes" in words) for row in garbage), done.stdout + done.stderr
+    return garbage
 
 
-def named(found: list[dict[str, Any]]) -> set[tuple[str, str]]:
-    """Kinds and names; those of leases, which are random, left out."""
+def named(garbage: list[dict[str, Any]]) -> set[tuple[str, str]]:
+    """Return types and names, without the random names of leases and locks."""
     random = ("lease", "lock")
-    return {(one["type"], "" if one["type"] in random else one["name"]) for one in found}
+    return {(row["type"], "" if row["type"] in random else row["name"]) for row in garbage}
 
 
 def only_vm(machine: Machine, *known: VM) -> str:
@@ -80,7 +80,7 @@ def test_a_killed_create_vm(machine: Machine, stemcell: str, healthy: VM, target
     arguments: tuple[Any, ...] = ("a", stemcell, PROPERTIES, DYNAMIC, [], {})
     assert broken(machine, target, "kill", "create_vm", *arguments) == ""
     left = only_vm(machine, healthy)
-    # Networks are made while a thread has the lease, or has it not yet or no more.
+    # A thread makes networks before, while or after the call has the lease.
     leases = {("lease", "")} & named(gc(machine))
     assert leases or "Store" not in target
     wanted = {("VM", left), ("lock", ""), *leases}
@@ -104,7 +104,7 @@ def test_killed_calls_on_disks(machine: Machine, healthy: VM) -> None:
     image = machine.image(disk)
     assert broken(machine, "cpi.disks.raw_image:create", "kill", "create_disk", 64, {}, None) == ""
     [unborn] = set(image.parent.glob("*.raw")) - {
-        machine.image(one) for one in machine.disks
+        machine.image(other) for other in machine.disks
     }  # fmt: skip
     target = "cpi.disks.snapshots:write_facts"
     assert broken(machine, target, "kill", "snapshot_disk", disk, {}) == ""
@@ -114,9 +114,9 @@ def test_killed_calls_on_disks(machine: Machine, healthy: VM) -> None:
     (image.parent / "snapshots" / snapshot / "disk.raw").unlink()
     wanted = {("disk file", str(unborn)), ("disk file", f"{image.with_suffix('')}.snapshot.part"),
               ("snapshot", snapshot), ("lock", "")}  # fmt: skip
-    found = gc(machine)
-    assert named(found) == wanted
-    assert [one["certain"] for one in found if one["name"] == str(unborn)] == [False]
+    garbage = gc(machine)
+    assert named(garbage) == wanted
+    assert [row["certain"] for row in garbage if row["name"] == str(unborn)] == [False]
     assert named(gc(machine, "--yes")) == wanted
     assert machine.facts(disk)["state"] == "detached"
 
@@ -145,16 +145,16 @@ def test_what_is_left_without_the_vms_folder(machine: Machine, stemcell: str, he
     for hierarchy in cgroup_hierarchies():
         if (hierarchy / machine.host.folder.name).is_dir():
             (hierarchy / machine.host.folder.name / lonely).mkdir()
-    found = gc(machine)
-    kinds = sorted(one["type"] for one in found)
-    assert kinds == ["VM", "address", "cgroup", "loop device", "network namespace", "port",
+    garbage = gc(machine)
+    types = sorted(row["type"] for row in garbage)
+    assert types == ["VM", "address", "cgroup", "loop device", "network namespace", "port",
                      "snapshot"]  # fmt: skip
-    assert {one["name"] for one in found if one["type"] in ("cgroup", "snapshot")} == {lonely}
+    assert {row["name"] for row in garbage if row["type"] in ("cgroup", "snapshot")} == {lonely}
     assert not vm.sh("true"), "it was only shown"
     gc(machine, "--yes")
     assert vm.cid not in machine.ctr("containers", "ls", "-q")
     machine.vms.remove(vm)
-    # What only its folder could tell is not found: CNI's rules for it.
+    # CNI's rules for it are not found, since only its folder names them.
     words = "iptables-save | grep -v -e $0 -e $1 -e 18940 | iptables-restore"
     machine.host.run("sh", "-c", words, vm.cid, vm.ip)
 
@@ -168,9 +168,9 @@ def test_uploads_of_a_service_that_was_killed(machine: Machine, healthy: VM) -> 
             os.utime(path, (0, 0) if name != "young" else None)
     with (uploads / "alive/image").open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        found = gc(machine, "--yes")
-    assert named(found) == {("upload", str(uploads / "dead"))}
-    assert found[0]["size_bytes"] >= 4096
+        garbage = gc(machine, "--yes")
+    assert named(garbage) == {("upload", str(uploads / "dead"))}
+    assert garbage[0]["size_bytes"] >= 4096
     machine.host.run("rm", "-r", str(uploads))
 
 
@@ -190,8 +190,8 @@ def test_vms_that_bosh_does_not_know(
     assert "has no CID" in refused.stderr
 
 
-def test_what_a_call_is_at_work_on_is_none(machine: Machine, stemcell: str, healthy: VM) -> None:
-    """A create_vm that waits in its middle: its VM, lease and lock are nobody else's."""
+def test_a_running_call_has_no_garbage(machine: Machine, stemcell: str, healthy: VM) -> None:
+    """VM, lease and lock of a running create_vm are not orphaned."""
     fifo = machine.host.folder / "wait"
     os.mkfifo(fifo)
     target = "runtimes.containerd.rootfs:write"
@@ -213,7 +213,7 @@ def test_what_a_call_is_at_work_on_is_none(machine: Machine, stemcell: str, heal
     made.wait_for_agent()
 
 
-def test_for_people(machine: Machine, healthy: VM) -> None:
+def test_output_for_operators(machine: Machine, healthy: VM) -> None:
     assert machine.bosh_cpi("gc").stdout == "nothing that nobody owns\n"
     part = machine.image(machine.disks[0]).with_suffix(".raw.part")
     part.write_bytes(bytes(3 << 20))

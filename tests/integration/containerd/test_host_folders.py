@@ -13,7 +13,7 @@ from tests.support.containerd.machine import VM, CallFailed, Machine
 
 SOCKET = "/var/vcap/bosh-cpi/cpi.sock"
 
-# Any user may talk to the service, as the director's does, who is vcap.
+# Any user may use the service; the director's user is vcap.
 _AS_USER = "setpriv --reuid 1000 --regid 1000 --clear-groups"
 _TALK = f"""
 {_AS_USER} python3 -c '
@@ -26,7 +26,7 @@ with socket.socket(socket.AF_UNIX) as it:
 
 @pytest.fixture
 def shared(machine: Machine) -> Iterator[Path]:
-    """A folder of the host with files, and beside it what is no folder."""
+    """Yield a folder of the host with a folder of files and a symbolic link."""
     folder = machine.host.folder / "shared"
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "file").write_text("of the host")
@@ -38,8 +38,8 @@ def shared(machine: Machine) -> Iterator[Path]:
 
 
 @contextmanager
-def service(machine: Machine, says: str) -> Iterator[None]:
-    """What stands for the host's service: it says something to the first who connects."""
+def service(machine: Machine, greeting: str) -> Iterator[None]:
+    """Run a stand-in for the host's service that greets the first connection."""
     path = machine.host.folder / "run" / "guest" / "cpi.sock"
     with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as thread:
         listener.settimeout(PATIENCE)
@@ -49,7 +49,7 @@ def service(machine: Machine, says: str) -> Iterator[None]:
 
         def answer() -> None:
             with listener.accept()[0] as connection:
-                connection.sendall(says.encode())
+                connection.sendall(greeting.encode())
 
         answering = thread.submit(answer)
         yield
@@ -69,7 +69,7 @@ def test_any_user_of_a_vm_reaches_the_service(machine: Machine, stemcell: str, c
         assert vm.sh(_TALK + SOCKET) == "hello from the next one"
     machine.call("reboot_vm", vm.cid)
     with service(machine, "hello after the reboot"):
-        # In a namespace of its own, as BPM gives it to jobs.
+        # In a separate namespace, as BPM gives it to jobs.
         inner = f"mkdir /mnt/cpi && mount --bind /var/vcap/bosh-cpi /mnt/cpi && {_TALK}"
         done = vm.sh(f"cat > /root/script <<'EOF'\n{inner}/mnt/cpi/cpi.sock\nEOF\n"
                      "unshare --mount --pid --fork sh -e /root/script")  # fmt: skip
@@ -77,7 +77,7 @@ def test_any_user_of_a_vm_reaches_the_service(machine: Machine, stemcell: str, c
     with pytest.raises(AssertionError, match="Read-only file system"):
         vm.sh("touch /var/vcap/bosh-cpi/cpi.sock")
     assert vm.sh("ls -A /var/vcap/bosh-cpi") == ""
-    # The socket of what runs the containers is nowhere in it.
+    # The container runtime's socket is not in it.
     assert "containerd" not in vm.sh("cat /proc/mounts | grep -v overlay")
 
 
@@ -100,7 +100,7 @@ def test_mounts_of_the_host(make_vm: Callable[..., VM], shared: Path) -> None:
         assert (data / "new").read_text() == "of the VM\n"
         options = vm.sh("grep /var/vcap/shared /proc/mounts").split()[3].split(",")
         assert {"rw", "nosuid", "nodev"} <= set(options)
-        # Whoever may write there could put a link in its place: a reboot does not follow it.
+        # A process that may write there could replace it by a link; a reboot does not follow it.
         data.rename(shared / "moved")
         data.symlink_to("/etc")
         vm.machine.call("reboot_vm", vm.cid)
@@ -114,7 +114,7 @@ def test_mounts_of_the_host(make_vm: Callable[..., VM], shared: Path) -> None:
 def test_what_cannot_be_mounted_is_named(
     machine: Machine, stemcell: str, shared: Path, clean: None
 ) -> None:
-    for host, told in {
+    for host, problem in {
         shared / "link": f"{shared}/link: it is no folder, or a symbolic link",
         shared / "link" / "ssl": f"{shared}/link: it is no folder, or a symbolic link",
         shared / "data" / "file": f"{shared}/data/file: it is no folder, or a symbolic link",
@@ -123,4 +123,4 @@ def test_what_cannot_be_mounted_is_named(
         with pytest.raises(CallFailed) as caught:
             machine.create_vm(stemcell, {"mounts": [{"host": str(host), "vm": "/mnt"}]})
         assert caught.value.type == "CloudError"
-        assert f"the host's folder {host} cannot be mounted: {told}" in caught.value.message
+        assert f"the host's folder {host} cannot be mounted: {problem}" in caught.value.message

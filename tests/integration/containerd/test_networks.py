@@ -98,7 +98,7 @@ def test_a_deleted_vms_address_can_be_used_again(make_vm: Callable[..., VM]) -> 
 
 @pytest.fixture
 def outside(machine: Machine) -> Iterator[str]:
-    """Another host behind the VMs' host: a network namespace with one address."""
+    """Yield the address of another host behind the VMs' host: a network namespace."""
     ip = "192.0.2.2"
     commands = (
         "ip netns add outside",
@@ -146,7 +146,7 @@ def test_ports_are_published_from_outside_and_from_the_host(
     assert not machine.can_connect("192.0.2.1", 8868)
 
 
-def test_a_published_port_is_no_one_elses(
+def test_a_published_port_cannot_be_published_again(
     machine: Machine, make_vm: Callable[..., VM], stemcell: str
 ) -> None:
     vm = make_vm(properties={"ports": ["8868:6868"]})

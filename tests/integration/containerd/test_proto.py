@@ -1,4 +1,4 @@
-"""Our proto/ says of containerd's messages nothing that containerd's own files do not say.
+"""Our proto/ agrees with containerd's own files on every message that it has.
 
 Needs no daemon, only Debian's golang-github-containerd-containerd-dev and this checkout.
 """
@@ -33,7 +33,7 @@ def _compile(root: Path, files: list[Path], target: Path) -> FileDescriptorSet:
 
 
 def _theirs(folder: Path) -> FileDescriptorSet:
-    """containerd's files, without the gogoproto options that protoc cannot read here."""
+    """Compile containerd's files, without the gogoproto options that protoc cannot read here."""
     copy = folder / "github.com/containerd/containerd/api"
     files = []
     for source in sorted(THEIRS.rglob("*.proto")):

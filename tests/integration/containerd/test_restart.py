@@ -1,4 +1,4 @@
-"""The host is restarted: VMs are brought back as they were."""
+"""After a restart of the host, VMs are restored."""
 
 import json
 from collections.abc import Iterator
@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tests.support.containerd.breaking import broken, drop_leases
+from tests.support.containerd.broken_calls import broken, drop_leases
+from tests.support.containerd.host_reboot import reboot
 from tests.support.containerd.machine import VM, Machine, failing
-from tests.support.containerd.rebooting import reboot
 
 STATIC = {
     "default": {
@@ -51,8 +51,8 @@ def empty(machine: Machine, stemcell: str) -> Iterator[None]:
 def restored(machine: Machine, status: int = 0) -> dict[str, Any]:
     done = machine.bosh_cpi("restore", "--json", check=False)
     assert done.returncode == status, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    document: dict[str, Any] = json.loads(done.stdout)
+    return document
 
 
 def mac_of(vm: VM, interface: str) -> str:
@@ -60,12 +60,12 @@ def mac_of(vm: VM, interface: str) -> str:
 
 
 def limits(vm: VM) -> dict[str, str]:
-    """What the cgroup above the VM's says, on either version."""
+    """Return the limits of the cgroup above the VM's, on either version."""
     names = ("memory.limit_in_bytes", "cpu.cfs_quota_us", "memory.max", "cpu.max")
     root = Path("/sys/fs/cgroup")
-    found = [*root.glob(f"*/{vm.machine.host.folder.name}/{vm.cid}/*"),
+    files = [*root.glob(f"*/{vm.machine.host.folder.name}/{vm.cid}/*"),
              *root.glob(f"{vm.machine.host.folder.name}/{vm.cid}/*")]  # fmt: skip
-    return {str(path): path.read_text() for path in found if path.name in names}
+    return {str(path): path.read_text() for path in files if path.name in names}
 
 
 def test_vms_are_back_after_a_restart_of_the_host(
@@ -109,7 +109,7 @@ def test_vms_are_back_after_a_restart_of_the_host(
     ) == before
     assert machine.call("get_disks", fixed.cid) == [disk]
 
-    # A VM that ended by itself while the host was up is none that a restart took away.
+    # A VM that ended while the host was up is not restored.
     machine.ctr("tasks", "kill", "--signal", "KILL", ended.cid)
     pids, before_second = fixed.pid, machine.leftovers()
     assert restored(machine)["unchanged"] == done["restored"]
@@ -118,13 +118,13 @@ def test_vms_are_back_after_a_restart_of_the_host(
     assert failing(lambda: machine.create_vm(stemcell, networks=STATIC)).type == "CloudError"
 
 
-def test_what_cannot_be_brought_back_is_no_hindrance(
+def test_a_vm_that_cannot_be_restored_does_not_block_others(
     machine: Machine, stemcell: str, empty: None
 ) -> None:
-    """The director may also reboot such a VM; and one that was half made stays what it is."""
-    broken_one, good = machine.create_vm(stemcell), machine.create_vm(stemcell)
-    disk = machine.create_disk(vm=broken_one.cid)
-    machine.call("attach_disk", broken_one.cid, disk)
+    """The director may also reboot such a VM; an incomplete VM is left as it is."""
+    broken_vm, good = machine.create_vm(stemcell), machine.create_vm(stemcell)
+    disk = machine.create_disk(vm=broken_vm.cid)
+    machine.call("attach_disk", broken_vm.cid, disk)
     start = "runtimes.containerd.containers:Containers.create"
     networks = {"n": {"type": "dynamic"}}
     assert broken(machine, start, "kill", "create_vm", "a", stemcell, {}, networks, [], {}) == ""
@@ -138,13 +138,13 @@ def test_what_cannot_be_brought_back_is_no_hindrance(
     image.rename(aside)
     done = restored(machine, status=1)
     assert (done["restored"], done["unchanged"]) == ([good.cid], [half])
-    assert list(done["failed"]) == [broken_one.cid]
-    assert f"{image} is missing" in done["failed"][broken_one.cid]
+    assert list(done["failed"]) == [broken_vm.cid]
+    assert f"{image} is missing" in done["failed"][broken_vm.cid]
 
     aside.rename(image)
-    machine.call("reboot_vm", broken_one.cid)
-    broken_one.wait_for_agent()
-    assert disk in broken_one.sh("ls /warden-cpi-dev")
+    machine.call("reboot_vm", broken_vm.cid)
+    broken_vm.wait_for_agent()
+    assert disk in broken_vm.sh("ls /warden-cpi-dev")
     assert restored(machine)["restored"] == []
     machine.call("delete_vm", half)
     drop_leases(machine)

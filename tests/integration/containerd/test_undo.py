@@ -1,4 +1,4 @@
-"""A create that fails at any step leaves nothing; a killed one leaves what delete_vm takes away."""
+"""A create that fails at any step leaks nothing; delete_vm removes what a killed one leaks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.support.containerd.breaking import broken, drop_leases, fails
+from tests.support.containerd.broken_calls import broken, drop_leases, fails
 from tests.support.containerd.machine import VM, Machine
 
 CREATE_VM = [
@@ -82,7 +82,7 @@ def test_create_stemcell(
         "runtimes.containerd.storage:Store.create_image",
     ],
 )
-def test_a_killed_import_is_no_hindrance_to_the_next(
+def test_a_killed_import_does_not_block_the_next(
     machine: Machine, small_image: Path, clean: None, target: str
 ) -> None:
     assert broken(machine, target, "kill", "create_stemcell", str(small_image), {}) == ""

@@ -1,4 +1,4 @@
-"""VMs on a real containerd: what is inside when they have booted, and that nothing stays."""
+"""VMs on a real containerd: their content after the boot, and that nothing is leaked."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def test_every_systemd_vm_has_its_own_machine_id(
     first, second = machine.create_vm(systemd), machine.create_vm(systemd)
     ids = {vm.sh("cat /etc/machine-id") for vm in (first, second)}
     assert len(ids) == 2
-    assert all(re.fullmatch("[0-9a-f]{32}", one) for one in ids)
+    assert all(re.fullmatch("[0-9a-f]{32}", machine_id) for machine_id in ids)
 
 
 def test_runit_boots(make_vm: Callable[..., VM]) -> None:
@@ -84,8 +84,8 @@ def test_an_agent_id_that_is_no_host_name_does_no_harm(make_vm: Callable[..., VM
 
 def test_ephemeral_folder_is_a_mount_of_a_real_file_system(make_vm: Callable[..., VM]) -> None:
     vm = make_vm()
-    kind = vm.sh("stat -f -c %T /var/vcap/data")
-    assert kind not in ("overlayfs", "tmpfs")
+    filesystem = vm.sh("stat -f -c %T /var/vcap/data")
+    assert filesystem not in ("overlayfs", "tmpfs")
     assert vm.sh("mountpoint -q /var/vcap/data && echo yes") == "yes"
     vm.sh("touch /var/vcap/data/x")
 
@@ -96,7 +96,7 @@ def test_least_privilege_by_default(make_vm: Callable[..., VM]) -> None:
     sys_module, sys_rawio, sys_time, syslog, dac_read_search = 16, 17, 25, 34, 2
     assert not any(mask >> bit & 1 for bit in (sys_module, sys_rawio, sys_time, syslog))
     assert not mask >> dac_read_search & 1
-    # A block device of the host cannot be opened, whatever node is made for it.
+    # A block device of the host cannot be opened by any node made for it.
     open_it = "mknod /root/disk b 7 0 && head -c1 /root/disk 2>&1"
     assert "not permitted" in vm.sh(open_it, check=False)
 

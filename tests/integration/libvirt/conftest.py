@@ -20,7 +20,7 @@ from tests.support.libvirt.kvm_machine import Guest, KvmMachine
 
 @pytest.fixture(scope="session")
 def _can_run() -> None:
-    """Say what is missing, rather than failing somewhere deep."""
+    """Skip the tests if root or a program is missing."""
     if os.geteuid() != 0:
         pytest.skip("integration tests need root")
     path = f"/usr/sbin:/sbin:{os.environ['PATH']}"
@@ -41,7 +41,7 @@ def machine(libvirt: Libvirt) -> KvmMachine:
 
 
 def opened(tarball: Path, folders: pytest.TempPathFactory) -> Path:
-    """The `image` of a stemcell."""
+    """Return the `image` of a stemcell."""
     return stemcell_source.opened(tarball, folders.mktemp("stemcell")).image
 
 
@@ -59,7 +59,7 @@ def stemcell(machine: KvmMachine, image: Path) -> str:
 
 @pytest.fixture
 def clean(machine: KvmMachine) -> Iterator[None]:
-    """Fail a test that leaves anything of its VMs and disks behind."""
+    """Fail a test that leaks anything of its VMs and disks."""
     machine.configure()
     before = machine.leftovers()
     yield
@@ -70,7 +70,7 @@ def clean(machine: KvmMachine) -> Iterator[None]:
 
 @pytest.fixture
 def make_guest(machine: KvmMachine, stemcell: str, clean: None) -> Callable[..., Guest]:
-    """Return a function that creates a VM of the usual stemcell on a dynamic network."""
+    """Return a function that creates a VM of the default stemcell on a dynamic network."""
 
     def make(**options: Any) -> Guest:
         return machine.create_guest(options.pop("stemcell", stemcell), **options)

@@ -1,4 +1,4 @@
-"""`bosh-cpi` about full VMs: what is shown of them, and what they cannot do."""
+"""`bosh-cpi` on full VMs: their rows, and what is not supported."""
 
 import json
 from collections.abc import Callable
@@ -16,7 +16,7 @@ def test_a_full_vm_is_shown(machine: KvmMachine, make_guest: Callable[..., Guest
     assert (vm["instance"], vm["cpu"], vm["memory"]) == ("db/aaaa-1", 2, 192)
     assert vm["addresses"] == [guest.ip]
     stemcells = json.loads(machine.bosh_cpi("stemcells", "--json").stdout)
-    assert vm["stemcell"] in [one["cid"] for one in stemcells]
+    assert vm["stemcell"] in [row["cid"] for row in stemcells]
     guest.wait_for_agent()
     assert "listening on port" in machine.bosh_cpi("logs", "db/0").stdout
     (used,) = json.loads(machine.bosh_cpi("top", "--json", "--interval", "0.2").stdout)
@@ -35,17 +35,17 @@ def test_a_full_vm_is_shown(machine: KvmMachine, make_guest: Callable[..., Guest
 
 def test_the_doctor_looks_at_libvirt(machine: KvmMachine) -> None:
     machine.configure()
-    found = json.loads(machine.bosh_cpi("doctor", "--json", check=False).stdout)
-    about = {one["check"]: one for one in found["checks"] if one["scope"] == "kvm"}
-    assert about["libvirt"]["status"] == "ok"
-    assert "QEMU" in about["libvirt"]["message"]
-    assert "qemu" in about["hypervisor"]["message"]
-    assert about["/dev/kvm"]["status"] == "ok"  # kvm.accelerator does without
-    assert about["qemu-img"]["status"] == "ok"
-    (virtualbox,) = [one for one in found["checks"] if one["scope"] == "virtualbox"]
+    report = json.loads(machine.bosh_cpi("doctor", "--json", check=False).stdout)
+    checks = {row["check"]: row for row in report["checks"] if row["scope"] == "kvm"}
+    assert checks["libvirt"]["status"] == "ok"
+    assert "QEMU" in checks["libvirt"]["message"]
+    assert "qemu" in checks["hypervisor"]["message"]
+    assert checks["/dev/kvm"]["status"] == "ok"  # kvm.accelerator does not need it
+    assert checks["qemu-img"]["status"] == "ok"
+    (virtualbox,) = [row for row in report["checks"] if row["scope"] == "virtualbox"]
     assert virtualbox["status"] == "warning"
     assert "(only for runtime virtualbox)" in virtualbox["message"]
     machine.configure(kvm={"accelerator": "kvm", "uri": "qemu+tcp://127.0.0.1:1/system"})
-    found = json.loads(machine.bosh_cpi("doctor", "--json", check=False).stdout)
-    (libvirt,) = [one for one in found["checks"] if one["scope"] == "kvm"]
+    report = json.loads(machine.bosh_cpi("doctor", "--json", check=False).stdout)
+    (libvirt,) = [row for row in report["checks"] if row["scope"] == "kvm"]
     assert (libvirt["status"], "virsh --connect" in libvirt["fix"]) == ("failure", True)

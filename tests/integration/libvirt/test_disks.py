@@ -1,4 +1,4 @@
-"""Persistent disks in VMs that run: by their agents' hints, several, growing, snapshot."""
+"""Persistent disks of running VMs: hints for agents, several disks, growth, snapshots."""
 
 import json
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from testing.patience import PATIENCE
-from tests.support.containerd.disks import attach_and_mount, unmount_and_detach
+from tests.support.containerd.disk_actions import attach_and_mount, unmount_and_detach
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import Guest, KvmMachine
 
@@ -89,8 +89,8 @@ def test_a_disk_that_grew_and_was_not_mounted_again_gets_its_room(
     guest.sh("echo data > /var/vcap/store/file; sync")
     machine.call("resize_disk", disk, 512)
     unmount_and_detach(guest, disk)
-    told = machine.host.run("dumpe2fs", "-h", f"{machine.image(disk)}?offset=1048576").stdout
-    assert int(told.split("Block count:")[1].split()[0]) * 4096 == 510 << 20
+    superblock = machine.host.run("dumpe2fs", "-h", f"{machine.image(disk)}?offset=1048576").stdout
+    assert int(superblock.split("Block count:")[1].split()[0]) * 4096 == 510 << 20
     attach_and_mount(guest, disk)
     assert guest.sh("cat /var/vcap/store/file") == "data"
     unmount_and_detach(guest, disk)

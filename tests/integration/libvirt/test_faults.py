@@ -1,4 +1,4 @@
-"""What goes wrong around a VM: each ends in a typed error, or well on retry, and leaves nothing."""
+"""Faults around a VM: each gives a typed error, or succeeds on retry, and leaks nothing."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from testing.patience import wait_for
-from tests.support.containerd.breaking import broken, fails
+from tests.support.containerd.broken_calls import broken, fails
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import Guest, KvmMachine
 from tests.support.processes import write_end
@@ -120,7 +120,7 @@ def test_a_domain_that_has_the_name_already_stays(
     machine.virsh("undefine", folder.name)
 
 
-def test_a_full_store_is_told_and_leaves_nothing(
+def test_a_full_store_is_an_error_and_leaks_nothing(
     machine: KvmMachine, image: Path, clean: None
 ) -> None:
     """A pool on a file system that is too small for a stemcell."""
@@ -139,7 +139,7 @@ def test_a_full_store_is_told_and_leaves_nothing(
         folder.rmdir()
 
 
-def test_a_stemcells_killed_import_is_done_anew(
+def test_a_stemcells_killed_import_is_repeated(
     machine: KvmMachine, image: Path, clean: None
 ) -> None:
     stemcell = machine.call("create_stemcell", str(image), {})
@@ -161,7 +161,7 @@ def test_garbage_is_found_and_removed_and_nothing_else(
     config = machine.configure()
     before = machine.leftovers()
     upload = "runtimes.libvirt.volumes:StoragePool.upload"
-    os.link(image, tmp_path / "image")  # beside which no stemcell.MF tells its version
+    os.link(image, tmp_path / "image")  # without a stemcell.MF with its version
     of_another = {"name": "x", "version": "2"}
     arguments: tuple[Any, ...] = ("create_stemcell", str(tmp_path / "image"), of_another)
     assert broken(machine, upload, "kill", *arguments, config=config) == ""
@@ -176,12 +176,12 @@ def test_garbage_is_found_and_removed_and_nothing_else(
 
 
 def _gc(machine: KvmMachine, *words: str) -> set[str]:
-    found = json.loads(machine.bosh_cpi("gc", "--json", *words).stdout)
-    assert all(one["removed"] == ("--yes" in words) for one in found)
-    return {one["type"] for one in found}
+    garbage = json.loads(machine.bosh_cpi("gc", "--json", *words).stdout)
+    assert all(row["removed"] == ("--yes" in words) for row in garbage)
+    return {row["type"] for row in garbage}
 
 
-def test_a_disk_that_a_vm_does_not_let_go_of_stays(machine: KvmMachine, make_guest: Make) -> None:
+def test_a_disk_that_a_vm_does_not_release_stays(machine: KvmMachine, make_guest: Make) -> None:
     guest = make_guest()
     guest.wait_for_agent()
     disk = machine.create_disk(64, vm=guest.cid)
@@ -193,12 +193,12 @@ def test_a_disk_that_a_vm_does_not_let_go_of_stays(machine: KvmMachine, make_gue
     assert error.ok_to_retry
     assert "did not let go" in error.message
     assert machine.call("get_disks", guest.cid) == [disk]
-    # It lets go as soon as it runs. Nothing is asked of libvirt meanwhile: version 9.0 looks at the
-    # disk after it has freed it, and dies of it now and then. So QEMU's open files tell.
+    # It is released once the guest runs. This polls QEMU's open files, not libvirt: version 9.0
+    # uses the disk after it has freed it, and sometimes crashes.
     opened = ["find", "/proc", "-maxdepth", "3", "-path", "*/fd/*", "-lname", path]
     assert machine.host.run(*opened, check=False).stdout
     machine.virsh("resume", guest.cid)
-    wait_for(lambda: not machine.host.run(*opened, check=False).stdout, "the VM to let go")
+    wait_for(lambda: not machine.host.run(*opened, check=False).stdout, "the release of the disk")
     machine.configure()
     assert machine.call("attach_disk", guest.cid, disk) == hint
     machine.call("detach_disk", guest.cid, disk)

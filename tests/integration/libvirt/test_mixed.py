@@ -8,7 +8,7 @@ import pytest
 
 from testing.stemcells import stemcell_source
 from tests.integration.libvirt.conftest import opened
-from tests.support.containerd.disks import attach_and_mount, unmount_and_detach
+from tests.support.containerd.disk_actions import attach_and_mount, unmount_and_detach
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import KvmMachine
 
@@ -73,8 +73,8 @@ def test_a_disk_moves_between_a_container_and_a_vm_on_one_bridge(
     attach_and_mount(guest, disk)  # now its agent makes use of the room
     unmount_and_detach(guest, disk)
     attach_and_mount(container, disk)
-    found = container.sh("cat /var/vcap/store/one /var/vcap/store/two")
-    assert found == "from a container\nfrom a machine"
+    content = container.sh("cat /var/vcap/store/one /var/vcap/store/two")
+    assert content == "from a container\nfrom a machine"
     assert int(container.sh("df -m /var/vcap/store | tail -1").split()[1]) > 400
     unmount_and_detach(container, disk)
     machines.bosh_cpi("disk", "fsck", disk)
@@ -82,7 +82,7 @@ def test_a_disk_moves_between_a_container_and_a_vm_on_one_bridge(
     machines.call("delete_snapshot", snapshot)
 
 
-def test_calls_find_their_runtime_whatever_the_usual_one_is(
+def test_calls_find_their_runtime_whatever_the_default_is(
     machines: KvmMachine, stemcell: str
 ) -> None:
     guest = machines.create_guest(stemcell)
@@ -98,13 +98,13 @@ def test_calls_find_their_runtime_whatever_the_usual_one_is(
     assert machines.call("has_disk", disk) is True
 
 
-@pytest.mark.parametrize(("usual", "other"), [("containerd", "kvm"), ("kvm", "containerd")])
+@pytest.mark.parametrize(("default", "other"), [("containerd", "kvm"), ("kvm", "containerd")])
 def test_a_stemcell_uploaded_once_serves_both(
-    machines: KvmMachine, image: Path, usual: str, other: str
+    machines: KvmMachine, image: Path, default: str, other: str
 ) -> None:
-    machines.configure(runtime=usual, runtimes=[other])
+    machines.configure(runtime=default, runtimes=[other])
     stemcell = machines.call("create_stemcell", str(image), {})
-    assert stemcell.startswith(f"{usual}-stemcell-")
+    assert stemcell.startswith(f"{default}-stemcell-")
     guest = machines.create_guest(stemcell, properties={"runtime": "kvm"})
     container = machines.create_vm(stemcell, {"runtime": "containerd"})
     container.wait_for_agent()
@@ -126,7 +126,7 @@ def test_a_stemcell_uploaded_once_serves_both(
         assert failing(lambda call=call: machines.call(*call)).type == "StemcellNotFound"  # type: ignore[misc]
 
 
-def test_a_stemcell_without_a_kernel_is_for_containers_alone(
+def test_a_stemcell_without_a_kernel_is_only_for_containers(
     machines: KvmMachine, warden: str
 ) -> None:
     assert warden.startswith("containerd-stemcell-")

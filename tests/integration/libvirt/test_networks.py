@@ -36,7 +36,7 @@ def test_subnets_are_added_to_a_bridges_network(machine: KvmMachine, make_guest:
     assert "fd00:248::1" in document
 
 
-def test_a_network_of_somebody_elses_is_left_alone(machine: KvmMachine, make_guest: Make) -> None:
+def test_an_operators_network_is_left_alone(machine: KvmMachine, make_guest: Make) -> None:
     document = machine.host.folder / "net.xml"
     document.write_text(
         "<network><name>bosh-bosh6</name><bridge name='other0'/><dns enable='no'/></network>"
@@ -76,7 +76,7 @@ def test_a_libvirt_network_by_name(machine: KvmMachine, make_guest: Make) -> Non
     machine.virsh("net-undefine", "mine")
 
 
-def test_the_usual_libvirt_network_is_made_when_missing(
+def test_the_default_libvirt_network_is_made_when_missing(
     machine: KvmMachine, make_guest: Make
 ) -> None:
     machine.configure({"network": "vms"}, network={"dynamic_subnets": ["10.243.0.0/24"]})

@@ -1,4 +1,4 @@
-"""libvirt on another machine, by TLS: the contract, and what guests make of their disks."""
+"""libvirt on another machine, over TLS: the contract, and disks in guests."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.support.containerd.disks import attach_and_mount, unmount_and_detach
+from tests.support.containerd.disk_actions import attach_and_mount, unmount_and_detach
 from tests.support.containerd.machine import BOSH_CPI, failing
 from tests.support.contract_lab import Cpi, MetadataOf
 from tests.support.contract_suite import RuntimeContract
@@ -18,7 +18,7 @@ from tests.support.operator_contract import OperatorContract
 DISK = 128  # MiB
 PARTITION_OFFSET = 1 << 20  # bytes
 
-# Does nothing for longer than libvirt here waits for a sign of life, and then asks it something.
+# Is idle for longer than libvirt's keepalive timeout here, and then calls libvirt.
 IDLE = """
 import sys, time
 from cpi.log import Log
@@ -48,7 +48,7 @@ def remote_stemcell(remote: RemoteMachine, image: Path) -> str:
 
 @pytest.fixture(scope="module")
 def guests(remote: RemoteMachine, remote_stemcell: str) -> list[Guest]:
-    """Two VMs, whose agents listen."""
+    """Return two VMs with listening agents."""
     guests = [remote.create_guest(remote_stemcell) for _ in range(2)]
     for guest in guests:
         guest.wait_for_agent()
@@ -86,7 +86,7 @@ class TestRemote(RuntimeContract, OperatorContract):
 
 
 def store_mib(guest: Guest) -> int:
-    """The size of the mounted persistent disk's file system."""
+    """Return the size of the mounted persistent disk's file system."""
     return int(guest.sh("df -P -m /var/vcap/store | awk 'END {print $2}'"))
 
 
@@ -133,10 +133,10 @@ def test_a_snapshot_has_what_the_disk_had(
 
 
 def content(remote: RemoteMachine, snapshot: str) -> str:
-    """The file `mark` in a snapshot, read where libvirt has it."""
+    """Return the file `mark` in a snapshot, read where libvirt has it."""
     source, raw = remote.pool / f"{snapshot}.snapshot", remote.host.folder / "read.raw"
     remote.host.run("qemu-img", "convert", "-O", "raw", str(source), str(raw))
-    # As a mount would: what was written last may be in the journal alone.
+    # Mounted, since the last writes may be only in the journal.
     remote.host.run("mkdir", "-p", "/run/read")
     options = f"loop,offset={PARTITION_OFFSET}"
     remote.host.run("mount", "-t", "ext4", "-o", options, str(raw), "/run/read")
@@ -235,8 +235,8 @@ def test_a_volume_that_is_not_the_disk_is_refused(
     mine, theirs = (remote.pool / f"{cid}.raw" for cid in (disk, other))
     good = mine.read_bytes()
     problems = {"another disk": theirs.read_bytes(), "truncated": good[: 1 << 20]}
-    for words, found in problems.items():
-        mine.write_bytes(found)
+    for words, damaged in problems.items():
+        mine.write_bytes(damaged)
         error = failing(lambda: remote.call("attach_disk", guests[0].cid, disk))
         assert (error.type, words in error.message) == ("CloudError", True), error.message
     mine.write_bytes(good)

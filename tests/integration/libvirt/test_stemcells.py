@@ -8,27 +8,27 @@ import pytest
 from testing.stemcells import stemcell_source
 from testing.stemcells.machine_stemcell import stand_in_machine
 from tests.integration.libvirt.conftest import opened
-from tests.support.containerd.disks import attach_and_mount, unmount_and_detach
+from tests.support.containerd.disk_actions import attach_and_mount, unmount_and_detach
 from tests.support.containerd.machine import failing
 from tests.support.libvirt.kvm_machine import KvmMachine
-from tests.support.opens import counted_opens
+from tests.support.open_counter import counted_opens
 
 
-@pytest.mark.parametrize("kind", ["vsphere", "aws"])
+@pytest.mark.parametrize("iaas", ["vsphere", "aws"])
 def test_its_agent_has_settings_and_disks(
-    machine: KvmMachine, clean: None, tmp_path_factory: pytest.TempPathFactory, kind: str
+    machine: KvmMachine, clean: None, tmp_path_factory: pytest.TempPathFactory, iaas: str
 ) -> None:
-    image = opened(stand_in_machine(kind), tmp_path_factory)
-    stemcell = machine.call("create_stemcell", str(image), {"infrastructure": kind})
-    guest = machine.create_guest(stemcell, agent_id=f"agent-{kind}")
+    image = opened(stand_in_machine(iaas), tmp_path_factory)
+    stemcell = machine.call("create_stemcell", str(image), {"infrastructure": iaas})
+    guest = machine.create_guest(stemcell, agent_id=f"agent-{iaas}")
     guest.wait_for_agent()
-    assert guest.agent("get_state")["agent_id"] == f"agent-{kind}"
+    assert guest.agent("get_state")["agent_id"] == f"agent-{iaas}"
     assert "/var/vcap/data" in guest.sh("mount")
     disk = machine.create_disk(128, vm=guest.cid)
     hint = machine.call("attach_disk", guest.cid, disk)
     serial = disk.rsplit("-", 1)[1][:20]
     path = {"path": f"/dev/disk/by-id/virtio-{serial}"}
-    assert hint == ({"id": serial} if kind == "vsphere" else path)
+    assert hint == ({"id": serial} if iaas == "vsphere" else path)
     attach_and_mount(guest, disk)
     guest.sh("echo data > /var/vcap/store/file; sync")
     unmount_and_detach(guest, disk)
@@ -102,10 +102,10 @@ def test_versions_of_one_content_are_two_stemcells(
     machine: KvmMachine, image: Path, clean: None, tmp_path: Path
 ) -> None:
     """BOSH deletes the old one when the new one is in use."""
-    alone = tmp_path / "image"
-    alone.symlink_to(image)
+    link = tmp_path / "image"
+    link.symlink_to(image)
     first, second = (
-        machine.call("create_stemcell", str(alone), {"name": "s", "version": version})
+        machine.call("create_stemcell", str(link), {"name": "s", "version": version})
         for version in ("1", "2")
     )
     assert first != second

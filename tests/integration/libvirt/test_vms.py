@@ -65,30 +65,30 @@ def test_a_reboot_keeps_addresses_and_disks(machine: KvmMachine, make_guest: Mak
     assert guest.sh("cat /var/vcap/data/mark /root/mark") == "kept\nkept"
 
 
-def test_the_console_tells_what_the_vm_printed(machine: KvmMachine, make_guest: Make) -> None:
+def test_the_console_shows_what_the_vm_printed(machine: KvmMachine, make_guest: Make) -> None:
     guest = make_guest()
     guest.wait_for_agent()
-    told = machine.bosh_cpi("console", guest.cid).stdout
-    assert "listening on port" in told
-    assert told.endswith(machine.bosh_cpi("console", guest.cid, "--lines", "1").stdout)
+    output = machine.bosh_cpi("console", guest.cid).stdout
+    assert "listening on port" in output
+    assert output.endswith(machine.bosh_cpi("console", guest.cid, "--lines", "1").stdout)
     gone = machine.bosh_cpi("console", "kvm-vm-0000000000000000", check=False)
     assert gone.returncode == 1
     assert "kvm-vm-0000000000000000" in gone.stderr
 
 
 def test_a_long_console_is_kept_in_pieces(machine: KvmMachine, make_guest: Make) -> None:
-    """virtlogd begins a new file at 2 MiB; the old one is shown as well, and goes with the VM."""
+    """virtlogd starts a new file at 2 MiB; the old one is shown too, and deleted with the VM."""
     guest = make_guest()
     guest.wait_for_agent()
     guest.sh("yes 'a line of the console' | head -c 2300000 > /dev/ttyS0; echo END > /dev/ttyS0")
-    told = wait_for(lambda: _told_to_the_end(machine, guest), "all of the console")
+    output = wait_for(lambda: _whole_console(machine, guest), "all of the console")
     assert len([name for name in machine.volumes() if f"{guest.cid}.console" in name]) > 1
-    assert told.count("a line of the console") > 90_000
+    assert output.count("a line of the console") > 90_000
 
 
-def _told_to_the_end(machine: KvmMachine, guest: Guest) -> str:
-    told = machine.bosh_cpi("console", guest.cid).stdout
-    return told if "END" in told[-2000:] else ""
+def _whole_console(machine: KvmMachine, guest: Guest) -> str:
+    output = machine.bosh_cpi("console", guest.cid).stdout
+    return output if "END" in output[-2000:] else ""
 
 
 def test_deleting_shuts_the_system_down_first(machine: KvmMachine, make_guest: Make) -> None:
@@ -132,24 +132,24 @@ def test_metadata_is_in_the_domain(machine: KvmMachine, make_guest: Make) -> Non
         ({"cpu": 0.5}, "<global_quota>50000</global_quota>"),
     ],
 )
-def test_machines_of_other_kinds_start(
+def test_machines_of_other_types_start(
     machine: KvmMachine, make_guest: Make, properties: dict[str, object], word: str
 ) -> None:
     guest = make_guest(properties=properties)
     assert word in machine.virsh("dumpxml", guest.cid)
-    if "firmware" not in properties:  # the tiny stemcell boots by BIOS alone
+    if "firmware" not in properties:  # the tiny stemcell boots only by BIOS
         guest.wait_for_agent()
 
 
-def test_a_machine_that_is_none_is_refused_by_libvirts_words(
+def test_an_unknown_machine_type_is_refused_with_libvirts_message(
     machine: KvmMachine, make_guest: Make
 ) -> None:
     error = failing(lambda: make_guest(properties={"machine": "no-such"}))
     assert "no-such" in error.message
 
 
-def test_vms_come_back_when_the_host_does(machine: KvmMachine, make_guest: Make) -> None:
-    """libvirt starts the VM on its bridge before anybody calls the CPI; restore does the rest."""
+def test_vms_are_restored_with_the_host(machine: KvmMachine, make_guest: Make) -> None:
+    """libvirt starts the VM on its bridge before any call of the CPI; restore does the rest."""
     networks = {
         "default": {**MANUAL["default"], "ip": "10.252.0.10", "gateway": "10.252.0.1", "dns": [],
                     "cloud_properties": {"bridge": "bosh9"}},
@@ -187,7 +187,7 @@ def test_restore_starts_a_vm_that_the_host_did_not(machine: KvmMachine, make_gue
 
 
 def _restart_host(machine: KvmMachine, *running: Guest) -> None:
-    """Take from the host what a restart takes from libvirt's VMs; start libvirt again."""
+    """Remove what a restart of the host removes of libvirt's VMs; start libvirt again."""
     machine.libvirt.stop()
     if running:
         machine.libvirt.kill_guests()
@@ -210,7 +210,7 @@ def _restored(machine: KvmMachine) -> dict[str, object]:
     return done
 
 
-def test_no_kvm_is_told_once(machine: KvmMachine, stemcell: str, make_guest: Make) -> None:
+def test_missing_kvm_is_logged_once(machine: KvmMachine, stemcell: str, make_guest: Make) -> None:
     machine.configure({"accelerator": "auto"})
     response = machine.host.cpi(
         *("create_vm", "a", stemcell, {}, {"default": {"type": "dynamic"}}, [], {})

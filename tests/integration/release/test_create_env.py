@@ -1,7 +1,7 @@
 """BOSH's own CLI makes, changes and deletes a VM with the release: deploy/first-try.yml.
 
 Where BOSH_CLI names the CLI and BOSH_STEMCELL a warden stemcell with BOSH's real agent: in process
-as root, and through the host's service as somebody without privilege. Needs ruby.
+as root, and through the host's service as an unprivileged user. Needs ruby.
 """
 
 import gzip
@@ -91,7 +91,7 @@ class Environment:
         return str(self.host.run(*enter).stdout)
 
     def disk_sizes(self) -> list[int]:
-        """Sizes in MiB that the disk had whenever the job was started."""
+        """Return the disk's size in MiB at each start of the job."""
         notes = self.inside("/var/vcap/store/notebook/notes")
         return [int(size) for size in re.findall(r"started on .*, disk (\d+) MiB", notes)]
 
@@ -108,7 +108,7 @@ def environment(request: pytest.FixtureRequest) -> Iterator[Environment]:
 
 
 def another_stemcell(folder: Path) -> Path:
-    """The stemcell with one more file, as a later version."""
+    """Return the stemcell with one more file, as a later version."""
     unpacked = folder / "stemcell"
     with tarfile.open(str(STEMCELL)) as archive:
         archive.extractall(unpacked, filter="data")
@@ -153,8 +153,8 @@ def test_the_whole_life(environment: Environment) -> None:
     assert len(environment.state()["stemcells"]) == 1
 
     environment.run("delete-env")
-    for kind in ("containers", "images"):
-        assert environment.ctr(kind, "list", "--quiet") == ""
+    for resource in ("containers", "images"):
+        assert environment.ctr(resource, "list", "--quiet") == ""
     assert environment.ctr("snapshots", "list").split() == ["KEY", "PARENT", "KIND"]
     state = environment.host.state
     assert not [path for name in ("vms", "disks") for path in (state / name).iterdir()]

@@ -55,7 +55,7 @@ def rendered(name: str, properties: dict[str, Any]) -> str:
 
 
 def cpi_json(**properties: Any) -> dict[str, Any]:
-    """Render cpi.json; the CPI has to take it."""
+    """Render cpi.json and check that the CPI accepts it."""
     document: dict[str, Any] = json.loads(rendered("cpi.json.erb", properties))
     config_of(document)
     return document
@@ -63,7 +63,7 @@ def cpi_json(**properties: Any) -> dict[str, Any]:
 
 @pytest.fixture
 def installed(tmp_path: Path) -> dict[str, str]:
-    """Packages and jobs where create-env could have them, and the environment that tells."""
+    """Install package and job as create-env does; return the environment that names them."""
     packages, jobs = tmp_path / "in stallation" / "packages", tmp_path / "in stallation" / "jobs"
     for folder in (packages / "containerd_cpi", jobs / "containerd_cpi" / "config"):
         folder.mkdir(parents=True)
@@ -75,7 +75,7 @@ def installed(tmp_path: Path) -> dict[str, str]:
 
 
 def call(script: Path, environment: dict[str, str]) -> dict[str, Any]:
-    """Have the job's script answer `info`."""
+    """Call `info` through the job's script."""
     done = subprocess.run(
         ["/bin/sh", str(script)], input=request("info", api_version=None), env=environment,
         capture_output=True, check=True,
@@ -85,7 +85,7 @@ def call(script: Path, environment: dict[str, str]) -> dict[str, Any]:
 
 
 def script_with(folder: Path, folders: str) -> Path:
-    """The script, as if a machine had its Pythons in these folders."""
+    """Return the script of a machine with its Pythons in these folders."""
     text = rendered("cpi", {})
     assert text.count(f"in {FOLDERS};") == 1
     script = folder / "cpi"
@@ -98,7 +98,7 @@ def test_without_properties() -> None:
 
 
 def test_of_bosh_deployment() -> None:
-    """The instance group's properties in bosh.yml, and those of create-env."""
+    """The properties of bosh.yml's instance group and of create-env."""
     tls = {"cert": {"ca": "CA", "certificate": "C", "private_key": "K"}}
     document = cpi_json(
         agent={"mbus": "nats://10.245.0.2:4222", "env": {"bosh": {"ntp": ["a"]}}},
@@ -139,7 +139,7 @@ def test_blobstores() -> None:
     assert both["agent"]["blobstore"] == own
 
 
-def test_named_properties_go_over_the_hash() -> None:
+def test_named_properties_override_the_hash() -> None:
     config = {
         "runtime": "containerd",
         "agent": {"ntp": ["a"], "mbus": "nats://a"},
@@ -229,6 +229,6 @@ def test_the_job_of_the_first_try_is_a_script(tmp_path: Path) -> None:
     )
     line = next(line for line in done.stdout.splitlines() if ">>" in line)
     echo = line.strip().partition('"$(date -Is) "')[2].partition('" on $(hostname)')[0]
-    said = subprocess.run(["bash", "-c", f"echo {echo}"], cwd=tmp_path, capture_output=True)
-    assert said.stdout.decode() == f"{properties['note']}\n"
+    echoed = subprocess.run(["bash", "-c", f"echo {echo}"], cwd=tmp_path, capture_output=True)
+    assert echoed.stdout.decode() == f"{properties['note']}\n"
     assert not (tmp_path / "x").exists()

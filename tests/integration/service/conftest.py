@@ -12,10 +12,10 @@ from testing.stemcells import stemcell_source
 from tests.support.certificates import CA
 from tests.support.containerd.machine import Machine
 
-# How an unprivileged user calls, who is of the group that may use the socket.
+# Runs a call as an unprivileged user of the socket's group.
 AS_NOBODY = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "--")
 GROUP = "nogroup"
-ADDRESS, PORT = "192.0.2.1", 9443  # of the host, for whoever is in the namespace `apart`
+ADDRESS, PORT = "192.0.2.1", 9443  # of the host, seen from the namespace `apart`
 APART = ("ip", "netns", "exec", "apart")
 
 _APART = f"""\
@@ -39,13 +39,13 @@ def host() -> Iterator[PrivateHost]:
 
 @pytest.fixture(scope="session")
 def machine(host: PrivateHost) -> Machine:
-    """The host seen by root, who needs no service."""
+    """Return the host for root, who needs no service."""
     return Machine(host)
 
 
 @pytest.fixture(scope="session")
 def public(host: PrivateHost) -> Path:
-    """A folder that all users of the host can read."""
+    """Return a folder that all users of the host can read."""
     folder = host.folder / "public"
     folder.mkdir()
     folder.chmod(0o755)
@@ -54,7 +54,7 @@ def public(host: PrivateHost) -> Path:
 
 @pytest.fixture(scope="session")
 def image(public: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A stemcell's image where everybody can read it."""
+    """Return a stemcell's image that all users can read."""
     tarball = stemcell_source.stand_in("runit")
     opened = stemcell_source.opened(tarball, tmp_path_factory.mktemp("stemcell")).image
     folder = public / "stemcell"
@@ -72,7 +72,7 @@ def authority(host: PrivateHost) -> CA:
 
 @pytest.fixture(scope="session")
 def settings(authority: CA) -> dict[str, object]:
-    """The service's configuration: everything on."""
+    """Return a configuration of the service with everything enabled."""
     server = authority.server(ADDRESS)
     return {
         "socket_group": GROUP,
@@ -95,7 +95,7 @@ def service(host: PrivateHost, settings: dict[str, object]) -> Iterator[Service]
 
 @pytest.fixture
 def readable_tmp_path(public: Path, tmp_path: Path) -> Iterator[Path]:
-    """A folder for a test's files that other users can read too."""
+    """Yield a folder for a test's files that other users can read too."""
     folder = public / "tmp" / tmp_path.name
     folder.mkdir(parents=True)
     for path in (folder.parent, folder):

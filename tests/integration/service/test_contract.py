@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from testing.hosts.private_service import Client, Service
+from testing.hosts.private_service import Service, ThinClient
 from tests.integration.service.conftest import ADDRESS, APART, AS_NOBODY, PORT
 from tests.support.certificates import CA
 from tests.support.containerd.machine import Machine
@@ -24,14 +24,14 @@ def _clean(machine: Machine, service: Service) -> Iterator[None]:
 
 
 def _of_vms(machine: Machine) -> dict[str, Sequence[str]]:
-    """What is left of VMs and disks: the contract's stemcell stays, with its owner's record."""
+    """Return what is left of VMs and disks, without the contract's stemcell and its record."""
     left = machine.leftovers()
     files = [path for path in left["files"] if "-stemcell-" not in path]
     return {**left, "snapshots": [], "files": files}
 
 
 @pytest.fixture(scope="class")
-def client_over_tls(service: Service, authority: CA) -> Client:
+def client_over_tls(service: Service, authority: CA) -> ThinClient:
     tls = authority.settings(authority.client("director"), as_text=True)
     endpoint = f"https://{ADDRESS}:{PORT}"
     return service.client(*APART, *AS_NOBODY, endpoint=endpoint, tls=tls)
@@ -40,8 +40,8 @@ def client_over_tls(service: Service, authority: CA) -> Client:
 @pytest.fixture(scope="class")
 def client_inside(
     machine: Machine, service: Service, public: Path, image: Path
-) -> Iterator[Client]:
-    """A client in a VM of root's, as user and group vcap are in one, without any capability."""
+) -> Iterator[ThinClient]:
+    """Yield a client in a VM, with user and group vcap and no capability."""
     stemcell = machine.call("create_stemcell", str(image), {})
     shared = {"host": str(public), "vm": str(public)}
     vm = machine.create_vm(stemcell, {"host_service": True, "mounts": [shared]})
@@ -51,13 +51,13 @@ def client_inside(
     inside = ("--mount", "--net", "--pid", "--uts", "--ipc")
     as_vcap = ("--reuid", "1000", "--regid", "1000", "--clear-groups", "--bounding-set=-all")
     around = ("nsenter", "--target", str(vm.pid), *inside, "--", "setpriv", *as_vcap, "--")
-    yield Client(machine.host, zipapp, config, around, folder=public)
+    yield ThinClient(machine.host, zipapp, config, around, folder=public)
     vm.delete()
     machine.vms.remove(vm)
 
 
 class _ThroughTheService(RuntimeContract):
-    """What the ways to the service have in common."""
+    """Shared fixtures of the ways to the service."""
 
     @pytest.fixture
     def tmp_path(self, readable_tmp_path: Path) -> Path:
@@ -73,7 +73,7 @@ class _ThroughTheService(RuntimeContract):
 
 
 class TestAsNobody(_ThroughTheService):
-    """User nobody, who is of the socket's group."""
+    """As user nobody, a member of the socket's group."""
 
     @pytest.fixture
     def cpi(self, service: Service) -> Cpi:
@@ -84,7 +84,7 @@ class TestOverTls(_ThroughTheService):
     """From another network namespace, by certificates."""
 
     @pytest.fixture
-    def cpi(self, client_over_tls: Client) -> Cpi:
+    def cpi(self, client_over_tls: ThinClient) -> Cpi:
         return client_over_tls
 
 
@@ -92,5 +92,5 @@ class TestInside(_ThroughTheService):
     """From a VM with `host_service`."""
 
     @pytest.fixture
-    def cpi(self, client_inside: Client) -> Cpi:
+    def cpi(self, client_inside: ThinClient) -> Cpi:
         return client_inside

@@ -1,4 +1,4 @@
-"""What clients do wrong, on purpose or not: the service stays up and answers the others."""
+"""Faulty and malicious clients: the service stays up and answers the others."""
 
 import json
 import os
@@ -30,7 +30,7 @@ HAS_VM = {"method": "has_vm", "arguments": ["containerd-vm-0"], "context": {}, "
 
 
 def post(size: int, parts: str, body: bytes = b"") -> bytes:
-    """A call's head and what is sent of its body."""
+    """Return a call's head, and the part of its body that is sent."""
     head = f"POST /v1/call HTTP/1.0\r\nContent-Length: {size}\r\nCpi-Parts: {parts}\r\n\r\n"
     return head.encode() + body
 
@@ -43,7 +43,7 @@ def connect(service: Service) -> socket.socket:
 
 
 def answer_to(service: Service, sent: bytes) -> dict[str, Any]:
-    """What the service answers to these bytes."""
+    """Return what the service answers to these bytes."""
     with connect(service) as connection:
         connection.sendall(sent)
         received = b""
@@ -54,11 +54,11 @@ def answer_to(service: Service, sent: bytes) -> dict[str, Any]:
 
 
 def works(service: Service) -> bool:
-    """Tell whether the service answers others."""
+    """Return whether the service answers other clients."""
     return service.client()("has_vm", "containerd-vm-0")["result"] is False
 
 
-def test_halves_of_requests_hold_nobody_up(service: Service) -> None:
+def test_incomplete_requests_do_not_block_others(service: Service) -> None:
     halves = (
         b"",
         b"P",
@@ -88,13 +88,13 @@ def test_a_gigabyte_of_garbage_is_not_kept(service: Service) -> None:
 
 
 def _resident(pid: int) -> int:
-    """Bytes of memory that a process has."""
+    """Return the resident memory of a process, in bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmRSS"))
 
 
 @pytest.mark.parametrize(
-    ("sent", "told"),
+    ("sent", "message"),
     [
         (b"POST /v2/call HTTP/1.0\r\n\r\n", "knows /v1/call, and not /v2/call"),
         (b"GET /v1/call HTTP/1.0\r\n\r\n", "knows /v1/call"),
@@ -110,10 +110,10 @@ def _resident(pid: int) -> int:
         (post(1 << 45, f"call=2 image={(1 << 45) - 2}"), "service.upload_limit"),
     ],
 )
-def test_a_wrong_request_is_told_what_is_wrong(service: Service, sent: bytes, told: str) -> None:
+def test_a_wrong_request_gets_an_error(service: Service, sent: bytes, message: str) -> None:
     error = answer_to(service, sent)["error"]
     assert error["type"] == "InvalidCall"
-    assert told in error["message"]
+    assert message in error["message"]
 
 
 def test_two_hundred_calls_at_once_are_all_answered_by_few_processes(service: Service) -> None:
@@ -125,7 +125,7 @@ def test_two_hundred_calls_at_once_are_all_answered_by_few_processes(service: Se
         return forward(endpoint, HAS_VM, {}, Log(quiet=True))["result"]
 
     with ThreadPoolExecutor(200) as pool:
-        answers = [one.result() for one in [pool.submit(call) for _ in range(200)]]
+        answers = [future.result() for future in [pool.submit(call) for _ in range(200)]]
     assert answers == [False] * 200
     assert len(_workers(service)) <= 16
 
@@ -141,7 +141,7 @@ def test_a_worker_that_is_killed_costs_one_call_at_most(service: Service) -> Non
     assert works(service)
 
 
-def test_a_file_of_the_host_is_none_of_a_clients(service: Service, image: Path) -> None:
+def test_a_client_cannot_use_a_file_of_the_host(service: Service, image: Path) -> None:
     document = {
         "method": "create_stemcell",
         "arguments": [str(image), {}],
@@ -155,7 +155,7 @@ def test_a_file_of_the_host_is_none_of_a_clients(service: Service, image: Path) 
 
 
 class Slow:
-    """A network whose plugin waits, so that a create_vm can be met in its middle."""
+    """A network whose plugin waits, to stop a create_vm in the middle."""
 
     def __init__(self, host: PrivateHost) -> None:
         self.networks = {"slow": {"type": "dynamic", "cloud_properties": {"name": "slow"}}}
@@ -198,10 +198,10 @@ def slow(host: PrivateHost) -> Slow:
 def slow_service(
     host: PrivateHost, slow: Slow, service: Service, settings: dict[str, object]
 ) -> Iterator[Service]:
-    """A service of its own whose VMs may use the slow network."""
+    """Yield a separate service whose VMs may use the slow network."""
     service.stop()
-    usual = host.config()["network"]
-    network = {**usual, "cni_plugin_dirs": [str(slow.plugins), "/usr/lib/cni"]}
+    defaults = host.config()["network"]
+    network = {**defaults, "cni_plugin_dirs": [str(slow.plugins), "/usr/lib/cni"]}
     clients = {"local": {"networks": ["slow"]}}
     own = Service(host, {"socket_group": GROUP, "clients": clients}, network=network)
     try:
@@ -234,7 +234,7 @@ def test_what_is_created_for_a_client_that_goes_away_is_undone(
 
 
 def _kill_client(calling: "subprocess.Popen[str]") -> None:
-    """Kill a client itself: what was started is nsenter, its parent."""
+    """Kill a client itself, not its parent, nsenter."""
     children = Path(f"/proc/{calling.pid}/task/{calling.pid}/children")
     os.kill(int(wait_for(children.read_text, "the client")), signal.SIGKILL)
     calling.communicate()
@@ -288,7 +288,7 @@ def test_a_service_that_is_killed_leaves_no_half_vm(
 
 @contextmanager
 def held(host: PrivateHost, cid: str) -> Iterator[Callable[[], None]]:
-    """Hold a CID's lock as a call of root's would; yields what releases it."""
+    """Hold a CID's lock as another call would; yield a function that releases it."""
     script = (
         "import sys; from cpi.host import locks; from cpi.log import Log\n"
         "with locks.hold(sys.argv[1], sys.argv[2], log=Log()):\n"
@@ -305,7 +305,7 @@ def held(host: PrivateHost, cid: str) -> Iterator[Callable[[], None]]:
         yield holder.stdin.close
 
 
-def test_a_call_that_waits_holds_nobody_up(service: Service, host: PrivateHost) -> None:
+def test_a_waiting_call_does_not_block_others(service: Service, host: PrivateHost) -> None:
     disk = service.client()("create_disk", 16, {}, None)["result"]
     with (
         held(host, disk) as release,

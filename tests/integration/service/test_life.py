@@ -1,4 +1,4 @@
-"""The service from its start to its end: what it listens on, tells, counts and keeps to itself."""
+"""The service from start to end: sockets, log, metrics, configuration, secrets."""
 
 import json
 import os
@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 
 from testing.hosts.private_host import PrivateHost
-from testing.hosts.private_service import BOSH_CPI, Client, Service
+from testing.hosts.private_service import BOSH_CPI, Service, ThinClient
 from testing.patience import PATIENCE, wait_for
 from tests.integration.service.conftest import ADDRESS, APART, AS_NOBODY, PORT
 from tests.support.certificates import CA
 from tests.support.containerd.machine import VM, Machine
 from tests.support.processes import ended
 
-SECRET = "s3cret-of-the-bus"  # noqa: S105 - of these tests alone
+SECRET = "s3cret-of-the-bus"  # noqa: S105 - only of these tests
 NETWORKS = {"default": {"type": "dynamic"}}
 
 
 @pytest.fixture
 def vm(service: Service, machine: Machine, image: Path) -> Iterator[VM]:
-    """A VM that a client has made, whose configuration and manifest hold secrets."""
+    """Yield a VM of a client whose configuration and manifest have secrets."""
     client = service.client(agent={"mbus": f"https://mbus:{SECRET}@0.0.0.0:6868"})
     context = {"request_id": "cpi-424242", "director_uuid": "tests"}
     stemcell = client("create_stemcell", str(image), {}, context=context)["result"]
@@ -41,13 +41,13 @@ def vm(service: Service, machine: Machine, image: Path) -> Iterator[VM]:
 def test_the_clients_configuration_reaches_the_vm_and_no_log(vm: VM, service: Service) -> None:
     settings = json.loads(vm.sh("cat /var/vcap/bosh/warden-cpi-agent-env.json"))
     assert settings["mbus"] == f"https://mbus:{SECRET}@0.0.0.0:6868"
-    told = service.log.read_text()
-    assert SECRET not in told
-    assert "[local cpi-424242] 2" in told
-    assert "create_vm done in " in told
+    log = service.log.read_text()
+    assert SECRET not in log
+    assert "[local cpi-424242] 2" in log
+    assert "create_vm done in " in log
 
 
-def test_a_failed_call_is_told_and_counted_by_its_type(service: Service) -> None:
+def test_a_failed_call_is_logged_and_counted_by_its_type(service: Service) -> None:
     error = service.client()("reboot_vm", "containerd-vm-0")["error"]
     assert error["type"] == "Bosh::Clouds::VMNotFound"
     assert "reboot_vm failed after" in service.log.read_text()
@@ -58,7 +58,7 @@ def test_a_failed_call_is_told_and_counted_by_its_type(service: Service) -> None
     assert "format_c" not in service.get("/metrics")
 
 
-def test_figures_tell_vms_disks_and_bytes(vm: VM, service: Service) -> None:
+def test_metrics_of_vms_disks_and_bytes(vm: VM, service: Service) -> None:
     disk = service.client()("create_disk", 64, {}, vm.cid)["result"]
     figures = dict(line.rsplit(" ", 1) for line in service.get("/metrics").split("\n") if line)
     assert figures["bosh_cpi_vms"] == "1.0"
@@ -74,16 +74,16 @@ def test_nothing_of_an_upload_stays(vm: VM, machine: Machine) -> None:
     assert list((machine.host.state / "uploads").iterdir()) == []
 
 
-def test_health_is_told(service: Service) -> None:
-    told = json.loads(service.get("/healthz"))
-    assert told["status"] == "ok"
-    assert told["protocol"] == "v1"
+def test_health(service: Service) -> None:
+    health = json.loads(service.get("/healthz"))
+    assert health["status"] == "ok"
+    assert health["protocol"] == "v1"
 
 
-def test_the_socket_is_for_its_group_alone(service: Service) -> None:
-    found = service.socket.stat()
-    assert stat.S_IMODE(found.st_mode) == 0o660
-    assert found.st_gid == 65534
+def test_only_the_group_may_use_the_socket(service: Service) -> None:
+    status = service.socket.stat()
+    assert stat.S_IMODE(status.st_mode) == 0o660
+    assert status.st_gid == 65534
     stranger = ("setpriv", "--reuid", "65534", "--regid", "100", "--clear-groups", "--")
     error = service.client(*stranger)("has_vm", "containerd-vm-0")["error"]
     assert "may not use the socket" in error["message"]
@@ -110,7 +110,7 @@ def test_two_services_on_one_socket_are_refused(service: Service, host: PrivateH
 
 
 @pytest.mark.parametrize(
-    ("settings", "told"),
+    ("settings", "message"),
     [
         ({"socket_group": "no-such-group"}, "groupadd -r no-such-group"),
         ({"tcp": "127.0.0.1:0"}, "needs service.tls_certificate"),
@@ -120,20 +120,20 @@ def test_two_services_on_one_socket_are_refused(service: Service, host: PrivateH
         ({"sockets": "x"}, "unknown keys: 'service.sockets' (did you mean service.socket"),
     ],
 )
-def test_a_wrong_configuration_is_told_at_the_start(
-    host: PrivateHost, settings: dict[str, object], told: str
+def test_a_wrong_configuration_is_refused_at_the_start(
+    host: PrivateHost, settings: dict[str, object], message: str
 ) -> None:
     own = {"run_dir": str(host.folder / "other-run")}
     config = host.write_config("wrong.json", service=settings, **own)
     done = host.run(str(BOSH_CPI), "--config", str(config), "serve", check=False)
     assert done.returncode == 1
-    assert told in done.stderr
+    assert message in done.stderr
 
 
-def test_sighup_reads_certificates_anew(
+def test_sighup_reloads_certificates(
     service: Service, authority: CA, settings: dict[str, object], host: PrivateHost
 ) -> None:
-    """A client that trusts another CA alone is content once the service has its certificate."""
+    """A client that trusts only another CA works once the service has that CA's certificate."""
     new = CA(host.folder / "renewed")
     pair = new.server(ADDRESS)
     client = authority.client("renewer")
@@ -155,10 +155,10 @@ def test_sighup_reads_certificates_anew(
 
 
 def _reload(service: Service) -> None:
-    told = service.log.read_text().count("certificates are read anew")
+    reloads = service.log.read_text().count("certificates are read anew")
     os.kill(service.pid, signal.SIGHUP)
     wait_for(
-        lambda: service.log.read_text().count("certificates are read anew") > told, "the reload"
+        lambda: service.log.read_text().count("certificates are read anew") > reloads, "the reload"
     )
 
 
@@ -170,7 +170,7 @@ def test_systemd_opens_the_socket(host: PrivateHost, service: Service) -> None:
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
-        client = Client(host, service.zipapp, {"endpoint": f"unix://{path}"})
+        client = ThinClient(host, service.zipapp, {"endpoint": f"unix://{path}"})
         script = 'exec 3<&0 0</dev/null; LISTEN_PID=$$ LISTEN_FDS=1 exec "$@"'
         argv = ["sh", "-c", script, "sh", str(BOSH_CPI), "--config", str(config), "serve"]
         with (

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from testing.hosts.private_host import PrivateHost
-from testing.hosts.private_service import Client, Service
+from testing.hosts.private_service import Service, ThinClient
 from testing.patience import PATIENCE
 from tests.integration.service.conftest import GROUP
 from tests.support.containerd.machine import Machine
@@ -21,7 +21,7 @@ NETWORKS = {"default": {"type": "dynamic"}}
 
 @pytest.fixture(scope="module")
 def ruled(host: PrivateHost, service: Service, settings: dict[str, object]) -> Iterator[Service]:
-    """The service, with rules for its clients."""
+    """Yield the service, with rules for its clients."""
     service.stop()
     clients = {
         "guest": {
@@ -38,22 +38,22 @@ def ruled(host: PrivateHost, service: Service, settings: dict[str, object]) -> I
 
 
 @pytest.fixture(scope="module")
-def guest(ruled: Service) -> Client:
-    """A client of the socket for guests, as a VM with host_service is one."""
-    return Client(
+def guest(ruled: Service) -> ThinClient:
+    """Return a client of the socket for guests, as used by a VM with host_service."""
+    return ThinClient(
         ruled.host, ruled.zipapp, {"endpoint": f"unix://{ruled.host.folder}/run/guest/cpi.sock"}
     )
 
 
 @pytest.fixture(autouse=True)
-def _clean(ruled: Service, guest: Client, machine: Machine) -> Iterator[None]:
-    """Nothing stays of what a test's clients made."""
+def _clean(ruled: Service, guest: ThinClient, machine: Machine) -> Iterator[None]:
+    """Delete what a test's clients made, and check that nothing is leaked."""
     yield
     for folder in (machine.host.state / "clients").iterdir():
         client = guest if folder.name == "guest" else ruled.client()
-        for kind in ("vm", "disk"):
-            for record in folder.glob(f"*-{kind}-*"):
-                assert client(f"delete_{kind}", record.name)["error"] is None
+        for resource in ("vm", "disk"):
+            for record in folder.glob(f"*-{resource}-*"):
+                assert client(f"delete_{resource}", record.name)["error"] is None
     left = machine.leftovers()
     assert (left["containers"], left["mounts"], left["namespaces"]) == ([], [], [])
 
@@ -80,7 +80,7 @@ def refused(response: dict[str, Any]) -> str:
     return f"{error['type'].removeprefix('Bosh::Clouds::')}: {error['message']}"
 
 
-def test_many_at_once_get_no_more_than_the_quota(guest: Client, image: Path) -> None:
+def test_many_at_once_get_no_more_than_the_quota(guest: ThinClient, image: Path) -> None:
     stemcell = ok(guest("create_stemcell", str(image), {}))
     with ExitStack() as calls:
         started = [guest.started("create_vm", *arguments(stemcell)) for _ in range(8)]
@@ -100,7 +100,7 @@ def test_many_at_once_get_no_more_than_the_quota(guest: Client, image: Path) -> 
 
 
 def test_mounts_do_not_lead_out_of_what_is_allowed(
-    guest: Client, machine: Machine, image: Path, host: PrivateHost
+    guest: ThinClient, machine: Machine, image: Path, host: PrivateHost
 ) -> None:
     shared = host.folder / "shared"
     (shared / "data").mkdir(parents=True)
@@ -115,9 +115,9 @@ def test_mounts_do_not_lead_out_of_what_is_allowed(
         f"{shared}-not": "the host's rule service.clients.guest.mounts",
         shared / "out": f"the host's folder {shared}/out cannot be mounted",
     }
-    for path, told in refusals.items():
+    for path, message in refusals.items():
         answer = guest("create_vm", *arguments(stemcell, **mount(path)))
-        assert refused(answer).startswith(f"CloudError: {told}")
+        assert refused(answer).startswith(f"CloudError: {message}")
     assert machine.leftovers()["containers"] == []
     vm = ok(guest("create_vm", *arguments(stemcell, **mount(shared / "data"))))[0]
     assert machine.call("has_vm", vm) is True

@@ -1,4 +1,4 @@
-"""The service after a restart of its host: what was there is back before it takes a call."""
+"""The service after a restart of its host: VMs are restored before it accepts calls."""
 
 import os
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ import pytest
 from testing.hosts.private_host import PrivateHost
 from testing.hosts.private_service import Service
 from testing.stemcells import stemcell_source
+from tests.support.containerd.host_reboot import reboot
 from tests.support.containerd.machine import VM, Machine
-from tests.support.containerd.rebooting import reboot
 
 
 @pytest.fixture
@@ -43,10 +43,10 @@ def test_the_service_puts_its_host_in_order(own_service: Service, tmp_path: Path
     interrupted.mkdir()
     (interrupted / "image").write_bytes(b"half")
     for path in (interrupted / "image", interrupted):
-        os.utime(path, (0, 0))  # of long ago: a young one may be at work
+        os.utime(path, (0, 0))  # old: a young one may be in use
 
     reboot(machine)
-    own_service.stop()  # of which nothing is left to stop
+    own_service.stop()  # it is gone already
     own_service.start()
 
     vm.wait_for_agent()

@@ -1,4 +1,4 @@
-"""Mutual TLS from another network namespace: who is let in, and what the others are told."""
+"""Mutual TLS from another network namespace: accepted and refused clients."""
 
 import json
 import socket
@@ -28,7 +28,7 @@ def good(authority: CA) -> Pair:
 
 @pytest.fixture
 def call(service: Service, authority: CA) -> Call:
-    """Call has_vm by a pair of certificate and key; `tls` changes the section."""
+    """Return a function that calls has_vm with a pair; `tls` changes the section."""
 
     def has_vm(pair: Pair, endpoint: str = ENDPOINT, **tls: str) -> dict[str, Any]:
         given = {**authority.settings(pair), **tls}
@@ -37,13 +37,13 @@ def call(service: Service, authority: CA) -> Call:
     return has_vm
 
 
-def test_a_known_client_is_let_in_and_named(call: Call, good: Pair, service: Service) -> None:
+def test_a_known_client_is_accepted_and_named(call: Call, good: Pair, service: Service) -> None:
     assert call(good)["result"] is False
     assert "[director-1] " in service.log.read_text()
     assert 'client="director-1",method="has_vm",outcome="success"' in service.get("/metrics")
 
 
-def test_a_stranger_is_not_let_in(call: Call, host: PrivateHost, authority: CA) -> None:
+def test_a_stranger_is_refused(call: Call, host: PrivateHost, authority: CA) -> None:
     stranger = CA(host.folder / "strangers").client("director-1")
     error = call(stranger)["error"]
     assert "does not take our certificate" in error["message"]
@@ -66,7 +66,7 @@ def test_a_certificate_cannot_have_the_name_of_a_socket_or_a_path(
     assert "needs one common name" in error["message"]
 
 
-def test_without_a_certificate_nobody_is_let_in(service: Service, host: PrivateHost) -> None:
+def test_a_client_without_a_certificate_is_refused(service: Service, host: PrivateHost) -> None:
     script = (
         "import socket, ssl, sys; c = ssl._create_unverified_context()\n"
         "try:\n"
@@ -74,8 +74,8 @@ def test_without_a_certificate_nobody_is_let_in(service: Service, host: PrivateH
         " print(s.recv(100))\n"
         "except OSError as error: print(error)\n"
     )
-    said = host.run(*APART, SYSTEM_PYTHON, "-c", script, ADDRESS, str(PORT)).stdout
-    assert "certificate required" in said.lower().replace("_", " ")
+    output = host.run(*APART, SYSTEM_PYTHON, "-c", script, ADDRESS, str(PORT)).stdout
+    assert "certificate required" in output.lower().replace("_", " ")
     assert "is not served" in service.log.read_text()
 
 
@@ -109,7 +109,7 @@ def test_key_and_certificate_that_do_not_belong_together(
 
 @contextmanager
 def silent(host: PrivateHost, count: int) -> Iterator[None]:
-    """Connections that never say hello, or stop in the middle of it."""
+    """Hold connections that send no TLS hello, or a part of one."""
     script = (
         "import socket, sys\n"
         "held = [socket.create_connection((sys.argv[1], int(sys.argv[2]))) for _ in range("
@@ -129,7 +129,7 @@ def silent(host: PrivateHost, count: int) -> Iterator[None]:
         process.communicate(b"\n")
 
 
-def test_clients_that_never_say_hello_hold_nobody_up(
+def test_clients_without_a_hello_do_not_block_others(
     call: Call, good: Pair, service: Service, host: PrivateHost
 ) -> None:
     with silent(host, 30):
@@ -140,20 +140,20 @@ def test_clients_that_never_say_hello_hold_nobody_up(
     assert call(good)["result"] is False
 
 
-def test_plain_http_is_no_way_in(service: Service, host: PrivateHost) -> None:
+def test_plain_http_is_refused(service: Service, host: PrivateHost) -> None:
     script = (
         "import socket, sys; s = socket.create_connection((sys.argv[1], int(sys.argv[2])))\n"
         "s.sendall(b'GET /metrics HTTP/1.0\\r\\n\\r\\n'); print(s.recv(100))"
     )
-    said = host.run(*APART, SYSTEM_PYTHON, "-c", script, ADDRESS, str(PORT), check=False).stdout
-    assert "bosh_cpi" not in said
+    answer = host.run(*APART, SYSTEM_PYTHON, "-c", script, ADDRESS, str(PORT), check=False).stdout
+    assert "bosh_cpi" not in answer
     assert json.loads(service.get("/healthz"))["status"] == "ok"
 
 
 def test_a_host_that_does_not_answer_is_named(call: Call, good: Pair) -> None:
-    with socket.socket() as nobody:
-        nobody.bind(("127.0.0.1", 0))
-        endpoint = f"https://127.0.0.1:{nobody.getsockname()[1]}"
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"https://127.0.0.1:{closed.getsockname()[1]}"
         error = call(good, endpoint=endpoint)["error"]
     assert endpoint in error["message"]
     assert "Connection refused" in error["message"]

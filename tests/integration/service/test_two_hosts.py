@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from testing.hosts.private_host import PrivateHost
-from testing.hosts.private_service import Client, Service
+from testing.hosts.private_service import Service, ThinClient
 from testing.patience import wait_for
 from testing.stemcells import stemcell_source
 from tests.integration.service.conftest import PORT
@@ -49,7 +49,7 @@ ip link set fabric0 up
 
 
 def fabric(first: str, last: str) -> dict[str, Any]:
-    """The CNI network that both hosts have, each with addresses of its own."""
+    """Return a host's configuration of the shared CNI network, with its range of addresses."""
     pool = {"subnet": "10.99.0.0/16", "rangeStart": first, "rangeEnd": last}
     ipam = {"type": "host-local", "ranges": [[pool]]}
     bridge = {"type": "bridge", "bridge": "fabric0", "mtu": 1450, "ipam": ipam}
@@ -69,7 +69,7 @@ class TwoHosts:
         pair = authority.client("director")
         self.tls = authority.settings(pair, as_text=True)
         around = ("ip", "netns", "exec", "director")
-        self.cpi = Client(first, first.folder / "cpi.pyz", {}, around)
+        self.cpi = ThinClient(first, first.folder / "cpi.pyz", {}, around)
         self.machines = {zone: Machine(host) for zone, host in self.hosts.items()}
 
     def _wire(self) -> None:
@@ -101,12 +101,12 @@ class TwoHosts:
         stack.enter_context(Service(host, settings))
 
     def context(self, zone: str) -> dict[str, Any]:
-        """The context of a call: the properties of the zone's entry are merged into it, flat."""
+        """Return a call's context, which has the properties of the zone's entry."""
         properties = {"endpoint": f"https://{ADDRESSES[zone]}:{PORT}", "tls": self.tls}
         return {"director_uuid": "tests", "request_id": f"cpi-{zone}", **properties}
 
     def call(self, zone: str, method: str, *arguments: object) -> Any:
-        """Make a call that has to succeed."""
+        """Make a call; fail the test if it fails."""
         response = self.cpi(method, *arguments, context=self.context(zone))
         assert response["error"] is None, response
         return response["result"]

@@ -10,29 +10,29 @@ from pathlib import Path
 import pytest
 
 from testing.stemcells.stemcell_disks import NO_TABLE, archive, converted, disk
-from tests.support.containerd.disks import attach_and_mount
+from tests.support.containerd.disk_actions import attach_and_mount
 from tests.support.containerd.machine import VM, Machine, failing
-from tests.support.opens import counted_opens
-from tests.support.stemcells.disk_stemcells import CAPABILITY, machine_root
+from tests.support.open_counter import counted_opens
+from tests.support.stemcells.machine_root import CAPABILITY, machine_root
 
 OVF = b"<?xml version='1.0'?><Envelope/>"
 _PIECE = 8 << 20  # bytes
 
 
 class Maker:
-    """Makes the `image` file of each kind of stemcell, and each disk and format of it once."""
+    """Makes the `image` file of each variant of stemcell, and each disk and format once."""
 
     def __init__(self, warden: Path, folder: Path) -> None:
         self.folder = folder
         self.root = machine_root(warden, folder)
-        self.raw_of: dict[str, Path] = {}  # by kind, what its image was made of
-        self.layers: dict[Path, str] = {}  # digest of what a raw disk became, in any format
+        self.raw_of: dict[str, Path] = {}  # by variant, the source of its image
+        self.layers: dict[Path, str] = {}  # by raw disk, the digest of its layer, from any format
         self._used = Path()
 
-    def raw(self, layout: str, kind: str = "ext4") -> Path:
-        self._used = self.folder / f"{layout}-{kind}.raw"
+    def raw(self, layout: str, filesystem: str = "ext4") -> Path:
+        self._used = self.folder / f"{layout}-{filesystem}.raw"
         if not self._used.exists():
-            disk(self.root, self.folder, layout, kind)
+            disk(self.root, self.folder, layout, filesystem)
         return self._used
 
     def vmdk(self) -> Path:
@@ -40,12 +40,12 @@ class Maker:
         path = raw.with_suffix(".vmdk")
         return path if path.exists() else converted(raw, "vmdk", "subformat=streamOptimized")
 
-    def image(self, kind: str) -> Path:
-        path = self.folder / f"image-{kind}"
+    def image(self, variant: str) -> Path:
+        path = self.folder / f"image-{variant}"
         if not path.exists():
-            make: Callable[[Path], Path] = getattr(self, f"_{kind}")
+            make: Callable[[Path], Path] = getattr(self, f"_{variant}")
             make(path)
-            self.raw_of[kind] = self._used
+            self.raw_of[variant] = self._used
         return path
 
     def _openstack_qcow2(self, path: Path) -> Path:
@@ -91,15 +91,15 @@ class Maker:
 
 
 def _bzipped(disk: Path, path: Path) -> Path:
-    """The disk in bzip2, which is slow, in as many streams as there are pieces of it."""
+    """Compress the disk with bzip2, in parallel pieces, since bzip2 is slow."""
     data = memoryview(disk.read_bytes())
-    pieces = [data[at : at + _PIECE] for at in range(0, len(data), _PIECE)]
+    pieces = [data[start : start + _PIECE] for start in range(0, len(data), _PIECE)]
     with ThreadPoolExecutor() as pool:
         path.write_bytes(b"".join(pool.map(lambda piece: bz2.compress(piece, 1), pieces)))
     return path
 
 
-KINDS = [name[1:] for name in vars(Maker) if name.startswith("_") and "__" not in name]
+VARIANTS = [name[1:] for name in vars(Maker) if name.startswith("_") and "__" not in name]
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +107,12 @@ def maker(runit_image: Path, tmp_path_factory: pytest.TempPathFactory) -> Maker:
     return Maker(runit_image, tmp_path_factory.mktemp("disks"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_format_boots(machine: Machine, maker: Maker, clean: None, kind: str) -> None:
-    image = maker.image(kind)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_format_boots(machine: Machine, maker: Maker, clean: None, variant: str) -> None:
+    image = maker.image(variant)
     with counted_opens(image) as opens:
-        stemcell = machine.call("create_stemcell", str(image), {"name": kind, "version": "1"})
-        assert opens() == 1, "all that is wanted of it comes of one reading"
+        stemcell = machine.call("create_stemcell", str(image), {"name": variant, "version": "1"})
+        assert opens() == 1, "it is read only once"
     assert machine.call("create_stemcell", str(image), {}) == stemcell
     assert not list((machine.host.state / "imports").iterdir())
     vm = machine.create_vm(stemcell, agent_id="the-agent")
@@ -121,13 +121,13 @@ def test_every_format_boots(machine: Machine, maker: Maker, clean: None, kind: s
     assert vm.sh("ls -A /boot; cat /etc/fstab") == ""
     vm.sh("/var/vcap/bosh/bin/bosh-start-logging-and-auditing")
     layer = _layer(machine, stemcell)
-    assert maker.layers.setdefault(maker.raw_of[kind], layer) == layer, "as in other formats"
+    assert maker.layers.setdefault(maker.raw_of[variant], layer) == layer, "as in other formats"
     vm.delete()
     machine.call("delete_stemcell", stemcell)
 
 
 def _layer(machine: Machine, stemcell: str) -> str:
-    """The digest of a stemcell's root file system."""
+    """Return the digest of a stemcell's root file system."""
     name = f"bosh.local/stemcell/{stemcell.rsplit('-', 1)[1]}:latest"
     row = machine.ctr("images", "ls", f"name=={name}").splitlines()[1]
     digest = next(word for word in row.split() if word.startswith("sha256:"))
@@ -174,10 +174,10 @@ def test_a_disk_is_attached_in_a_vm_of_a_disk_stemcell(
     machine.call("delete_stemcell", stemcell)
 
 
-def test_disks_that_begin_alike_are_told_apart(
+def test_disks_that_begin_alike_are_different_stemcells(
     machine: Machine, maker: Maker, clean: None, tmp_path: Path
 ) -> None:
-    """Until it is read to its end an upload goes by its size and its beginning."""
+    """An upload is identified by size and beginning until it is read to its end."""
     disks = [tmp_path / "one", tmp_path / "other"]
     for number, path in enumerate(disks):
         data = bytearray(maker.raw("gpt").read_bytes())
@@ -209,8 +209,8 @@ def test_a_disk_beyond_the_limit_is_refused(
     machine: Machine, maker: Maker, clean: None, tmp_path: Path
 ) -> None:
     config = machine.host.write_config("limit.json", stemcell_limit=100)
-    for kind in ("aws_raw", "bare_qcow2"):
-        image = str(maker.image(kind))
+    for variant in ("aws_raw", "bare_qcow2"):
+        image = str(maker.image(variant))
         error = failing(lambda i=image: machine.call("create_stemcell", i, {}, config=config))  # type: ignore[misc]
         assert "stemcell_limit" in error.message
         assert image in error.message

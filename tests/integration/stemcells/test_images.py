@@ -1,4 +1,4 @@
-"""Images made of stemcells are taken, and booted, by what others use."""
+"""skopeo, umoci, Docker and ctr accept and boot images made of stemcells."""
 
 import json
 import shlex
@@ -35,10 +35,10 @@ def loaded(docker: Docker, archive: Path, clean: None) -> Iterator[Any]:
 
 
 def test_skopeo_and_umoci_take_it(machine: Machine, archive: Path, folder: Path) -> None:
-    told = machine.host.run("skopeo", "inspect", f"oci-archive:{archive}:1").stdout
-    found = json.loads(told)
-    assert found["Architecture"] == "amd64"
-    assert found["Labels"]["bosh.stemcell.init"] == "runit"
+    output = machine.host.run("skopeo", "inspect", f"oci-archive:{archive}:1").stdout
+    inspected = json.loads(output)
+    assert inspected["Architecture"] == "amd64"
+    assert inspected["Labels"]["bosh.stemcell.init"] == "runit"
     layout, bundle = folder / "layout", folder / "bundle"
     machine.bosh_cpi("stemcell", "convert", f"oci-archive:{archive}", f"oci:{layout}:1")
     machine.host.run("umoci", "unpack", "--image", f"{layout}:1", str(bundle))
@@ -48,7 +48,7 @@ def test_skopeo_and_umoci_take_it(machine: Machine, archive: Path, folder: Path)
 
 
 def test_docker_boots_it(docker: Docker, loaded: Any) -> None:
-    """`docker run` of it is a running stemcell: its init is the first process, and starts all."""
+    """`docker run` of it is a running stemcell: its init is the first process."""
     assert loaded.labels["bosh.stemcell.operating_system"].startswith("debian-")
     (tag,) = loaded.tags
     assert tag.startswith("bosh-warden-boshlite-debian-")

@@ -10,9 +10,9 @@ import pytest
 
 from testing.hosts.private_docker import Docker
 from testing.stemcells import stemcell_source
-from tests.support.containerd.breaking import broken, drop_leases, fails
+from tests.support.containerd.broken_calls import broken, drop_leases, fails
 from tests.support.containerd.machine import Machine, failing, sha_of
-from tests.support.registries.registries import Registry
+from tests.support.registries.docker_registry import Registry
 from tests.support.registries.registry_user import User
 from tests.support.stemcells.small_stemcells import MANIFEST, tar, tarball
 
@@ -43,7 +43,7 @@ def test_a_light_stemcell_is_the_stemcell_it_was_made_of(
 def test_a_vm_of_a_light_stemcell_runs(
     machine: Machine, user: User, runit_image: Path, tmp_path: Path, clean: None, untouched: None
 ) -> None:
-    # With a manifest of its own, lest it be the very stemcell that other tests use.
+    # With its own manifest, so that it is not the stemcell of other tests.
     members = {"image": runit_image.read_bytes(), "stemcell.MF": MANIFEST}
     light, tgz = tmp_path / "light.tgz", tarball(tmp_path / "runit.tgz", members)
     user.run("push", tgz, user.name("runit:1"), "--light-stemcell", light)
@@ -56,7 +56,7 @@ def test_a_vm_of_a_light_stemcell_runs(
     machine.call("delete_stemcell", stemcell)
 
 
-def test_somebody_elses_image_is_adapted_and_runs(
+def test_a_foreign_image_is_adapted_and_runs(
     machine: Machine, user: User, tmp_path: Path, clean: None, untouched: None
 ) -> None:
     """A docker-light stemcell as others push it: Docker's media types, and layers that hide."""
@@ -77,7 +77,7 @@ def test_somebody_elses_image_is_adapted_and_runs(
 
 
 def _foreign(tgz: Path, folder: Path) -> tuple[Path, str]:
-    """A layout with the stemcell's root file system, another layer, and none of ours."""
+    """Return a layout with the stemcell's root file system and another layer, but not ours."""
     opened = stemcell_source.opened(tgz, folder).image
     layout, upper = folder / "layout", folder / "upper.tar"
     upper.write_bytes(tar({"./opt/added": b"added", "./usr/share/.wh.doc": b""}))
@@ -147,7 +147,7 @@ def test_a_tag_is_resolved_once(
     machine.call("delete_stemcell", second)
 
 
-def test_tags_alone_can_be_forbidden(machine: Machine, registry: Registry, untouched: None) -> None:
+def test_tags_can_be_forbidden(machine: Machine, registry: Registry, untouched: None) -> None:
     user = User(machine, registry, require_digest=True)
     error = failing(lambda: user.create({"image_reference": user.name("any:1")}))
     assert "registry.require_digest" in error.message
@@ -173,7 +173,7 @@ def test_what_cannot_be_fetched_is_named(
 
 
 def _blob(docker: Docker, registry: Registry, digest: str) -> Path:
-    """Where a registry keeps a blob (distribution's storage driver)."""
+    """Return where a registry keeps a blob (distribution's storage driver)."""
     port, name = registry.address.rsplit(":", 1)[1], digest.partition(":")[2]
     blobs = docker.folder / "registries" / port / "docker/registry/v2/blobs/sha256"
     return blobs / name[:2] / name / "data"
@@ -183,25 +183,25 @@ def _blob(docker: Docker, registry: Registry, digest: str) -> Path:
 def test_what_is_not_its_digest_is_refused(
     docker: Docker, user: User, small: Path, what: str, tmp_path: Path, untouched: None
 ) -> None:
-    found = json.loads(user.run("push", small, user.name(f"forged-{what}:1"), "--json"))
+    pushed = json.loads(user.run("push", small, user.name(f"forged-{what}:1"), "--json"))
     layout = f"oci:{tmp_path}/layout"
     user.run("convert", small, layout)
-    manifest = (tmp_path / "layout/blobs/sha256" / found["digest"][7:]).read_text()
+    manifest = (tmp_path / "layout/blobs/sha256" / pushed["digest"][7:]).read_text()
     digests = {
-        "layer": found["layers"][0]["digest"],
+        "layer": pushed["layers"][0]["digest"],
         "config": json.loads(manifest)["config"]["digest"],
-        "manifest": found["digest"],
+        "manifest": pushed["digest"],
     }
     path = _blob(docker, user.registry, digests[what])
     data = path.read_bytes()
     path.write_bytes(data.replace(b"debian-test", b"debian-evil").replace(ROOTFS_MARK, EVIL_MARK))
     assert path.stat().st_size == len(data)
     assert path.read_bytes() != data
-    properties = {"image_reference": user.name(f"forged-{what}"), "digest": found["digest"]}
+    properties = {"image_reference": user.name(f"forged-{what}"), "digest": pushed["digest"]}
     error = failing(lambda: user.create(properties))
     assert "digest" in error.message
     assert digests[what] in error.message
-    named = user.name(f"forged-{what}@{found['digest']}")
+    named = user.name(f"forged-{what}@{pushed['digest']}")
     assert digests[what] in user.run("pull", named, f"oci:{tmp_path}/none", check=False)
     assert not (tmp_path / "none").exists()
     path.write_bytes(data)
@@ -222,7 +222,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize("target", STEPS)
-def test_a_broken_or_killed_import_leaves_nothing_in_the_way(
+def test_a_broken_or_killed_import_does_not_block_the_next(
     machine: Machine, user: User, small: Path, target: str, untouched: None
 ) -> None:
     user.run("push", small, user.name("killed:1"))

@@ -1,4 +1,4 @@
-"""Push and pull, with registries that want log-ins, and connections that break."""
+"""Push and pull, with registries that require log-ins, and connections that break."""
 
 import json
 from dataclasses import replace
@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.containerd.machine import Machine, failing
 from tests.support.registries.cutting_proxy import DOWN, UP, cutting
-from tests.support.registries.registries import Registry
+from tests.support.registries.docker_registry import Registry
 from tests.support.registries.registry_user import User
 
 
@@ -20,11 +20,11 @@ def test_a_pull_gives_what_was_pushed(user: User, small: Path, tmp_path: Path) -
     by_digest = user.name(f"pulled@{digest}")
     assert user.run("pull", by_digest, f"oci-archive:{tmp_path}/c.tar:latest") == digest
     assert (tmp_path / "a.tar").read_bytes() == (tmp_path / "c.tar").read_bytes()
-    found = json.loads(user.run("inspect", by_digest, "--json"))
-    assert (found["digest"], found["version"]) == (digest, "1.2")
+    inspected = json.loads(user.run("inspect", by_digest, "--json"))
+    assert (inspected["digest"], inspected["version"]) == (digest, "1.2")
 
 
-def test_what_is_there_is_not_sent_again(user: User, small: Path) -> None:
+def test_existing_blobs_are_not_sent_again(user: User, small: Path) -> None:
     user.run("push", small, user.name("twice:1"))
     sent = user.registry.log().count('"PUT /v2/twice/blobs')
     assert sent == 3
@@ -44,20 +44,20 @@ def test_a_log_in_that_fails_says_what_to_do(
         User(machine, named, password="wrong"),  # noqa: S106
         User(machine, replace(named, username="", password="")),
     ):
-        told = user.run("push", small, user.name("closed:1"), check=False)
-        assert f"docker login {named.address}" in told
-        assert "wrong" not in told
+        problem = user.run("push", small, user.name("closed:1"), check=False)
+        assert f"docker login {named.address}" in problem
+        assert "wrong" not in problem
         error = failing(lambda user=user: user.create({"image_reference": user.name("closed:1")}))  # type: ignore[misc]
         assert "docker login" in error.message
 
 
-def test_a_certificate_nobody_knows_is_refused(
+def test_an_unknown_certificate_is_refused(
     machine: Machine, secure_registry: Registry, registry: Registry, small: Path
 ) -> None:
     unknown = User(machine, secure_registry, ca_file="/etc/ssl/certs/ca-certificates.crt")
-    told = unknown.run("push", small, unknown.name("a:1"), check=False)
-    assert "its certificate is not trusted" in told
-    assert "registry.ca_file" in told
+    problem = unknown.run("push", small, unknown.name("a:1"), check=False)
+    assert "its certificate is not trusted" in problem
+    assert "registry.ca_file" in problem
     plain = User(machine, secure_registry, plain_http=[secure_registry.address])
     assert "speaks TLS" in plain.run("push", small, plain.name("a:1"), check=False)
     tls = User(machine, registry, plain_http=[])
@@ -101,12 +101,12 @@ def test_a_connection_that_always_breaks_is_reported(
     with cutting(machine.host, registry.address, direction, after=2000, times=99) as proxy:
         user = User(machine, replace(registry, address=proxy.address))
         if direction == UP:
-            told = user.run("push", small, user.name("new:1"), check=False)
+            problem = user.run("push", small, user.name("new:1"), check=False)
         else:
-            told = user.run("pull", user.name("never:1"), f"oci:{tmp_path}/x", check=False)
+            problem = user.run("pull", user.name("never:1"), f"oci:{tmp_path}/x", check=False)
             error = failing(lambda: user.create({"image_reference": user.name("never:1")}))
             assert error.ok_to_retry
-        assert proxy.address in told
+        assert proxy.address in problem
         assert proxy.cuts() >= 3
     assert [path.name for path in tmp_path.iterdir()] == ["small.tgz"]
 

@@ -1,4 +1,4 @@
-"""The registries and the Docker that tests use are real ones, and refuse what they should."""
+"""The registries and the Docker of the tests are real, and refuse what they should."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from testing.hosts.private_host import PrivateHost
 from tests.support.containerd.machine import Machine, sha_of
 from tests.support.registries import cutting_proxy
 from tests.support.registries.cutting_proxy import DOWN, UP
-from tests.support.registries.registries import Registry
+from tests.support.registries.docker_registry import Registry
 
 BOTH = ("secure_registry", "token_registry")
 ALL = ("registry", *BOTH)
@@ -27,7 +27,7 @@ SIZE = 4 << 20
 
 @pytest.fixture(scope="module")
 def layout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An OCI layout with one image, latest, of /bin/cat and something that it can show."""
+    """Return an OCI layout with one image, latest, of /bin/cat and a file."""
     folder = tmp_path_factory.mktemp("oci")
     root, path = folder / "root", folder / "layout"
     root.mkdir()
@@ -52,13 +52,13 @@ def push(host: PrivateHost, layout: Path, registry: Registry, name: str, **optio
 def layers(host: PrivateHost, registry: Registry, name: str, **options: str) -> list[str]:
     flags = registry.skopeo(**options)
     done = host.run("skopeo", "inspect", *flags, f"docker://{registry.address}/{name}")
-    found: list[str] = json.loads(done.stdout)["Layers"]
-    return found
+    digests: list[str] = json.loads(done.stdout)["Layers"]
+    return digests
 
 
 @contextmanager
 def refused(words: str) -> Iterator[None]:
-    """Expect a program to fail and to say why."""
+    """Expect a program to fail with these words on stderr."""
     with pytest.raises(subprocess.CalledProcessError) as caught:
         yield
     assert re.search(words, caught.value.stderr), caught.value.stderr
@@ -71,9 +71,9 @@ def blobs(layout: Path) -> set[str]:
 @pytest.mark.parametrize("named", ALL, indirect=True)
 def test_what_is_pushed_can_be_inspected(host: PrivateHost, layout: Path, named: Registry) -> None:
     push(host, layout, named, "some/image:1")
-    found = layers(host, named, "some/image:1")
-    assert len(found) == 1
-    assert set(found) <= blobs(layout)
+    digests = layers(host, named, "some/image:1")
+    assert len(digests) == 1
+    assert set(digests) <= blobs(layout)
 
 
 @pytest.mark.parametrize("named", BOTH, indirect=True)
@@ -86,7 +86,7 @@ def test_a_wrong_password_is_refused(host: PrivateHost, layout: Path, named: Reg
 
 
 @pytest.mark.parametrize("named", BOTH, indirect=True)
-def test_the_certificate_is_good_only_for_who_knows_the_authority(
+def test_the_certificate_is_trusted_only_with_its_authority(
     host: PrivateHost, named: Registry
 ) -> None:
     with refused("certificate signed by unknown authority"):
@@ -98,7 +98,7 @@ def test_the_certificate_is_good_only_for_who_knows_the_authority(
     [("secure_registry", "Basic "), ("token_registry", 'Bearer realm="https://127.0.0.1:')],
     indirect=["named"],
 )
-def test_who_brings_nothing_is_told_what_to_bring(
+def test_a_client_without_credentials_learns_the_scheme(
     host: PrivateHost, named: Registry, scheme: str
 ) -> None:
     done = host.run(sys.executable, "-c", _ASK, named.address, str(named.ca))
@@ -212,7 +212,7 @@ print(answer.status, answer.headers["WWW-Authenticate"])
 
 
 def left(machine: Machine) -> dict[str, Sequence[str]]:
-    """What Docker could leave on a host."""
+    """Return what Docker could leak on a host."""
     show = {
         "processes": "ps -e -o comm=",
         "mounts": "cut -d ' ' -f 5 /proc/self/mountinfo",
@@ -220,5 +220,5 @@ def left(machine: Machine) -> dict[str, Sequence[str]]:
         "files": f"ls {machine.host.folder}",
         "cgroups": f"find /sys/fs/cgroup -type d -path '*{machine.host.cgroup}/*'",
     }
-    found = {what: machine.host.run(*shlex.split(words)) for what, words in show.items()}
-    return {what: sorted(done.stdout.split("\n")) for what, done in found.items()}
+    listings = {what: machine.host.run(*shlex.split(words)) for what, words in show.items()}
+    return {what: sorted(done.stdout.split("\n")) for what, done in listings.items()}

@@ -34,13 +34,13 @@ def test_the_tarballs_bytes_are_the_layer(machine: Machine, stemcell: str, image
     manifest = _manifest(machine, stemcell)
     assert manifest["layers"][0]["digest"] == f"sha256:{sha_of(image)}"
     assert manifest["layers"][1]["size"] < 100_000
-    # stemcell.MF lies beside the image, and knows better than the call's cloud_properties.
+    # stemcell.MF beside the image overrides the call's cloud_properties.
     assert manifest["annotations"]["bosh.stemcell.name"].startswith("bosh-warden-boshlite-")
     assert manifest["annotations"]["bosh.stemcell.operating_system"].startswith("debian-")
 
 
 def _reference(stemcell: str) -> str:
-    """The image's name in containerd."""
+    """Return the image's name in containerd."""
     return f"bosh.local/stemcell/{stemcell.rsplit('-', 1)[1]}:latest"
 
 
@@ -106,7 +106,7 @@ def test_corrupt_stemcell(machine: Machine, image: Path, tmp_path: Path, untouch
 
 
 @pytest.mark.parametrize(
-    ("content", "words", "kind"),
+    ("content", "words", "error_type"),
     [
         (b"PK\x03\x04" + bytes(600), "a zip file", "NotSupported"),
         (b"QFI\xfb" + bytes(600), "qemu-img", "CloudError"),
@@ -114,12 +114,12 @@ def test_corrupt_stemcell(machine: Machine, image: Path, tmp_path: Path, untouch
     ],
 )
 def test_what_cannot_be_imported_is_named(
-    machine: Machine, tmp_path: Path, content: bytes, words: str, kind: str, untouched: None
+    machine: Machine, tmp_path: Path, content: bytes, words: str, error_type: str, untouched: None
 ) -> None:
     path = tmp_path / "image"
     path.write_bytes(content)
     error = failing(lambda: machine.call("create_stemcell", str(path), {}))
-    assert error.type == kind
+    assert error.type == error_type
     assert words in error.message
     assert str(path) in error.message
 

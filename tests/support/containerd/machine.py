@@ -1,4 +1,4 @@
-"""What the tests do to a private host and look at on it."""
+"""A private host with the CPI, as tests use it: calls, VMs, leftovers."""
 
 import json
 import os
@@ -109,7 +109,7 @@ class Machine:
     def bosh_cpi(
         self, *words: str, check: bool = True, config: Path | None = None
     ) -> "subprocess.CompletedProcess[str]":
-        """Run the command for people."""
+        """Run `bosh-cpi`; fail the test if it fails."""
         path = config or self.host.folder / "cpi.json"
         if not path.exists():
             self.host.write_config()
@@ -119,12 +119,12 @@ class Machine:
         return done
 
     def facts(self, disk: str) -> dict[str, Any]:
-        """What `bosh-cpi disk show` tells of a disk."""
+        """Return what `bosh-cpi disk show` prints about a disk."""
         shown: dict[str, Any] = json.loads(self.bosh_cpi("disk", "show", disk, "--json").stdout)
         return shown
 
     def metadata_of(self, cid: str) -> dict[str, str]:
-        """BOSH's metadata of a VM or disk, as `bosh-cpi` shows it."""
+        """Return BOSH's metadata of a VM or disk, as `bosh-cpi` shows it."""
         if "-disk-" in cid:
             return dict(self.facts(cid)["metadata"])
         vms = json.loads(self.bosh_cpi("vms", "--json").stdout)
@@ -144,11 +144,11 @@ class Machine:
         return answer["result"]
 
     def image(self, disk: str) -> Path:
-        """The file of a disk."""
+        """Return the file of a disk."""
         return Path(self.facts(disk)["path"])
 
     def delete_all(self) -> None:
-        """Delete the VMs and disks that a test made and did not delete."""
+        """Delete the remaining VMs and disks of a test."""
         while self.vms:
             self.vms.pop().delete()
         while self.disks:
@@ -157,12 +157,12 @@ class Machine:
                 self.call("delete_disk", disk)
 
     def ctr(self, *words: str) -> str:
-        """Look at containerd with its own tool."""
+        """Run containerd's command line; return its stdout."""
         argv = ["ctr", "--address", str(self.host.address), "--namespace", NAMESPACE, *words]
         return str(self.host.run(*argv).stdout)
 
     def stored(self) -> list[str]:
-        """Everything of stemcells that is in containerd, or on its way there."""
+        """Return all parts of stemcells in containerd, or on their way there."""
         imports = self.host.state / "imports"
         return [
             *self.ctr("images", "ls", "-q").split(),
@@ -174,7 +174,7 @@ class Machine:
         ]
 
     def leftovers(self) -> dict[str, Sequence[str]]:
-        """Everything on the host that a VM or disk consists of; images and bridges stay."""
+        """Return all parts of VMs and disks on the host, without images and bridges."""
         folder = str(self.host.folder)
         mounts = self.host.run("cat", "/proc/self/mountinfo").stdout.splitlines()
         state = [path for path in self.host.state.rglob("*") if path.is_file()]
@@ -206,7 +206,7 @@ class Machine:
         return self.ctr("snapshots", "ls").splitlines()[1:]
 
     def loops(self) -> list[str]:
-        """The files below the host's folder that loop devices are over."""
+        """Return the files below the host's folder that have loop devices."""
         listed = json.loads(self.host.run("losetup", "--list", "--json").stdout or "{}")
         files = [str(loop["back-file"]) for loop in listed.get("loopdevices", [])]
         return sorted(file for file in files if file.startswith(str(self.host.folder)))
@@ -216,7 +216,7 @@ class Machine:
         return sorted(link["ifname"] for link in links if link["ifname"].startswith("veth"))
 
     def wait_for_port(self, ip: str, port: int) -> None:
-        """Wait until something listens."""
+        """Wait until a port accepts connections."""
         wait_for(lambda: self.can_connect(ip, port), f"{ip}:{port}")
 
     def can_connect(self, ip: str, port: int) -> bool:
@@ -225,7 +225,7 @@ class Machine:
         return bool(done.returncode == 0)
 
     def ask_agent(self, ip: str, method: str, *arguments: Any) -> Any:
-        """Send an agent one message, wait for the end of its task, and return the answer."""
+        """Send an agent a message, wait for the end of its task, and return the answer."""
         state = self._post(ip, {"method": method, "arguments": arguments})
         while isinstance(state, dict) and "agent_task_id" in state:
             task = state["agent_task_id"]
@@ -278,6 +278,6 @@ def failing(call: Callable[[], Any]) -> CallFailed:
 
 
 def sha_of(path: Path) -> str:
-    """The sha256 of a file, as sha256sum prints it."""
+    """Return the sha256 of a file, as sha256sum prints it."""
     done = subprocess.run(["sha256sum", str(path)], check=True, capture_output=True, text=True)
     return done.stdout.split()[0]

@@ -1,4 +1,4 @@
-"""What the tests do to VMs of libvirt on a private host, and what they look at there."""
+"""A private host with libvirt and the CPI, as tests use it: guests, domains, leftovers."""
 
 import json
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ KVM = {"accelerator": "qemu", "memory": 192, "ephemeral_disk": 128, "shutdown_ti
 
 @dataclass
 class Guest(VM):
-    """A full VM; its stand-in agent runs scripts, as nothing else can get in."""
+    """A full VM; its stand-in agent runs scripts, the only way into it."""
 
     def sh(self, script: str, check: bool = True) -> str:
         answer = self.agent("stand_in_shell", script)
@@ -25,7 +25,7 @@ class Guest(VM):
 
 
 class KvmMachine(Machine):
-    """A private host with libvirt, on which the CPI makes KVM VMs unless told otherwise."""
+    """A private host with libvirt, on which the CPI creates KVM VMs by default."""
 
     def __init__(self, libvirt: Libvirt) -> None:
         super().__init__(libvirt.host)
@@ -38,7 +38,7 @@ class KvmMachine(Machine):
         return self.host.write_config(kvm={**KVM, **(kvm or {})}, **changes)
 
     def create_guest(self, stemcell: str, **options: Any) -> Guest:
-        """Create a VM, and give it its agent."""
+        """Create a VM; return it as a guest with an agent."""
         vm = self.create_vm(stemcell, **options)
         self.vms.remove(vm)
         guest = Guest(self, vm.cid, vm.networks)
@@ -46,19 +46,19 @@ class KvmMachine(Machine):
         return guest
 
     def virsh(self, *words: str) -> str:
-        """Look at libvirt with its own tool."""
+        """Run libvirt's command line; return its stdout."""
         return str(self.host.run("virsh", "--quiet", "--connect", "qemu:///system", *words).stdout)
 
     def domains(self) -> list[str]:
         return sorted(self.virsh("list", "--all", "--name").split())
 
     def volumes(self) -> list[str]:
-        """Files of the pool, whatever libvirt knows of them."""
+        """Return the files in the pool's folder, also those unknown to libvirt."""
         folder = self.host.state / "kvm"
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def leftovers(self) -> dict[str, Sequence[str]]:
-        """Everything on the host that a VM or disk consists of; stemcells and bridges stay."""
+        """Return all parts of VMs and disks on the host, without stemcells and bridges."""
         leftovers = super().leftovers()
         kept = (".stemcell", ".json")
         pool = str(self.host.state / "kvm")

@@ -1,8 +1,7 @@
-"""A libvirt that is on another machine, as far as the CPI can tell.
+"""A libvirt that appears to the CPI to be on another machine.
 
-Both are on one private host. The CPI has a mount namespace of its own, in which libvirt's pool and
-sockets are not there; what it keeps itself is where libvirt does not see it. So they share nothing
-but the network.
+Both are on one private host. The CPI has a separate mount namespace without libvirt's pool and
+sockets, and its own state is not visible to libvirt. So they share only the network.
 """
 
 import json
@@ -19,7 +18,7 @@ from tests.support.libvirt.kvm_machine import KvmMachine
 
 DAYS = "2"  # that certificates are good for
 
-# Says its process id when the mounts are done, and keeps them.
+# Prints its process id after the mounts, and keeps them.
 _MOUNTS = """\
 set -e
 mount --bind "$1" "$2"
@@ -49,14 +48,14 @@ class Certificates:
         return folder
 
     def stranger(self) -> Path:
-        """A client's folder with a certificate that the server's CA has not signed."""
+        """Return a client's folder with a certificate of another CA."""
         other = self.folder / "other"
         other.mkdir(mode=0o755)
         self._authority(other)
         return self.client_of(other, "stranger")
 
     def settings(self) -> str:
-        """Lines of libvirtd.conf."""
+        """Return lines of libvirtd.conf."""
         return "\n".join(
             [
                 "listen_tls = 1",
@@ -64,7 +63,7 @@ class Certificates:
                 f'ca_file = "{self.folder}/cacert.pem"',
                 f'cert_file = "{self.folder}/servercert.pem"',
                 f'key_file = "{self.folder}/serverkey.pem"',
-                # A client that does not answer is cut off sooner than the usual half a minute.
+                # A client that does not answer is disconnected sooner than by default (30 s).
                 "keepalive_interval = 2",
                 "keepalive_count = 3",
                 "",
@@ -95,7 +94,7 @@ def _openssl(*words: str) -> None:
 
 
 class RemoteMachine(KvmMachine):
-    """A private host on which the CPI's libvirt seems to be on another machine."""
+    """A private host whose libvirt appears to the CPI to be on another machine."""
 
     def __init__(self, libvirt: Libvirt, certificates: Certificates) -> None:
         self.certificates = certificates
@@ -103,7 +102,7 @@ class RemoteMachine(KvmMachine):
         super().__init__(libvirt)
 
     def uri(self, client: Path | None = None) -> str:
-        """The URI for a client's folder of certificates."""
+        """Return the URI for a client's folder of certificates."""
         return f"qemu+tls://127.0.0.1/system?pkipath={client or self.certificates.client}"
 
     def configure(self, kvm: dict[str, Any] | None = None, **changes: Any) -> Path:
@@ -114,16 +113,17 @@ class RemoteMachine(KvmMachine):
         return sorted(path.name for path in self.pool.iterdir()) if self.pool.is_dir() else []
 
     def metadata_of(self, cid: str) -> dict[str, str]:
-        if "-disk-" in cid:  # its facts are beside it, where libvirt is
-            return dict(json.loads((self.pool / f"{cid}.json").read_text())["metadata"])
+        if "-disk-" in cid:  # its facts are in the pool
+            document = (self.pool / f"{cid}.facts").read_bytes().rstrip(b"\0")
+            return dict(json.loads(document)["metadata"])
         return super().metadata_of(cid)
 
     def kept_by_cpi(self) -> list[str]:
-        """The files that the CPI has on its own machine."""
+        """Return the CPI's files on its own machine."""
         return sorted(str(path) for path in own_state(self.host).rglob("*") if path.is_file())
 
     def leftovers(self) -> dict[str, Sequence[str]]:
-        """Everything that a VM or disk consists of, there and here."""
+        """Return all parts of VMs and disks, of libvirt and of the CPI."""
         kept = (".stemcell", ".json")
         qemu = self.host.run("pgrep", "--list-full", "qemu-system", check=False).stdout
         return {
@@ -137,13 +137,13 @@ class RemoteMachine(KvmMachine):
 
 
 def own_state(host: PrivateHost) -> Path:
-    """Where the CPI's state is, seen from outside of its namespace."""
+    """Return the path of the CPI's state, seen from outside of its namespace."""
     return host.folder / "state-of-the-cpi"
 
 
 @contextmanager
 def remote_machine() -> Iterator[RemoteMachine]:
-    """A private host with libvirt, and the CPI as if on another machine."""
+    """Yield a private host with libvirt, and the CPI as if on another machine."""
     with PrivateHost() as host:
         certificates = Certificates(host.folder / "pki")
         with (
@@ -155,7 +155,7 @@ def remote_machine() -> Iterator[RemoteMachine]:
 
 @contextmanager
 def _apart(host: PrivateHost, pool: Path) -> Iterator[None]:
-    """Run the CPI where it does not see libvirt's files, nor libvirt its."""
+    """Run the CPI in a namespace that shares no files with libvirt."""
     for folder in (own_state(host), host.state, pool):
         folder.mkdir(mode=0o711)
     mounts = [str(own_state(host)), str(host.state), str(pool)]

@@ -1,4 +1,4 @@
-"""A TCP proxy that cuts connections, to see what clients make of that.
+"""A TCP proxy that cuts connections, to test how clients handle it.
 
 python -m tests.support.registries.cutting_proxy HOST:PORT {up,down} BYTES TIMES prints its own
 HOST:PORT, then a line for each connection that it resets.
@@ -28,7 +28,7 @@ class CuttingProxy:
     daemon: Daemon
 
     def cuts(self) -> int:
-        """How many connections it has cut; whoever sees one broken sees it counted."""
+        """Return how many connections it has cut, counted before the client sees the cut."""
         return len(self.daemon.lines()) - 1
 
 

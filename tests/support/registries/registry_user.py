@@ -1,4 +1,4 @@
-"""Somebody who has logged in to a registry, on a private host."""
+"""A user of a private host who has logged in to a registry."""
 
 import base64
 import json
@@ -10,11 +10,11 @@ from typing import Any
 import yaml
 
 from tests.support.containerd.machine import Machine
-from tests.support.registries.registries import Registry
+from tests.support.registries.docker_registry import Registry
 
 
 class User:
-    """Somebody on the host who has logged in to a registry."""
+    """A user of the host who has logged in to a registry."""
 
     def __init__(self, machine: Machine, registry: Registry, **changes: Any) -> None:
         self.machine = machine
@@ -35,7 +35,7 @@ class User:
         self.config = machine.host.write_config("user.json", registry={**settings, **changes})
 
     def run(self, *words: object, check: bool = True) -> str:
-        """`bosh-cpi stemcell …`; returns stdout, or without `check` what it complains of."""
+        """Run `bosh-cpi stemcell`; return stdout, or stderr of the expected failure."""
         texts = ["stemcell", *map(str, words)]
         done = self.machine.bosh_cpi(*texts, check=check, config=self.config)
         assert check or done.returncode == 1
@@ -45,7 +45,7 @@ class User:
         return f"{self.registry.address}/{name}"
 
     def light(self, tgz: Path) -> tuple[str, dict[str, Any]]:
-        """Unpack a light stemcell as BOSH does: its image, and cloud_properties."""
+        """Unpack a light stemcell as BOSH does; return its image and cloud_properties."""
         folder = self._folder / "light"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -54,12 +54,12 @@ class User:
         return str(folder / "image"), document["cloud_properties"]
 
     def create(self, properties: dict[str, Any]) -> str:
-        """create_stemcell of a light stemcell."""
+        """Call create_stemcell with a light stemcell."""
         image = str(self.empty_image())
         return str(self.machine.call("create_stemcell", image, properties, config=self.config))
 
     def empty_image(self) -> Path:
-        """The `image` of a light stemcell."""
+        """Return the `image` of a light stemcell."""
         image = self._folder / "image"
         image.touch()
         return image

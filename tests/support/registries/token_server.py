@@ -1,7 +1,7 @@
-"""A server of tokens, as registries send their clients to: Docker Registry v2 authentication.
+"""A token server for registries' clients: Docker Registry v2 authentication.
 
 python -m tests.support.registries.token_server CERTIFICATE KEY, and user:password in TOKEN_USER;
-prints its URL. Whoever has the password may do everything; others get 401.
+prints its URL. The user with the password may do everything; others get 401.
 """
 
 import base64
@@ -39,7 +39,7 @@ class _Server(ThreadingHTTPServer):
         )
 
     def token(self, audience: str, scopes: list[str]) -> str:
-        """Return a JSON Web Token; the certificate in its header leads the registry to the CA."""
+        """Return a JSON Web Token with the certificate, which the registry checks with the CA."""
         der = ssl.PEM_cert_to_DER_cert(self._certificate.read_text())
         header = {"typ": "JWT", "alg": "RS256", "x5c": [base64.b64encode(der).decode()]}
         now = int(time.time())
@@ -60,9 +60,9 @@ class _Server(ThreadingHTTPServer):
 
 
 def _access(scope: str) -> dict[str, Any]:
-    kind, _, rest = scope.partition(":")
+    resource_type, _, rest = scope.partition(":")
     name, _, actions = rest.rpartition(":")
-    return {"type": kind, "name": name, "actions": actions.split(",")}
+    return {"type": resource_type, "name": name, "actions": actions.split(",")}
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -86,7 +86,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(answer)
 
     def do_POST(self) -> None:
-        """Clients that ask with POST, which is OAuth's way, take this for "use GET"."""
+        """Refuse POST (OAuth), after which clients use GET."""
         self.send_error(405)
 
 

@@ -1,4 +1,4 @@
-"""What the fuzz and property tests share: hypothesis as CI needs it, tars, and what was written."""
+"""Helpers of fuzz and property tests: hypothesis settings, tar headers, disk usage."""
 
 import os
 import tarfile
@@ -18,9 +18,9 @@ T = TypeVar("T")
 
 
 def stable(examples: int, *, shrink: bool = True) -> settings:
-    """Settings that try the same examples each time, however slow the machine is.
+    """Return settings with the same examples each time, even on a slow machine.
 
-    shrink: whether a failure is worth the time to look for a smaller one.
+    shrink: whether to shrink failing examples, which takes time.
     """
     phases = (Phase.explicit, Phase.generate, *((Phase.shrink,) if shrink else ()))
     checks = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
@@ -35,48 +35,48 @@ def stable(examples: int, *, shrink: bool = True) -> settings:
 
 
 def tried(call: Callable[[], T], name: str) -> T | None:
-    """What a call returns, or None if it refuses with a StemcellError that says this name."""
+    """Return a call's result, or None after a StemcellError that names `name`."""
     try:
         return call()
     except StemcellError as error:
-        told = str(error)
-    assert name in told
+        message = str(error)
+    assert name in message
     return None
 
 
-def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytearray:
-    """One header, which may say what is not so."""
+def header(name: str, size: int, entry_type: bytes = tarfile.REGTYPE) -> bytearray:
+    """Return one header of a tar, which may be wrong."""
     info = tarfile.TarInfo(name)
-    info.size, info.type = size, kind
+    info.size, info.type = size, entry_type
     return bytearray(info.tobuf(tarfile.GNU_FORMAT)[-BLOCK:])
 
 
 def sparse_header(name: str, size: int, kept: int) -> bytearray:
-    """GNU's header of a file of `size` bytes whose first `kept` are there."""
+    """Return GNU's header of a sparse file of `size` bytes that has the first `kept`."""
     made = header(name, kept, tarfile.GNUTYPE_SPARSE)
     made[386:410] = b"%011o\0%011o\0" % (0, kept)
     made[483:495] = b"\x80" + size.to_bytes(11, "big")
     return sealed(made)
 
 
-def sealed(made: bytearray, at: int = 0) -> bytearray:
-    """A tar whose header at an offset has the right checksum again."""
-    made[at + 148 : at + 156] = b" " * 8
-    made[at + 148 : at + 156] = b"%06o\0 " % sum(made[at : at + BLOCK])
+def sealed(made: bytearray, offset: int = 0) -> bytearray:
+    """Return a tar with the checksum of the header at an offset corrected."""
+    made[offset + 148 : offset + 156] = b" " * 8
+    made[offset + 148 : offset + 156] = b"%06o\0 " % sum(made[offset : offset + BLOCK])
     return made
 
 
 def allocated(folder: Path) -> int:
-    """Bytes that a folder's files take on the disk, whatever size they have."""
+    """Return the bytes that a folder's files take on the disk."""
     files = [Path(parent) / name for parent, _, names in os.walk(folder) for name in names]
     return sum(path.lstat().st_blocks * 512 for path in files)
 
 
 def of_root(root: Path, limit: int) -> Means:
-    """What a conversion without root works with: the file systems of its disks are all `root`."""
+    """Return means without root privileges: every disk's file system is `root`."""
 
     def mounted(
-        raw: Path, system: FileSystem, at: Path, use: Callable[[Path], Result], /
+        raw: Path, system: FileSystem, target: Path, use: Callable[[Path], Result], /
     ) -> Result:
         return use(root)
 

@@ -1,4 +1,4 @@
-"""Small stemcells, made of nothing, the same bytes everywhere."""
+"""Small synthetic stemcells, with the same bytes on any machine."""
 
 import io
 import struct
@@ -34,31 +34,31 @@ ROOTFS: dict[str, bytes | str] = {
 
 
 class Quiet:
-    """A report that nobody reads; `at` is called with every step of every progress."""
+    """A silent report; `on_step` is called with each message and step."""
 
-    def __init__(self, at: Callable[[str], None] = lambda what: None) -> None:
-        self._at = at
+    def __init__(self, on_step: Callable[[str], None] = lambda what: None) -> None:
+        self._on_step = on_step
 
     def say(self, text: str) -> None:
-        self._at(text)
+        self._on_step(text)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
-        yield lambda done, total: self._at(what)
+        yield lambda done, total: self._on_step(what)
 
 
 def no_mounts(*arguments: object) -> NoReturn:
-    """Stands where disks would be mounted, in tests that have none."""
+    """Fail a test that mounts a disk."""
     raise AssertionError(f"nothing is to be mounted here: {arguments}")
 
 
-def means(limit: int = 64 << 20, at: Callable[[str], None] = lambda what: None) -> Means:
-    """What conversions without disks work with."""
-    return Means(no_mounts, limit, Quiet(at))
+def means(limit: int = 64 << 20, on_step: Callable[[str], None] = lambda what: None) -> Means:
+    """Return means for conversions without disks."""
+    return Means(no_mounts, limit, Quiet(on_step))
 
 
 def tar(members: Mapping[str, bytes | str]) -> bytes:
-    """A tar of files (bytes), folders (""), and links ("-> target")."""
+    """Return a tar of files (bytes), folders (""), and links ("-> target")."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         for name, content in members.items():
@@ -74,8 +74,8 @@ def tar(members: Mapping[str, bytes | str]) -> bytes:
 
 
 def zipped(data: bytes) -> bytes:
-    """A gzip (RFC 1952) that is the same everywhere: stored, since compressing depends on zlib."""
-    blocks = [data[at : at + 65535] for at in range(0, len(data), 65535)] or [b""]
+    """Return a gzip (RFC 1952), not compressed, since compression depends on zlib."""
+    blocks = [data[start : start + 65535] for start in range(0, len(data), 65535)] or [b""]
     stored = b"".join(
         struct.pack("<BHH", block is blocks[-1], len(block), len(block) ^ 0xFFFF) + block
         for block in blocks
@@ -85,11 +85,11 @@ def zipped(data: bytes) -> bytes:
 
 
 def image() -> bytes:
-    """A warden stemcell's `image`."""
+    """Return a warden stemcell's `image`."""
     return zipped(tar(ROOTFS))
 
 
 def tarball(path: Path, members: Mapping[str, bytes] | None = None) -> Path:
-    """A stemcell; by default as the stemcell builder orders it, the manifest last."""
+    """Write a stemcell; by default in the stemcell builder's order, the manifest last."""
     path.write_bytes(zipped(tar(members or {"image": image(), "stemcell.MF": MANIFEST})))
     return path

@@ -1,8 +1,8 @@
-"""A FAKE of libvirt's VirtualBox driver: VirtualBox 7.0, which that takes, cannot be had here.
+"""A FAKE of libvirt's VirtualBox driver, since the VirtualBox 7.0 that it needs is not available.
 
-It has what the driver has (libvirt 9.0, src/vbox/vbox_common.c, read line by line) and refuses the
-rest with the same codes and words; of a domain's document it keeps what the driver keeps, and looks
-at the files. It is no proof that VirtualBox runs these VMs. docs/virtualbox.md says what is.
+It has the driver's methods (libvirt 9.0, src/vbox/vbox_common.c) and refuses the others with the
+same codes and messages; it keeps what the driver keeps of a domain's document, and checks the
+files. It does not prove that VirtualBox runs these VMs; for that see docs/virtualbox.md.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ from tests.support.virtualbox.fake_vbox_documents import (
     unknown,
     validate,
 )
-from tests.support.virtualbox.fake_vbox_media import Media, Refused
+from tests.support.virtualbox.fake_vbox_media import Media, MediumRefused
 
 _STATES = {OFF: 5, RUNNING: 1, ABORTED: 6}
 _MAX_GUEST_RAM = 2 << 30  # KiB, VirtualBox's own limit, which the driver gives as a domain's
@@ -43,7 +43,7 @@ def _check_flags(flags: int, allowed: int, function: str) -> None:
 
 
 def _absent(prefix: str, real: type, name: str) -> Callable[..., Any]:
-    """A method that libvirt has and the driver has not."""
+    """Return a method that libvirt has and the driver lacks."""
     if not hasattr(real, name):
         raise AttributeError(f"libvirt has no {real.__name__}.{name}")
 
@@ -67,14 +67,14 @@ class FakeVBox:
     loses: str = ""  # what a define loses although it succeeds: memory, interfaces
     fail_start: int = 0  # how many starts fail
 
-    def open(self, uri: str) -> "Connection":
-        """libvirt.open."""
+    def open(self, uri: str) -> "VBoxConnection":
+        """Replace libvirt.open."""
         if uri not in ("vbox:///session", "vbox:///system"):
             raise error(1, NONE, f"internal error: unexpected vbox URI path in {uri}")
-        return Connection(self)
+        return VBoxConnection(self)
 
     def named(self, name: str) -> VBoxMachine:
-        """A machine by its name."""
+        """Return a machine by its name."""
         return next(machine for machine in self.machines.values() if machine.name == name)
 
     def run(
@@ -86,7 +86,7 @@ class FakeVBox:
         timeout: float = 120,
         install_hint: str = "",
     ) -> bytes:
-        """VBoxManage, instead of cpi.host.process.run."""
+        """Run a fake VBoxManage, in place of cpi.host.process.run."""
         match list(argv):
             case ["VBoxManage", "startvm", uuid, "--type", "headless"]:
                 self._start(argv, self.machines.get(uuid))
@@ -114,8 +114,8 @@ class FakeVBox:
             Path(machine.console).write_text("booted\n")
 
 
-class Connection:
-    """virConnect, as far as the driver has it."""
+class VBoxConnection:
+    """The methods of virConnect that the driver has."""
 
     def __init__(self, world: FakeVBox) -> None:
         self._world = world
@@ -129,17 +129,17 @@ class Connection:
     def close(self) -> int:
         return 0
 
-    def listAllDomains(self, flags: int = 0) -> list["Domain"]:
+    def listAllDomains(self, flags: int = 0) -> list["VBoxDomain"]:
         assert not flags
-        return [Domain(self._world, uuid) for uuid in self._world.machines]
+        return [VBoxDomain(self._world, uuid) for uuid in self._world.machines]
 
-    def lookupByName(self, name: str) -> "Domain":
+    def lookupByName(self, name: str) -> "VBoxDomain":
         for machine in self._world.machines.values():
             if machine.name == name:
-                return Domain(self._world, machine.uuid)
+                return VBoxDomain(self._world, machine.uuid)
         raise unknown()
 
-    def defineXML(self, document: str) -> "Domain":
+    def defineXML(self, document: str) -> "VBoxDomain":
         validate(document)
         machine = parse(document)
         taken = [known.name for known in self._world.machines.values()]
@@ -150,7 +150,7 @@ class Connection:
         for device, path in machine.disks.values():
             try:
                 self._world.media.open(path, device)
-            except Refused as refused:
+            except MediumRefused as refused:
                 medium = {"disk": "disk", "cdrom": "dvd"}[device]
                 raise internal(
                     f"Failed to open the following {medium} to the machine: {path}, {refused}"
@@ -162,11 +162,11 @@ class Connection:
         self._world.machines[machine.uuid] = machine
         self._world.documents.append(document)
         self._world.calls.append(f"define {machine.name}")
-        return Domain(self._world, machine.uuid)
+        return VBoxDomain(self._world, machine.uuid)
 
 
-class Domain:
-    """virDomain, as far as the driver has it."""
+class VBoxDomain:
+    """The methods of virDomain that the driver has."""
 
     def __init__(self, world: FakeVBox, uuid: str) -> None:
         self._world = world

@@ -17,7 +17,7 @@ _PORTS = 30
 
 
 def error(code: int, domain: int, message: str) -> libvirt.libvirtError:
-    """libvirt's exception, as its Python binding makes it."""
+    """Return libvirt's exception, as its Python binding makes it."""
     made = libvirt.libvirtError(message)
     made.args = (message,)
     made.err = (code, domain, message, 2, "%s", message, None, -1, -1)
@@ -38,7 +38,7 @@ def unsupported(message: str) -> libvirt.libvirtError:
 
 
 def unknown() -> libvirt.libvirtError:
-    """What libvirt says when a driver fails without a word."""
+    """Return libvirt's error of a driver that fails without a message."""
     return error(
         libvirt.VIR_ERR_INTERNAL_ERROR, NONE, "An error occurred, but the cause is unknown"
     )
@@ -50,7 +50,7 @@ def no_domain(message: str) -> libvirt.libvirtError:
 
 @dataclass
 class VBoxMachine:
-    """What VirtualBox keeps of a domain."""
+    """The state that VirtualBox keeps of a domain."""
 
     name: str
     uuid: str
@@ -58,7 +58,7 @@ class VBoxMachine:
     vcpus: int
     features: set[str]
     disks: dict[int, tuple[str, str]]  # by port: device and path
-    interfaces: list[tuple[str, str, str]]  # kind, MAC and source
+    interfaces: list[tuple[str, str, str]]  # type, MAC and source
     console: str
     state: str = OFF
     held: int = 0  # how many calls it is still locked for, once it is off
@@ -77,11 +77,11 @@ def parse(document: str) -> VBoxMachine:
     assert devices is not None
     if root.find("os").get("firmware"):  # type: ignore[union-attr]
         raise AssertionError("the driver loses firmware without a word")
-    controllers = [one.get("type") for one in devices.iterfind("controller")]
-    for kind in controllers:
-        if kind not in _CONTROLLERS:
-            raise unsupported(f"The vbox driver does not support {kind} controller type")
-        if controllers.count(kind) > 1:
+    controllers = [controller.get("type") for controller in devices.iterfind("controller")]
+    for controller_type in controllers:
+        if controller_type not in _CONTROLLERS:
+            raise unsupported(f"The vbox driver does not support {controller_type} controller type")
+        if controllers.count(controller_type) > 1:
             raise internal(
                 "Failed to add storage controller (name: SATA Controller, busType: 2), rc=80bb000c"
             )
@@ -91,7 +91,7 @@ def parse(document: str) -> VBoxMachine:
         if port in disks or not 0 <= port < _PORTS:
             raise internal(f"Could not attach the file as harddisk: {path}, rc=80070057")
         disks[port] = (device, path)
-    interfaces = [_interface(one) for one in devices.iterfind("interface")][:_NICS]
+    interfaces = [_interface(interface) for interface in devices.iterfind("interface")][:_NICS]
     serial = devices.find("serial[@type='file']/source")
     assert root.findtext("memory")
     unit = {"KiB": 1, "MiB": 1 << 10}[root.find("memory").get("unit", "KiB")]  # type: ignore[union-attr]
@@ -100,7 +100,7 @@ def parse(document: str) -> VBoxMachine:
         uuid=root.findtext("uuid") or "",
         memory=int(root.findtext("memory") or 0) * unit,
         vcpus=int(root.findtext("vcpu") or 0),
-        features={one.tag for one in root.iterfind("features/*")},
+        features={feature.tag for feature in root.iterfind("features/*")},
         disks=disks,
         interfaces=interfaces,
         console="" if serial is None else serial.get("path", ""),
@@ -108,10 +108,10 @@ def parse(document: str) -> VBoxMachine:
 
 
 def _disk(disk: Xml.Element) -> tuple[int, str, str]:
-    """Port, device and path, in the order of the driver's checks."""
-    kind, device = disk.get("type"), disk.get("device", "disk")
-    if kind != "file":
-        raise unsupported(f"Unsupported storage type {kind}, the only supported type is file")
+    """Return port, device and path, checked in the driver's order."""
+    disk_type, device = disk.get("type"), disk.get("device", "disk")
+    if disk_type != "file":
+        raise unsupported(f"Unsupported storage type {disk_type}, the only supported type is file")
     source, target, address = disk.find("source"), disk.find("target"), disk.find("address")
     assert source is not None
     assert target is not None
@@ -129,18 +129,18 @@ def _disk(disk: Xml.Element) -> tuple[int, str, str]:
     return int(address.get("unit", "")), device, source.get("file", "")
 
 
-def _interface(one: Xml.Element) -> tuple[str, str, str]:
-    kind, source, mac = one.get("type", ""), one.find("source"), one.find("mac")
-    assert kind in ("bridge", "network", "internal", "user"), "anything else silently becomes NAT"
+def _interface(nic: Xml.Element) -> tuple[str, str, str]:
+    nic_type, source, mac = nic.get("type", ""), nic.find("source"), nic.find("mac")
+    assert nic_type in ("bridge", "network", "internal", "user"), "others silently become NAT"
     assert mac is not None
     address = mac.get("address", "")
     assert re.fullmatch(r"([0-9a-f]{2}:){5}[0-9a-f]{2}", address)
     assert not int(address[:2], 16) & 1, "VirtualBox ignores a multicast address"
-    return kind, address, "" if source is None else source.get(kind, "")
+    return nic_type, address, "" if source is None else source.get(nic_type, "")
 
 
 def dump(machine: VBoxMachine) -> str:
-    """What the driver says of a machine: names of targets are made anew, by counting."""
+    """Return the driver's document of a machine, with target names made by counting."""
     root = Xml.Element("domain", type="vbox")
     for tag, text in (("name", machine.name), ("uuid", machine.uuid)):
         Xml.SubElement(root, tag).text = text
@@ -148,13 +148,13 @@ def dump(machine: VBoxMachine) -> str:
     Xml.SubElement(root, "vcpu").text = str(machine.vcpus)
     Xml.SubElement(Xml.SubElement(root, "os"), "type").text = "hvm"
     devices = Xml.SubElement(root, "devices")
-    for at, (port, (device, path)) in enumerate(sorted(machine.disks.items())):
+    for index, (port, (device, path)) in enumerate(sorted(machine.disks.items())):
         disk = Xml.SubElement(devices, "disk", type="file", device=device)
         Xml.SubElement(disk, "source", file=path)
-        Xml.SubElement(disk, "target", dev=f"sd{chr(ord('a') + at)}", bus="sata")
+        Xml.SubElement(disk, "target", dev=f"sd{chr(ord('a') + index)}", bus="sata")
         Xml.SubElement(disk, "address", type="drive", controller="0", bus="0", unit=str(port))
-    for kind, mac, source in machine.interfaces:
-        interface = Xml.SubElement(devices, "interface", type=kind)
+    for interface_type, mac, source in machine.interfaces:
+        interface = Xml.SubElement(devices, "interface", type=interface_type)
         Xml.SubElement(interface, "mac", address=mac)
-        Xml.SubElement(interface, "source", {kind: source})
+        Xml.SubElement(interface, "source", {interface_type: source})
     return Xml.tostring(root, encoding="unicode")

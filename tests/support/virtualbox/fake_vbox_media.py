@@ -17,7 +17,7 @@ _UUID = re.compile(r'^ddb\.uuid\.image="([0-9a-f-]{36})"$', re.MULTILINE)
 NOT_SUPPORTED, FILE_ERROR, INVALID_ARG = 0x80BB0005, 0x80BB0004, 0x80070057
 
 
-class Refused(Exception):
+class MediumRefused(Exception):
     """VirtualBox does not open a medium; rc: its result code."""
 
     def __init__(self, rc: int) -> None:
@@ -35,16 +35,16 @@ class Media:
         """Open a medium as a disk or a cdrom. Raises Refused."""
         file = Path(path)
         if not file.is_absolute() or not file.is_file():
-            raise Refused(FILE_ERROR)
+            raise MediumRefused(FILE_ERROR)
         if device == "cdrom":  # any file of sectors; the same one as often as wanted
             if file.stat().st_size % 2048:
-                raise Refused(FILE_ERROR)
+                raise MediumRefused(FILE_ERROR)
             return
         name = _uuid_of(file)
         if self.known.get(name, path) != path:
-            raise Refused(INVALID_ARG)  # "UUID already exists"
+            raise MediumRefused(INVALID_ARG)  # "UUID already exists"
         if path in self.known.values() and self.known.get(name) != path:
-            raise Refused(FILE_ERROR)  # it has another UUID than the registry says
+            raise MediumRefused(FILE_ERROR)  # it has another UUID than the registry says
         self.known[name] = path
 
     def close(self, path: str) -> None:
@@ -53,22 +53,22 @@ class Media:
 
 
 def _uuid_of(file: Path) -> str:
-    """The UUID in a VDI or in a VMDK of flat extents. Raises Refused for anything else."""
+    """Return the UUID in a VDI or in a VMDK of flat extents. Raises Refused for anything else."""
     with file.open("rb") as opened:
         head = opened.read(4096)
     if head[0x40:0x44] == _VDI_MAGIC:
         (size,) = struct.unpack_from("<Q", head, 0x170)
         if not size:
-            raise Refused(FILE_ERROR)
+            raise MediumRefused(FILE_ERROR)
         return str(uuid.UUID(bytes_le=head[0x188:0x198]))
     if not head.startswith(b"# Disk DescriptorFile\n"):
-        raise Refused(NOT_SUPPORTED)  # VERR_NOT_SUPPORTED: raw files among others
+        raise MediumRefused(NOT_SUPPORTED)  # VERR_NOT_SUPPORTED: raw files among others
     text = head.decode("ascii")
     extents, name = _EXTENT.findall(text), _UUID.search(text)
     if len(extents) != 1 or name is None or 'createType="monolithicFlat"' not in text:
-        raise Refused(NOT_SUPPORTED)
+        raise MediumRefused(NOT_SUPPORTED)
     sectors, path, offset = extents[0]
     raw = file.parent / path
     if not raw.is_file() or raw.stat().st_size != (int(sectors) + int(offset)) * 512:
-        raise Refused(FILE_ERROR)
+        raise MediumRefused(FILE_ERROR)
     return name[1]

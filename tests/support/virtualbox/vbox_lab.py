@@ -1,4 +1,4 @@
-"""A VirtualBox runtime on the fake driver: its stemcell, networks and configuration."""
+"""The lab of tests of the VirtualBox runtime: fake driver, networks, stemcell, configuration."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ BRIDGE, MTU = "bosh0", 1500
 
 
 class FakeNetworks:
-    """The host's bridges, without a host: it gives addresses, and remembers who has them."""
+    """Fake bridges: gives addresses, and records the VM of each."""
 
     given: dict[str, str]  # by address: the VM
 
@@ -57,7 +57,7 @@ class FakeNetworks:
 
 @contextmanager
 def fake_virtualbox() -> Iterator[FakeVBox]:
-    """Have the runtime talk to a fake driver, VBoxManage and host."""
+    """Make the runtime use a fake driver, VBoxManage and host; yield the fake."""
     world = FakeVBox()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(libvirt, "open", world.open)
@@ -72,14 +72,14 @@ def fake_virtualbox() -> Iterator[FakeVBox]:
 
 
 def settings(folder: Path, **more: object) -> Config:
-    """A configuration whose VMs are VirtualBox'."""
+    """Return a configuration with runtime virtualbox."""
     folders = {"state_dir": str(folder / "state"), "run_dir": str(folder / "run")}
     own = {"ephemeral_disk": 16, "memory": 64, "shutdown_timeout": 2, **more}
     return config_of({"runtime": "virtualbox", **folders, "virtualbox": own})
 
 
 def machine_image(folder: Path, source: str = "CDROM", resolution: str = "scsi") -> Path:
-    """A stemcell's `image` of a few MiB: a disk with an agent.json, and nothing that boots."""
+    """Make a stemcell's `image` of a few MiB: a disk with an agent.json that does not boot."""
     root = folder / "root"
     agent = root / "var/vcap/bosh/agent.json"
     agent.parent.mkdir(parents=True)
@@ -102,7 +102,7 @@ def machine_image(folder: Path, source: str = "CDROM", resolution: str = "scsi")
 
 
 class VBoxLab:
-    """Calls on one configuration, and the files that they leave."""
+    """Calls with one configuration, and the files in its pool."""
 
     def __init__(self, world: FakeVBox, folder: Path, image: Path) -> None:
         self.world = world
@@ -112,17 +112,17 @@ class VBoxLab:
         self.pool = folder / "state/virtualbox"
 
     def send(self, method: str, *arguments: object, context: Any = None) -> dict[str, Any]:
-        """One call's whole response."""
+        """Make a call; return the whole response."""
         return call(self.config, method, *arguments, context=context)
 
     def ok(self, method: str, *arguments: object) -> Any:
-        """The result of a call that has to succeed."""
+        """Return the result of a call that must succeed."""
         response = self.send(method, *arguments)
         assert response["error"] is None, response["error"]
         return response["result"]
 
     def fails(self, method: str, *arguments: object) -> tuple[str, str]:
-        """Type and message of a call that has to fail."""
+        """Return type and message of a call that must fail."""
         error = self.send(method, *arguments)["error"]
         assert error is not None
         return error["type"].removeprefix("Bosh::Clouds::"), error["message"]
@@ -130,17 +130,17 @@ class VBoxLab:
     def arguments(
         self, properties: dict[str, object] | None = None, networks: int = 1
     ) -> list[object]:
-        """create_vm's."""
+        """Return create_vm's arguments."""
         stemcell = self.ok("create_stemcell", str(self.image), {})
         wanted: dict[str, Any] = {f"net{n}": {"type": "dynamic"} for n in range(networks)}
         wanted["net0"]["default"] = ["dns", "gateway"]
         return ["agent-1", stemcell, properties or {}, wanted, [], {}]
 
     def vm(self, **properties: object) -> str:
-        """A VM."""
+        """Create a VM."""
         return str(self.ok("create_vm", *self.arguments(properties))[0])
 
     def files(self) -> list[str]:
-        """The volumes that are no stemcell's."""
+        """Return the volumes without those of stemcells."""
         names = [path.name for path in self.pool.iterdir()] if self.pool.is_dir() else []
         return sorted(name for name in names if not name.endswith((".stemcell", ".json")))

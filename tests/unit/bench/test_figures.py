@@ -43,7 +43,7 @@ def test_spread_of_odd_even_and_single() -> None:
     assert Spread.of([5]) == Spread(5, 5, 5)
 
 
-def test_ratio_is_to_the_least_time_of_the_peer() -> None:
+def test_ratio_is_to_the_minimum_of_the_peer() -> None:
     assert ratio("create_vm", 350) == 0.5
     assert ratio("create_disk", 350) is None
 
@@ -51,7 +51,7 @@ def test_ratio_is_to_the_least_time_of_the_peer() -> None:
 def test_goals_and_warden_are_for_calls_that_docker_has() -> None:
     assert set(GOALS) <= set(DOCKER)
     assert set(WARDEN) <= set(DOCKER)
-    assert all(least <= most for least, most in DOCKER.values())
+    assert all(low <= high for low, high in DOCKER.values())
 
 
 def test_range_text() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from cpi.agent_settings import render
 from cpi.model import AgentConfig, Network, VMProperties, VMSpec
-from tests.support.cpi_calls import matches_golden
+from tests.support.golden_files import matches_golden
 
 SPEC = VMSpec(
     cid="containerd-vm-1",

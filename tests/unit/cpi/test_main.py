@@ -27,15 +27,15 @@ WITH_RUNTIME = """
 import os, signal, subprocess, sys, time
 from cpi.main import main
 from runtimes import catalog
-from tests.support import cpi_calls, fake_runtime
+from tests.support import fake_config, fake_runtime
 
 class Own(fake_runtime.FakeRuntime):
     def has_vm(self, vm_cid):
 {body}
 
 fake_runtime.Own = Own
-catalog.REGISTRY["fake"] = cpi_calls.FAKE
-cpi_calls.FAKE.class_path = "tests.support.fake_runtime:Own"
+catalog.REGISTRY["fake"] = fake_config.FAKE
+fake_config.FAKE.class_path = "tests.support.fake_runtime:Own"
 main()
 """
 

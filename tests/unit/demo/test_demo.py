@@ -98,14 +98,14 @@ def test_field_of_reads_the_top_level_only() -> None:
 
 
 def test_the_cache_key_follows_names_bytes_and_modes(tmp_path: Path) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    one.write_text("1")
-    two.write_text("2")
-    key = key_of([one, two], tmp_path)
-    assert key_of([two, one], tmp_path) == key
-    one.chmod(0o755)
-    changed = key_of([one, two], tmp_path)
+    file, other_file = tmp_path / "one", tmp_path / "two"
+    file.write_text("1")
+    other_file.write_text("2")
+    key = key_of([file, other_file], tmp_path)
+    assert key_of([other_file, file], tmp_path) == key
+    file.chmod(0o755)
+    changed = key_of([file, other_file], tmp_path)
     assert changed != key
-    one.chmod(0o644)
-    two.write_text("3")
-    assert key_of([one, two], tmp_path) not in (key, changed)
+    file.chmod(0o644)
+    other_file.write_text("3")
+    assert key_of([file, other_file], tmp_path) not in (key, changed)

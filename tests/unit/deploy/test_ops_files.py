@@ -70,14 +70,14 @@ def named(items: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 def spec_has(given: dict[str, Any]) -> None:
-    """Every property of the job is in its spec; `config` holds keys of the CPI."""
+    """Check that the job's spec has every property, and the catalog every runtime."""
     spec = yaml.safe_load((RELEASE / "jobs" / "containerd_cpi" / "spec").read_text())["properties"]
     for name, value in given.items():
         # ((cpi_client_tls)) stands for all that is below.
         known = f"containerd_cpi.{name}" in spec or (
             isinstance(value, str)
             and value.startswith("((")
-            and any(one.startswith(f"containerd_cpi.{name}.") for one in spec)
+            and any(known_property.startswith(f"containerd_cpi.{name}.") for known_property in spec)
         )
         assert known, name
     for name in (given.get("runtime"), *given.get("runtimes", ())):
@@ -85,7 +85,7 @@ def spec_has(given: dict[str, Any]) -> None:
 
 
 def is_vm(cloud_properties: dict[str, Any] | None) -> None:
-    """The CPI takes these cloud_properties of a VM."""
+    """Check that the CPI accepts these cloud_properties of a VM."""
     given = cloud_properties or {}
     vm_properties.parse(given)
     assert vm_properties.runtime(given) in (None, *catalog.REGISTRY)
@@ -130,10 +130,10 @@ def test_the_first_try_is_a_whole_manifest() -> None:
 def test_cloud_configs(folder: str) -> None:
     config = load(f"{folder}/cloud-config")
     zones = {zone["name"] for zone in config["azs"]}
-    for kind in (*config["vm_types"], *config.get("vm_extensions", ())):
-        is_vm(kind.get("cloud_properties"))
-    for kind in config["disk_types"]:
-        disk_properties.parse(kind.get("cloud_properties", {}))
+    for vm_type in (*config["vm_types"], *config.get("vm_extensions", ())):
+        is_vm(vm_type.get("cloud_properties"))
+    for disk_type in config["disk_types"]:
+        disk_properties.parse(disk_type.get("cloud_properties", {}))
     for network in config["networks"]:
         for subnet in network["subnets"]:
             assert set(subnet["azs"]) == zones
@@ -157,8 +157,8 @@ def test_each_host_is_an_az() -> None:
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(DEPLOY)))
-def test_files_and_their_variables_are_told_of(path: Path) -> None:
-    """In the docs, with a value for each variable that the file itself does not make."""
+def test_docs_name_all_files_and_variables(path: Path) -> None:
+    """The docs give a value for each variable that the file itself does not generate."""
     if FIRST_TRY in path.parents:
         return
     docs = "".join(

@@ -11,7 +11,7 @@ from cpi.errors import CPIError, VMNotFound
 from cpi.log import Log
 from cpi.runtime import Runtime
 from runtimes import catalog
-from tests.support.cpi_calls import FAKE, fake_registered
+from tests.support.fake_config import FAKE, fake_registered
 from tests.support.fake_runtime import FakeRuntime
 
 

@@ -210,7 +210,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
     stemcell = tarball(tmp_path / "stemcell.tgz")
     target = tmp_path / "out" / "layout"
     with pytest.raises(KeyboardInterrupt), oci_layout.scratch(target) as folder:
-        convert(stemcell, folder, means(at=_stop_at("reading")))
+        convert(stemcell, folder, means(on_step=_stop_at("reading")))
     assert list(target.parent.iterdir()) == []
 
 

@@ -17,8 +17,8 @@ from stemcell_convert.convert import convert
 from stemcell_convert.pack import Rootfs, pack
 from stemcell_convert.unpack import unpack
 from tests.support.stemcells.fuzzing import stable, tried
+from tests.support.stemcells.random_trees import About, Node, make, seen, trees
 from tests.support.stemcells.small_stemcells import ELF, MANIFEST, means, tar, tarball
-from tests.support.stemcells.trees import About, Node, make, seen, trees
 
 LIMIT = 1 << 30
 

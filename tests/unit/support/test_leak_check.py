@@ -1,4 +1,4 @@
-"""The last test of a run finds what tests have left, and nothing that others have made."""
+"""The leak check finds what tests leak, and nothing that other programs make."""
 
 import os
 import re
@@ -24,7 +24,7 @@ BEFORE: Snapshot = {
 
 
 def changed(category: str, **values: str | None) -> Snapshot:
-    """A snapshot that differs in one category; None: gone."""
+    """Return a snapshot that differs in one category; None removes a name."""
     mixed = {**BEFORE[category], **values}
     left = {name: value for name, value in mixed.items() if value is not None}
     return {**BEFORE, category: left}
@@ -46,7 +46,7 @@ def changed(category: str, **values: str | None) -> Snapshot:
         ),
         (changed("sysctl", **{"net/ipv4/conf/new/forwarding": "1"}), []),
         (changed("process", **{"12": "sleep 600"}), ["new process: 12 sleep 600"]),
-        # Others tidy up too; and what lies in something new is new with it.
+        # Others clean up too; and only the outermost of new folders is listed.
         (changed("cgroup", **{"/sys/fs/cgroup/pids/a": None}), []),
         (changed("file", **{"/run/b": "", "/run/b/c": "", "/run/b/c/d": ""}), ["new file: /run/b"]),
     ],
@@ -80,7 +80,7 @@ def test_what_another_process_names_is_of_others(category: str, name: str, is_th
     assert is_of_others(Processes(others=[OTHER]), category, name) is is_theirs
 
 
-def test_processes_are_told_apart_by_what_they_have_in_their_environment(tmp_path: Path) -> None:
+def test_processes_of_a_run_have_its_folder_in_their_environment(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     command = ["sleep", "600"]
@@ -103,7 +103,7 @@ def test_processes_are_told_apart_by_what_they_have_in_their_environment(tmp_pat
 
 
 def pytest_run(folder: Path, test: str, *options: str) -> "subprocess.CompletedProcess[str]":
-    """Run a module of tests with the check, and nothing else of this project's."""
+    """Run a module of tests with only the leak check."""
     (folder / "test_it.py").write_text(test)
     words = ["-p", "tests.support.leak_check", "-c", "/dev/null", "--rootdir", str(folder)]
     return subprocess.run(
@@ -141,7 +141,7 @@ IMPATIENT = "import tests.support.leak_check as check; check._SETTLE_SECONDS = 0
 
 
 def leaking(folder: Path, leak: str) -> str:
-    """Run a test that leaves something; return what the check says of it."""
+    """Run a test that leaks something; return the output."""
     (folder / "conftest.py").write_text(IMPATIENT)
     done = pytest_run(folder, f"import os, subprocess, tempfile\ndef test_it(): {leak}")
     assert (done.returncode, "1 failed, 1 passed" in done.stdout) == (1, True), done.stdout

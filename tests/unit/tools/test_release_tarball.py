@@ -36,14 +36,14 @@ FINGERPRINTS = {
 
 
 def opened(content: bytes) -> dict[str, tuple[bytes, int]]:
-    """Content and mode of a gzip'd archive's files."""
+    """Return content and mode of the files of a gzip'd archive."""
     with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
-        found = {}
+        files = {}
         for member in archive:
             file = archive.extractfile(member)
             if file is not None:
-                found[member.name.removeprefix("./")] = (file.read(), member.mode & 0o777)
-        return found
+                files[member.name.removeprefix("./")] = (file.read(), member.mode & 0o777)
+        return files
 
 
 def digest(content: bytes) -> str:
@@ -57,7 +57,7 @@ def put(path: Path, text: str, mode: int = 0o644) -> None:
 
 
 def small(folder: Path) -> Path:
-    """A release with one of each, an executable file, and a package that needs another."""
+    """Return a release with one of each, an executable file, and a package that needs another."""
     put(folder / "config" / "final.yml", "name: small\n")
     put(folder / "config" / "blobs.yml", "--- {}\n")
     put(folder / "LICENSE", "free\n")
@@ -90,14 +90,14 @@ def test_a_tarball_holds_what_its_manifest_says(
     licence = files.pop("license.tgz")
     assert manifest["license"]["sha1"] == digest(licence)
     assert opened(licence) == {"LICENSE": ((REPOSITORY / "LICENSE").read_bytes(), 0o644)}
-    for kind in ("job", "package"):
-        for entry in manifest.get(f"{kind}s", []):
-            content = files.pop(f"{kind}s/{entry['name']}.tgz")
+    for part in ("job", "package"):
+        for entry in manifest.get(f"{part}s", []):
+            content = files.pop(f"{part}s/{entry['name']}.tgz")
             assert entry["sha1"] == digest(content)
             assert entry["version"] == entry["fingerprint"]
             assert re.fullmatch("[0-9a-f]{64}", entry["fingerprint"])
-            check = _is_job if kind == "job" else _is_package
-            check(staged / f"{kind}s" / entry["name"], entry, opened(content))
+            check = _is_job if part == "job" else _is_package
+            check(staged / f"{part}s" / entry["name"], entry, opened(content))
     assert not files
     assert len(list((staged / "jobs").iterdir())) == len(manifest["jobs"])
 

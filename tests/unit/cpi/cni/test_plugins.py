@@ -9,7 +9,7 @@ import pytest
 from cpi.cni import plugins as cni
 from cpi.errors import CloudError, NetworkNotFound
 from cpi.model import Network, PortForward
-from tests.support.cpi_calls import matches_golden
+from tests.support.golden_files import matches_golden
 
 LAN = cni.Lan("bosh0", 1500, True, ("10.245.0.0/16", "fd45::/64"), Path("/var/lib/addresses"))
 STATIC = Network("default", ip="10.0.0.5", prefix=24, gateway="10.0.0.1")

@@ -21,7 +21,7 @@ from cpi.disks import loop
 from cpi.errors import CloudError
 from cpi.findings import FAILURE, OK, WARNING, Checks, Finding, failure, ok, warning
 from cpi.service.sockets import main_socket
-from tests.support.cpi_calls import fake_config
+from tests.support.fake_config import fake_config
 
 
 @pytest.fixture

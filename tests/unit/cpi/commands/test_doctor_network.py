@@ -14,7 +14,7 @@ from cpi.findings import FAILURE, OK, WARNING, Finding
 from cpi.host import iproute
 from cpi.host.iproute import Route
 from cpi.host.process import CommandFailed
-from tests.support.cpi_calls import fake_config
+from tests.support.fake_config import fake_config
 
 
 def of_network(name: str, config: Config) -> Finding:

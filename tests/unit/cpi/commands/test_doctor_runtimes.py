@@ -16,7 +16,7 @@ from runtimes.containerd import cgroups, checks as container_checks, host_facts,
 from runtimes.libvirt import checks as libvirt_checks
 from runtimes.libvirt.client import Connection
 from runtimes.libvirt.profiles import KVM
-from tests.support.cpi_calls import fake_config
+from tests.support.fake_config import fake_config
 
 
 @pytest.mark.parametrize(

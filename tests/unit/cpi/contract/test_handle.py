@@ -11,7 +11,8 @@ from cpi.config.config import Config
 from cpi.contract.handle import handle
 from cpi.errors import CloudError
 from cpi.log import Log
-from tests.support.cpi_calls import call, error_of, fake_config, request
+from tests.support.cpi_calls import call, error_of, request
+from tests.support.fake_config import fake_config
 from tests.support.fake_runtime import FakeRuntime
 
 

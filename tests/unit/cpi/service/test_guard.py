@@ -17,9 +17,10 @@ from cpi.service.policy import Policies
 from tests.support import fake_runtime
 from tests.support.contract_lab import Cpi, MetadataOf
 from tests.support.contract_suite import RuntimeContract
-from tests.support.cpi_calls import call, fake_registered
+from tests.support.cpi_calls import call
+from tests.support.fake_config import fake_registered
 from tests.support.fake_runtime import WORLDS, FakeRuntime
-from tests.support.service_world import Client, Failed, client
+from tests.support.service_clients import Client, Failed, client
 
 
 @pytest.fixture(autouse=True)

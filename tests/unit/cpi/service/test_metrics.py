@@ -10,7 +10,7 @@ from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.service import metrics
 from cpi.service.metrics import Metrics
 from cpi.service.worker_pool import WorkerPool
-from tests.support.cpi_calls import fake_config
+from tests.support.fake_config import fake_config
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 

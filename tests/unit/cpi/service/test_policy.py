@@ -13,8 +13,8 @@ from cpi.errors import CPIError, InvalidCall
 from cpi.host import iproute
 from cpi.service.guard import Guard
 from cpi.service.policy import Policies, client_name, client_of_certificate
-from tests.support.cpi_calls import fake_config, fake_registered
-from tests.support.service_world import client
+from tests.support.fake_config import fake_config, fake_registered
+from tests.support.service_clients import client
 
 
 @pytest.fixture(autouse=True)

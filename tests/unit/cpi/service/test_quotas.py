@@ -14,8 +14,8 @@ import pytest
 from cpi import cid
 from cpi.errors import CloudError, CPIError
 from cpi.service.ownership import Ownership, OwnershipRecord, QuotaUsage
-from tests.support.cpi_calls import fake_registered
-from tests.support.service_world import Client, Failed, client
+from tests.support.fake_config import fake_registered
+from tests.support.service_clients import Client, Failed, client
 
 MANY = 20
 

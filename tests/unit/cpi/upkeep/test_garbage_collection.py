@@ -16,7 +16,7 @@ from cpi.log import Log
 from cpi.model import Garbage
 from cpi.upkeep.garbage_collection import Collected, collect_garbage, read_cids
 from testing.patience import PATIENCE
-from tests.support.cpi_calls import fake_config, fake_registered
+from tests.support.fake_config import fake_config, fake_registered
 from tests.support.fake_runtime import FakeDisk, FakeRuntime
 
 VM, GONE = "fake-vm-1", "fake-vm-2"

@@ -12,7 +12,7 @@ from cpi.host import locks
 from cpi.log import Log
 from cpi.upkeep.restore import restore_all
 from testing.patience import PATIENCE
-from tests.support.cpi_calls import fake_config, fake_registered
+from tests.support.fake_config import fake_config, fake_registered
 from tests.support.fake_runtime import FakeRuntime
 
 VMS = [f"fake-vm-{number}" for number in range(6)]

@@ -12,7 +12,7 @@ from runtimes.containerd.oci_spec import (
     render,
     renew,
 )
-from tests.support.cpi_calls import matches_golden
+from tests.support.golden_files import matches_golden
 
 ALL = (*CAPABILITIES, "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")
 LEAST = Container(

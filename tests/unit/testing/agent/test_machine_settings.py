@@ -1,4 +1,4 @@
-"""Where the stand-in agent of a machine gets its settings, and the network it makes of them."""
+"""The settings sources of the stand-in agent of a machine, and the network it configures."""
 
 import threading
 from collections.abc import Sequence
@@ -9,12 +9,17 @@ from typing import Any
 import pytest
 
 from testing.agent.stand_in_disks import AgentError
-from testing.agent.stand_in_machine_network import Network, commands, name_servers, preconfigured
+from testing.agent.stand_in_machine_network import (
+    MachineNetwork,
+    commands,
+    name_servers,
+    preconfigured,
+)
 from testing.agent.stand_in_machine_sources import CDROM, Sources, user_data
 
 
 class Drives:
-    """Programs that only note, but for a CD-ROM that can be mounted; below a folder as root."""
+    """Recorded programs, and files on a mounted CD-ROM; below a folder as root."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.calls, self.files = root, list[str](), dict[str, str]()
@@ -49,7 +54,7 @@ SIX: dict[str, Any] = {
 
 
 def lines(networks: dict[str, dict[str, Any]], cards: dict[str, str]) -> list[str]:
-    """The commands for networks, one a line."""
+    """Return the commands for networks, one a line."""
     return [" ".join(argv) for argv in commands(networks, cards)]
 
 
@@ -91,7 +96,7 @@ def test_routes_and_networks_without_cards() -> None:
 def test_networks_that_the_cpi_has_configured(machine: Drives) -> None:
     networks = {"a": {**STATIC, "preconfigured": True, "dns": ["10.0.0.2"]}}
     assert preconfigured(networks)
-    Network(machine, machine.root).set_up(networks)
+    MachineNetwork(machine, machine.root).set_up(networks)
     assert machine.calls == []
     assert "10.0.0.2" in (machine.root / "etc/resolv.conf").read_text()
     assert not preconfigured({**networks, "b": STATIC})
@@ -115,7 +120,7 @@ def test_settings_from_nowhere(machine: Drives) -> None:
 
 
 class Metadata(BaseHTTPRequestHandler):
-    """A metadata service that wants a token."""
+    """A metadata service that requires a token."""
 
     def do_PUT(self) -> None:
         self.answer(b"token" if self.path == "/token" else b"")
@@ -131,17 +136,17 @@ class Metadata(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+        """Log nothing."""
 
 
 def test_settings_from_a_metadata_service(machine: Drives) -> None:
-    server, asked = HTTPServer(("127.0.0.1", 0), Metadata), list[str]()
+    server, calls = HTTPServer(("127.0.0.1", 0), Metadata), list[str]()
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     option = {"Type": "HTTP", "URI": f"http://127.0.0.1:{server.server_port}"}
     option = {**option, "UserDataPath": "/user", "TokenPath": "/token"}
 
     def read(**changes: str) -> dict[str, Any]:
-        network = lambda: asked.append("dhcp")  # noqa: E731
+        network = lambda: calls.append("dhcp")  # noqa: E731
         return Sources([{**option, **changes}], machine, network, machine.root).read()
 
     try:
@@ -151,7 +156,7 @@ def test_settings_from_a_metadata_service(machine: Drives) -> None:
     finally:
         server.shutdown()
         server.server_close()
-    assert asked == ["dhcp", "dhcp"]
+    assert calls == ["dhcp", "dhcp"]
 
 
 def test_user_data() -> None:

@@ -1,4 +1,4 @@
-"""The stand-in agent over HTTP on the loopback interface, with a mount program that only notes."""
+"""The stand-in agent over HTTP on the loopback interface, with a fake mount program."""
 
 import base64
 import http.client
@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from testing.agent.stand_in_agent import Agent, Server, main
+from testing.agent.stand_in_agent import Server, StandInAgent, main
 from testing.agent.stand_in_disks import AgentError
 from testing.patience import PATIENCE, wait_for
 
@@ -41,8 +41,8 @@ class Mounts:
             if self.busy:
                 self.busy -= 1
                 raise AgentError("target is busy")
-            found = [mount for mount in self.table if argv[1] in mount]
-            self.table.remove(found[-1])
+            mounts = [mount for mount in self.table if argv[1] in mount]
+            self.table.remove(mounts[-1])
         return ""
 
 
@@ -62,20 +62,20 @@ class AgentMachine:
             "Infrastructure": {"Settings": {"Sources": [source]}},
         }
         (folder / "agent.json").write_text(json.dumps(config))
-        self.agent = Agent(folder / "agent.json", folder, self.mounts)
+        self.agent = StandInAgent(folder / "agent.json", folder, self.mounts)
         self.agent.disks.retry_delay = 0
         self.tls: ssl.SSLContext | None = None
         self.user = "mbus:secret"
 
     def serve(self) -> Server:
-        """Begin to listen, in a thread."""
+        """Start listening in a thread."""
         server = Server(self.agent)
         self.port = server.server_port
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         return server
 
     def request(self, method: str, path: str, body: bytes) -> tuple[int, bytes]:
-        """One HTTP request: status and body."""
+        """Send an HTTP request; return status and body."""
         if self.tls:
             link: http.client.HTTPConnection = http.client.HTTPSConnection(
                 "127.0.0.1", self.port, timeout=PATIENCE, context=self.tls
@@ -112,7 +112,7 @@ class AgentMachine:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[AgentMachine]:
-    """A machine whose agent listens on plain HTTP with a password."""
+    """Yield a machine whose agent listens on plain HTTP with a password."""
     machine = AgentMachine(tmp_path, mbus="http://mbus:secret@127.0.0.1:0", vm={"name": "vm-1"})
     server = machine.serve()
     yield machine

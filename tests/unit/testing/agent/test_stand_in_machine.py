@@ -1,4 +1,4 @@
-"""The stand-in agent of a machine, with programs that only note and devices that are files."""
+"""The stand-in agent of a machine, with fake programs, and files as devices."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ EMPTY = "Error: /dev/x: unrecognised disk label"
 
 
 class Programs:
-    """What the programs would do: a table of mounts, and what is on the devices."""
+    """Fake programs: a table of mounts, and the content of devices."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.calls = root, list[str]()
@@ -75,11 +75,11 @@ class Programs:
         return "/dev/vda1\n"
 
     def did(self, program: str) -> list[str]:
-        """The calls of one program."""
+        """Return the calls of one program."""
         return [call for call in self.calls if call.partition(" ")[0] == program]
 
 
-class Machine:
+class FakeMachine:
     """A stand-in agent below a folder, with disks /dev/vda, vdb, vdc and one network card."""
 
     def __init__(self, root: Path, **linux: Any) -> None:
@@ -115,18 +115,18 @@ class Machine:
             "Infrastructure": {"Settings": {"Sources": sources}},
         }
         self.config.write_text(json.dumps(document))
-        kind = type("Here", (MachineAgent,), {"root": self.root})
-        agent: MachineAgent = kind(self.config, self.root / "var/vcap", self.programs)
+        agent_class = type("AgentBelowFolder", (MachineAgent,), {"root": self.root})
+        agent: MachineAgent = agent_class(self.config, self.root / "var/vcap", self.programs)
         agent.disks.devices.patience = 0
         return agent
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Machine:
-    return Machine(tmp_path)
+def machine(tmp_path: Path) -> FakeMachine:
+    return FakeMachine(tmp_path)
 
 
-def test_a_machines_first_start(machine: Machine) -> None:
+def test_a_machines_first_start(machine: FakeMachine) -> None:
     network = {
         "type": "manual",
         "ip": "10.0.0.5",
@@ -157,29 +157,29 @@ def test_a_machines_first_start(machine: Machine) -> None:
     assert "127.0.0.1 agent-1 localhost\n" in (machine.root / "etc/hosts").read_text()
 
 
-def test_a_later_start_finds_everything_made(machine: Machine) -> None:
+def test_a_later_start_finds_everything_made(machine: FakeMachine) -> None:
     machine.start()
     machine.programs.mounts.clear()  # as a reboot does
     machine.start()
     assert len(machine.programs.did("mke2fs")) == 1
     assert ("/dev/vdb1", str(machine.root / "var/vcap/data")) in machine.programs.mounts
-    machine.start()  # and once more, without a reboot
+    machine.start()  # again, without a reboot
     assert len(machine.programs.did("mount")) == 5  # three drives, twice the data
 
 
-def test_lost_settings_are_replaced_by_the_copy(machine: Machine) -> None:
+def test_lost_settings_are_replaced_by_the_copy(machine: FakeMachine) -> None:
     machine.start()
     machine.settings = {}
     machine.programs.drives.clear()
     label = machine.root / "dev/disk/by-label/config-2"
     label.unlink()
-    kind = type("Here", (MachineAgent,), {"root": machine.root})
-    agent = kind(machine.config, machine.root / "var/vcap", machine.programs)
+    agent_class = type("AgentBelowFolder", (MachineAgent,), {"root": machine.root})
+    agent = agent_class(machine.config, machine.root / "var/vcap", machine.programs)
     assert agent.settings["agent_id"] == "agent-1"
 
 
 @pytest.mark.parametrize("hint", ["/dev/sdc", {"path": "/dev/disk/by-id/virtio-disk"}])
-def test_an_empty_persistent_disk_is_made_usable(machine: Machine, hint: Any) -> None:
+def test_an_empty_persistent_disk_is_made_usable(machine: FakeMachine, hint: Any) -> None:
     (machine.root / "dev/disk/by-id/virtio-disk").symlink_to("../../vdc")
     agent = machine.start()
     agent.perform("add_persistent_disk", ["d1", hint])
@@ -195,12 +195,12 @@ def test_an_empty_persistent_disk_is_made_usable(machine: Machine, hint: Any) ->
 
 
 def part(size_mib: int, system: str = "ext4") -> str:
-    """A partition in parted's words."""
+    """Return a partition as parted prints it."""
     size = size_mib * MIB
     return f"1:{MIB}B:{MIB + size - 1}B:{size}B:{system}::;"
 
 
-def test_a_disk_of_the_cpi_is_used_as_it_is(machine: Machine) -> None:
+def test_a_disk_of_the_cpi_is_used_as_it_is(machine: FakeMachine) -> None:
     machine.programs.tables["/dev/vdc"] = (400 * MIB, "gpt", [part(398)])
     agent = machine.start()
     agent.perform("add_persistent_disk", ["d1", "/dev/sdc"])
@@ -211,7 +211,7 @@ def test_a_disk_of_the_cpi_is_used_as_it_is(machine: Machine) -> None:
     ]
 
 
-def test_a_disk_that_has_become_larger_is_grown(machine: Machine) -> None:
+def test_a_disk_that_has_become_larger_is_grown(machine: FakeMachine) -> None:
     machine.programs.tables["/dev/vdc"] = (500 * MIB, "gpt", [part(398)])
     agent = machine.start()
     agent.perform("add_persistent_disk", ["d1", "/dev/sdc"])
@@ -236,7 +236,7 @@ def test_a_disk_that_has_become_larger_is_grown(machine: Machine) -> None:
     ],
 )
 def test_what_holds_something_else_is_left_alone(
-    machine: Machine, table: tuple[int, str, list[str]], content: dict[str, str], problem: str
+    machine: FakeMachine, table: tuple[int, str, list[str]], content: dict[str, str], problem: str
 ) -> None:
     machine.programs.tables["/dev/vdc"] = table
     machine.programs.content.update(content)
@@ -247,7 +247,7 @@ def test_what_holds_something_else_is_left_alone(
     assert not [call for call in machine.programs.calls if "vdc" in call and "mk" in call]
 
 
-def test_a_second_disk_takes_the_store_over(machine: Machine) -> None:
+def test_a_second_disk_takes_the_store_over(machine: FakeMachine) -> None:
     agent = machine.start()
     for cid, path in (("d1", "/dev/sdc"), ("d2", "/dev/sdd")):
         agent.perform("add_persistent_disk", [cid, path])
@@ -264,7 +264,7 @@ def test_a_second_disk_takes_the_store_over(machine: Machine) -> None:
     ]
 
 
-def test_the_last_disk_is_mounted_again_after_a_reboot(machine: Machine) -> None:
+def test_the_last_disk_is_mounted_again_after_a_reboot(machine: FakeMachine) -> None:
     agent = machine.start()
     agent.perform("add_persistent_disk", ["d1", "/dev/sdc"])
     agent.perform("mount_disk", ["d1"])
@@ -279,7 +279,7 @@ def test_the_last_disk_is_mounted_again_after_a_reboot(machine: Machine) -> None
         machine.start()
 
 
-def test_a_disk_that_is_gone_is_not_mounted(machine: Machine) -> None:
+def test_a_disk_that_is_gone_is_not_mounted(machine: FakeMachine) -> None:
     agent = machine.start()
     agent.perform("add_persistent_disk", ["d1", "/dev/sdx"])
     assert agent.perform("list_disk", []) == []
@@ -288,7 +288,7 @@ def test_a_disk_that_is_gone_is_not_mounted(machine: Machine) -> None:
         agent.perform("mount_disk", ["d1"])
 
 
-def test_other_file_systems_are_refused(machine: Machine) -> None:
+def test_other_file_systems_are_refused(machine: FakeMachine) -> None:
     machine.settings["env"] = {"persistent_disk_fs": "xfs"}
     agent = machine.start()
     agent.perform("add_persistent_disk", ["d1", "/dev/sdc"])
@@ -296,7 +296,7 @@ def test_other_file_systems_are_refused(machine: Machine) -> None:
         agent.perform("mount_disk", ["d1"])
 
 
-def test_without_a_data_disk(machine: Machine) -> None:
+def test_without_a_data_disk(machine: FakeMachine) -> None:
     machine.settings["disks"] = {"ephemeral": ""}
     with pytest.raises(AgentError, match="No ephemeral disk found"):
         machine.start()
@@ -310,13 +310,13 @@ def test_without_a_data_disk(machine: Machine) -> None:
     assert ("/dev/vda2", str(machine.root / "var/vcap/data")) in machine.programs.mounts
 
 
-def test_a_data_disk_of_others_is_left_alone(machine: Machine) -> None:
+def test_a_data_disk_of_others_is_left_alone(machine: FakeMachine) -> None:
     machine.programs.tables["/dev/vdb"] = (400 * MIB, "gpt", [part(398)])
     with pytest.raises(AgentError, match="partitions of others"):
         machine.start()
 
 
-def test_how_disks_are_found(machine: Machine) -> None:
+def test_how_disks_are_found(machine: FakeMachine) -> None:
     devices = Devices("virtio", machine.programs, machine.root)
     devices.patience = 0
     cid = "0123456789abcdef0123"
@@ -331,7 +331,7 @@ def test_how_disks_are_found(machine: Machine) -> None:
     assert Devices("", machine.programs).find("", {"path": "/any"}) == "/any"
 
 
-def test_how_scsi_disks_are_found(machine: Machine) -> None:
+def test_how_scsi_disks_are_found(machine: FakeMachine) -> None:
     devices = Devices("scsi", machine.programs, machine.root)
     devices.patience = 0
     (machine.root / "sys/class/scsi_host/host2").mkdir(parents=True)
@@ -356,12 +356,12 @@ def test_parteds_words() -> None:
     assert (table.size, table.label, table.parts[0].name) == (1000, "gpt", "a name")
 
 
-def test_a_root_disk_of_another_name(machine: Machine) -> None:
+def test_a_root_disk_of_another_name(machine: FakeMachine) -> None:
     with pytest.raises(AgentError, match="invalid name"):
         partition_root(lambda argv: "overlay\n")
 
 
-def test_a_look_inside(machine: Machine) -> None:
+def test_a_look_inside(machine: FakeMachine) -> None:
     agent = machine.start()
     answer = agent.handle({"method": "stand_in_shell", "arguments": ["echo out; echo err >&2"]})
     assert answer == {"value": {"status": 0, "output": "out\nerr\n"}}

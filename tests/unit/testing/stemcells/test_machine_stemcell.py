@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from testing.stemcells import machine_disk, machine_initramfs, machine_stemcell, stemcell_source
-from testing.stemcells.machine_kinds import KINDS, manifest, ovf, stemcell_name
+from testing.stemcells.machine_infrastructures import INFRASTRUCTURES, manifest, ovf, stemcell_name
 from testing.stemcells.stemcell_rootfs import FILES, BuildError, put
 
 DATE = 1_700_000_000
@@ -26,10 +26,10 @@ def needs(*programs: str) -> None:
 
 
 def test_manifest_is_what_boshs_own_packager_writes() -> None:
-    kind = KINDS["openstack"]
-    name = stemcell_name(kind, "bookworm")
+    iaas = INFRASTRUCTURES["openstack"]
+    name = stemcell_name(iaas, "bookworm")
     assert name == "bosh-openstack-kvm-debian-bookworm-stand_in_agent"
-    content = manifest(kind, name, "1.2", "abc", suite="bookworm", disk_mib=320)
+    content = manifest(iaas, name, "1.2", "abc", suite="bookworm", disk_mib=320)
     assert content == {
         "name": name,
         "version": "1.2",
@@ -55,7 +55,7 @@ def test_manifest_is_what_boshs_own_packager_writes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "types", "resolution"),
+    ("iaas", "types", "resolution"),
     [
         ("openstack", ["File", "ConfigDrive", "HTTP"], "virtio"),
         ("aws", ["HTTP"], "virtio"),
@@ -63,9 +63,9 @@ def test_manifest_is_what_boshs_own_packager_writes() -> None:
     ],
 )
 def test_agents_find_their_settings_as_boshs_do(
-    kind: str, types: list[str], resolution: str
+    iaas: str, types: list[str], resolution: str
 ) -> None:
-    document = json.loads((FILES / f"machine-{kind}/var/vcap/bosh/agent.json").read_text())
+    document = json.loads((FILES / f"machine-{iaas}/var/vcap/bosh/agent.json").read_text())
     sources = document["Infrastructure"]["Settings"]["Sources"]
     assert [source["Type"] for source in sources] == types
     assert document["Platform"]["Linux"]["DevicePathResolutionType"] == resolution
@@ -81,24 +81,24 @@ def test_the_ovf_describes_its_disk() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "names"),
+    ("iaas", "names"),
     [
         ("openstack", ["root.img"]),
         ("aws", ["root.img"]),
         ("vsphere", ["image.ovf", "image-disk1.vmdk"]),
     ],
 )
-def test_images_are_packed_as_bosh_does(kind: str, names: list[str], tmp_path: Path) -> None:
+def test_images_are_packed_as_bosh_does(iaas: str, names: list[str], tmp_path: Path) -> None:
     disk = tmp_path / "root.raw"
     disk.write_bytes(bytes(1 << 20))
     needs("qemu-img")
-    machine_stemcell.pack(KINDS[kind], disk, tmp_path / "tgz", DATE)
+    machine_stemcell.pack(INFRASTRUCTURES[iaas], disk, tmp_path / "tgz", DATE)
     with tarfile.open(tmp_path / "tgz", "r:gz") as archive:
         assert archive.getnames() == names
         file = archive.extractfile(names[-1])
         assert file is not None
         start = file.read(4)
-    assert start == {"openstack": b"QFI\xfb", "aws": bytes(4), "vsphere": b"KDMV"}[kind]
+    assert start == {"openstack": b"QFI\xfb", "aws": bytes(4), "vsphere": b"KDMV"}[iaas]
 
 
 def test_a_disk_has_one_partition_with_the_files(tmp_path: Path) -> None:
@@ -176,16 +176,16 @@ def test_the_initramfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def unpacked(archive: bytes) -> dict[str, bytes]:
-    """The files of a cpio archive, as the kernel's init/initramfs.c reads it."""
-    files, at = {}, 0
-    while at < len(archive):
-        assert archive[at : at + 6] == b"070701"
-        fields = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
+    """Return the files of a cpio archive, as the kernel reads it (init/initramfs.c)."""
+    files, offset = {}, 0
+    while offset < len(archive):
+        assert archive[offset : offset + 6] == b"070701"
+        fields = [int(archive[offset + 6 + 8 * i : offset + 14 + 8 * i], 16) for i in range(13)]
         size, length = fields[6], fields[11]
-        name = archive[at + 110 : at + 110 + length]
-        start = at + (110 + length + 3) // 4 * 4
+        name = archive[offset + 110 : offset + 110 + length]
+        start = offset + (110 + length + 3) // 4 * 4
         files[name.rstrip(b"\0").decode()] = archive[start : start + size]
-        at = start + (size + 3) // 4 * 4
+        offset = start + (size + 3) // 4 * 4
     return files
 
 

@@ -45,7 +45,7 @@ def test_manifest_is_what_boshs_own_packager_writes() -> None:
     assert make_stemcell.to_yaml(content) == MANIFEST
 
 
-def test_names_tell_the_variants_apart() -> None:
+def test_names_of_variants_differ() -> None:
     real = Plan("runit", "bookworm", agent=Path("a"))
     assert make_stemcell.default_name(real, "debian") == (
         "bosh-warden-boshlite-debian-bookworm-runit-go_agent"
@@ -56,7 +56,7 @@ def test_names_tell_the_variants_apart() -> None:
 
 
 def tree(root: Path, names: list[str], time: int) -> Path:
-    """Some files, made in the order given, with a time of their own."""
+    """Create files in the order of `names`, with this time; return their folder."""
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -66,7 +66,7 @@ def tree(root: Path, names: list[str], time: int) -> Path:
     return root
 
 
-def test_pack_depends_on_the_files_alone(tmp_path: Path) -> None:
+def test_pack_depends_only_on_the_files(tmp_path: Path) -> None:
     first = tree(tmp_path / "1", ["b/one", "a/two", "c"], DATE + 50)
     second = tree(tmp_path / "2", ["c", "a/two", "b/one"], DATE + 99)
     sums = [
@@ -206,7 +206,7 @@ KEYRING = "signed-by=/usr/share/keyrings/debian-archive-keyring.gpg"
 
 @pytest.fixture
 def etc(tmp_path: Path) -> Path:
-    """A host's /etc with sources in both formats."""
+    """Return a host's /etc with sources in both formats."""
     folder = tmp_path / "apt/sources.list.d"
     folder.mkdir(parents=True)
     (tmp_path / "apt/sources.list").write_text(
@@ -251,7 +251,7 @@ def test_mmdebstrap_command() -> None:
 
 @pytest.fixture
 def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A rootfs with as little of Debian as furnishing it needs; programs in it are not run."""
+    """Return a minimal rootfs of Debian; programs in it are not run."""
     folder = tmp_path / "root"
     for name in ("etc/runit", "etc/sv/ssh", "var/lib/dpkg/info", "usr/bin", "home/vcap", "tmp"):
         (folder / name).mkdir(parents=True)
@@ -265,7 +265,7 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def program(tmp_path: Path) -> Path:
-    """Something executable."""
+    """Return an executable file."""
     path = tmp_path / "program"
     path.write_text("#!/bin/sh\n")
     path.chmod(0o700)
@@ -273,7 +273,7 @@ def program(tmp_path: Path) -> Path:
 
 
 def mode(path: Path) -> int:
-    """The permissions of a file."""
+    """Return the permissions of a file."""
     return stat.S_IMODE(path.stat().st_mode)
 
 

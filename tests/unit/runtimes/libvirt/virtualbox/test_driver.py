@@ -20,7 +20,7 @@ from runtimes.libvirt.virtualbox.folder_pool import FolderPool
 from runtimes.libvirt.virtualbox.one_at_a_time import OneAtATime
 from runtimes.libvirt.xml import domain_xml, storage_xml
 from runtimes.libvirt.xml.domain_xml import Domain, DomainDisk, Facts, Interface
-from tests.support.virtualbox.fake_vbox import Connection as Fake, FakeVBox
+from tests.support.virtualbox.fake_vbox import FakeVBox, VBoxConnection as Fake
 from tests.support.virtualbox.fake_vbox_documents import error
 from tests.support.virtualbox.vbox_lab import fake_virtualbox
 

@@ -1,4 +1,4 @@
-"""Counts how often a file is opened, by any process on any way (inotify(7))."""
+"""Count how often any process opens a file (inotify(7))."""
 
 import ctypes
 import os
@@ -13,10 +13,10 @@ _EVENT = struct.Struct("iIII")  # struct inotify_event; without a name, as of a 
 
 @contextmanager
 def counted_opens(path: Path) -> Iterator[Callable[[], int]]:
-    """Give a function that tells how often the file has been opened since this began."""
+    """Yield a function that returns how often the file has been opened so far."""
     libc = ctypes.CDLL(None, use_errno=True)
     descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-    # The kernel makes one of two equal events in a row: what comes between keeps opens apart.
+    # The kernel merges equal consecutive events: the other events keep opens apart.
     mask = IN_OPEN | IN_ACCESS | IN_CLOSE_NOWRITE
     if libc.inotify_add_watch(descriptor, os.fsencode(path), mask) < 0:
         raise OSError(ctypes.get_errno(), "cannot watch", str(path))

@@ -20,7 +20,7 @@ from testing.hosts.private_docker import Docker
 from testing.patience import PATIENCE
 from tests.support.registries.token_server import ISSUER
 
-# What would clean up after us is an image of Docker Hub; all here ends with the private host.
+# Testcontainers' cleanup is an image of Docker Hub; here all ends with the private host.
 testcontainers_config.ryuk_disabled = True
 
 USERNAME = "bosh"
@@ -29,10 +29,10 @@ PASSWORD = "s3cr:t with ünïcode"  # noqa: S105 - of a registry that lives for 
 
 @dataclass
 class Registry:
-    """A registry. It keeps what it has while it is stopped.
+    """A registry. It keeps its content while it is stopped.
 
     address: host:port in the private host's network; ca: the file with the authority that signed
-    its certificate, alone in its folder, or None when it speaks plain HTTP.
+    its certificate, the only file in its folder, or None for plain HTTP.
     """
 
     address: str
@@ -43,13 +43,13 @@ class Registry:
     starts: int = 1
 
     def start(self) -> None:
-        """Start it after `stop`, at the same address."""
+        """Start the registry after `stop`, at the same address."""
         self.container.get_wrapped_container().start()
         self.starts += 1
         _listening(self.starts).wait_until_ready(self.container)
 
     def stop(self) -> None:
-        """Stop it as a power failure does."""
+        """Kill the registry, as a loss of power does."""
         container = self.container.get_wrapped_container()
         container.kill()
         container.wait()
@@ -59,7 +59,7 @@ class Registry:
         self.start()
 
     def log(self) -> str:
-        """Return what it has logged, requests as well, in all its lives."""
+        """Return the registry's log with its requests, of all its starts."""
         return b"".join(self.container.get_logs()).decode()
 
     def skopeo(self, side: str = "", password: str | None = None) -> list[str]:
@@ -72,7 +72,7 @@ class Registry:
 
 
 def _listening(times: int) -> LogMessageWaitStrategy:
-    """What waits until it has said so often that it listens: a log goes on after a restart."""
+    """Wait until the log says `times` that it listens; the log continues over restarts."""
     strategy = LogMessageWaitStrategy(re.compile(f"(?s)(?:listening on 127.*?){{{times}}}"))
     return strategy.with_startup_timeout(PATIENCE).with_poll_interval(0.02)
 
@@ -91,7 +91,7 @@ def serving(
     folder.mkdir(parents=True)
     config: dict[str, Any] = {
         "version": 0.1,
-        # An upload goes on after a restart only if the secret stays.
+        # An upload continues after a restart only with the same secret.
         "http": {"addr": address, "secret": "secret"},
         "storage": {"filesystem": {"rootdirectory": str(folder)}, "delete": {"enabled": True}},
     }
@@ -131,7 +131,7 @@ class Authority:
 
     @classmethod
     def made(cls, docker: Docker) -> "Authority":
-        """Make one with openssl, good for a day."""
+        """Make an authority with openssl, valid for a day."""
         folder = docker.folder / "registries" / "authority"
         clients = folder / "clients"  # skopeo takes all that is in the CA's folder
         clients.mkdir(parents=True)
@@ -163,7 +163,7 @@ subjectAltName = DNS:localhost, IP:127.0.0.1
 
 
 def basic(docker: Docker) -> dict[str, Any]:
-    """Configure basic authentication with the one user."""
+    """Return the configuration of basic authentication for the user."""
     path = docker.folder / "registries" / "htpasswd"
     path.parent.mkdir(exist_ok=True)
     path.write_text(_run("htpasswd", "-niB", USERNAME, input=PASSWORD))
@@ -172,7 +172,7 @@ def basic(docker: Docker) -> dict[str, Any]:
 
 @contextmanager
 def token(docker: Docker, authority: Authority) -> Iterator[dict[str, Any]]:
-    """Run a server that gives the one user tokens, and configure a registry to want them."""
+    """Run a token server for the user; yield a registry's configuration that requires tokens."""
     log = docker.folder / "registries" / "tokens.log"
     argv = [sys.executable, "-m", "tests.support.registries.token_server"]
     argv += [str(authority.certificate), str(authority.key)]

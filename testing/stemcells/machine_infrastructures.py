@@ -1,18 +1,18 @@
-"""The kinds of small machine stemcells: what BOSH calls them and what is in them."""
+"""The infrastructures of small machine stemcells: names, formats, and drivers."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Kind:
-    """One infrastructure's stemcell.
+class Infrastructure:
+    """An infrastructure, and what its stemcell has.
 
-    kernel: Debian's package; disk_drivers, card_drivers: modules for its disks and network cards
-    beside the usual ones; formats: what stemcell.MF says; properties: more of its cloud_properties.
+    kernel: Debian's package; disk_drivers, card_drivers: modules for its disks and network cards in
+    addition to the default ones; formats: for stemcell.MF; properties: more cloud_properties.
     """
 
-    infrastructure: str
+    name: str
     hypervisor: str
     disk_format: str
     formats: tuple[str, ...]
@@ -22,18 +22,20 @@ class Kind:
     properties: Mapping[str, object] = field(default_factory=dict)
 
 
-KINDS = {
-    "openstack": Kind(
+INFRASTRUCTURES = {
+    "openstack": Infrastructure(
         "openstack",
         "kvm",
         "qcow2",
         ("openstack-qcow2", "openstack-raw"),
         properties={"auto_disk_config": True},
     ),
-    "aws": Kind("aws", "xen", "raw", ("aws-raw",), properties={"root_device_name": "/dev/sda1"}),
+    "aws": Infrastructure(
+        "aws", "xen", "raw", ("aws-raw",), properties={"root_device_name": "/dev/sda1"}
+    ),
     # The cloud kernel has no drivers for the SATA and SCSI controllers of such machines; this one
     # takes 2 s longer to unpack itself.
-    "vsphere": Kind(
+    "vsphere": Infrastructure(
         "vsphere",
         "esxi",
         "ovf",
@@ -47,9 +49,9 @@ KINDS = {
 
 
 def manifest(
-    kind: Kind, name: str, version: str, sha1: str, *, suite: str, disk_mib: int
+    iaas: Infrastructure, name: str, version: str, sha1: str, *, suite: str, disk_mib: int
 ) -> dict[str, object]:
-    """The content of stemcell.MF, field by field like in BOSH's own stemcells.
+    """Return the content of stemcell.MF, with the fields of BOSH's own stemcells.
 
     disk_mib: the size of the root disk.
     """
@@ -60,30 +62,30 @@ def manifest(
         "api_version": 3,
         "sha1": sha1,
         "operating_system": f"debian-{suite}",
-        "stemcell_formats": list(kind.formats),
+        "stemcell_formats": list(iaas.formats),
         "cloud_properties": {
             "name": name,
             "version": version,
-            "infrastructure": kind.infrastructure,
-            "hypervisor": kind.hypervisor,
+            "infrastructure": iaas.name,
+            "hypervisor": iaas.hypervisor,
             "disk": disk_mib,
-            "disk_format": kind.disk_format,
+            "disk_format": iaas.disk_format,
             "container_format": "bare",
             "os_type": "linux",
             "os_distro": "debian",
             "architecture": "x86_64",
-            **kind.properties,
+            **iaas.properties,
         },
     }
 
 
-def stemcell_name(kind: Kind, suite: str) -> str:
-    """A name in the manner of BOSH's own stemcells."""
-    return f"bosh-{kind.infrastructure}-{kind.hypervisor}-debian-{suite}-stand_in_agent"
+def stemcell_name(iaas: Infrastructure, suite: str) -> str:
+    """Return a name like those of BOSH's own stemcells."""
+    return f"bosh-{iaas.name}-{iaas.hypervisor}-debian-{suite}-stand_in_agent"
 
 
 def ovf(disk: str, *, file_size: int, disk_mib: int) -> str:
-    """The description of a vSphere machine with one disk, in the words that ovftool uses.
+    """Return the description of a vSphere machine with one disk, in the words that ovftool uses.
 
     disk: the disk's file; file_size: its bytes; disk_mib: the disk's size.
     """

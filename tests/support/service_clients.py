@@ -1,4 +1,4 @@
-"""A service's clients on the fake runtime, for tests: calls as they reach a worker."""
+"""Clients of a service on the fake runtime: calls as a worker gets them."""
 
 import gzip
 import json
@@ -11,7 +11,8 @@ from cpi.contract.handle import handle
 from cpi.log import Log
 from cpi.service.guard import Guard
 from cpi.service.policy import Policies
-from tests.support.cpi_calls import fake_config, request
+from tests.support.cpi_calls import request
+from tests.support.fake_config import fake_config
 
 NETWORKS = {"default": {"type": "dynamic"}}
 
@@ -37,7 +38,7 @@ class Client:
         self.log = ""
 
     def call(self, method: str, *arguments: object, context: object = None) -> Any:
-        """Return the result. Raises Failed."""
+        """Make a call and return its result. Raises Failed."""
         log = Log("info")
         upload = self.upload if self.upload.exists() else None
         guard = Guard(self.name, self.config, Policies.of(self.config), upload)
@@ -77,5 +78,5 @@ class Client:
 
 
 def client(folder: Path, name: str = "guest", **policies: Any) -> Client:
-    """A client of a service whose configuration has these policies."""
+    """Return a client of a service with these policies."""
     return Client(name, fake_config(folder, service={"clients": policies}), folder)

@@ -1,4 +1,4 @@
-"""The CPI with one of its functions made to fail, or to kill it."""
+"""Calls of the CPI in which one function fails, waits, or kills the process."""
 
 import json
 import sys
@@ -42,9 +42,9 @@ def broken(
     *arguments: Any,
     config: Path | None = None,
 ) -> str:
-    """Make a call whose function `target` fails `before` or `after` its work, or does kill.
+    """Make a call whose function `target` fails `before` or `after` its work, or kills the CPI.
 
-    "wait:FIFO" has it wait until somebody has written there. Returns what the call printed.
+    "wait:FIFO" makes it wait until the FIFO is written to. Returns what the call printed.
     """
     script = machine.host.folder / "breaker.py"
     script.write_text(_SCRIPT)
@@ -65,13 +65,13 @@ def fails(
     *arguments: Any,
     config: Path | None = None,
 ) -> None:
-    """Make such a call and see it fail."""
+    """Make such a call and check that it fails."""
     response = json.loads(broken(machine, target, when, method, *arguments, config=config))
     assert "broken on purpose" in response["error"]["message"], "the step was never reached"
 
 
 def drop_leases(machine: Machine) -> None:
-    """The lease of a killed process expires by itself; here nobody waits an hour for it."""
+    """Remove the leases of killed processes, which would expire within an hour."""
     for lease in machine.ctr("leases", "ls", "-q").split():
         machine.ctr("leases", "rm", "--sync", lease)
         (machine.host.folder / "run/locks" / lease).unlink(missing_ok=True)

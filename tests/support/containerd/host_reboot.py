@@ -1,4 +1,4 @@
-"""A private host that is restarted: nothing is left but what is on its disks."""
+"""Restart of a private host: only the content of its disks stays."""
 
 import sys
 
@@ -6,7 +6,7 @@ from testing.hosts.private_host import remove_cgroups
 from testing.patience import wait_for
 from tests.support.containerd.machine import Machine
 
-# Ends every process of the host but its init and those that run this, and tells how many there are.
+# Kills every process of the host except its init and those that run this; prints their number.
 _KILL = """
 import os, signal
 mine = {1, os.getpid(), os.getppid()}
@@ -21,7 +21,7 @@ print(len(others))
 
 
 def reboot(machine: Machine) -> None:
-    """Restart a private host, as a loss of power does; nothing but containerd is started."""
+    """Restart a private host, as after a loss of power; start only containerd."""
     host = machine.host
     host.kill_containerd()
     wait_for(lambda: host.run(sys.executable, "-c", _KILL).stdout == "0\n", "the end of all")

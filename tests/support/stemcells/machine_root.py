@@ -1,4 +1,4 @@
-"""Makes root file systems of stemcells that were made for a machine."""
+"""Root file systems of stemcells for virtual machines."""
 
 import json
 import os
@@ -12,7 +12,7 @@ CAPABILITY = bytes.fromhex("0100000200040000000000000000000000000000")
 
 
 def machine_root(image: Path, folder: Path) -> Path:
-    """A root file system made for a machine, from a warden stemcell's `image`."""
+    """Make a machine's root file system from a warden stemcell's `image`; return its folder."""
     root = folder / "root"
     root.mkdir()
     subprocess.run(["tar", "-xf", str(image), "-C", str(root)], check=True)
@@ -32,7 +32,7 @@ def machine_root(image: Path, folder: Path) -> Path:
     (root / "boot/grub/grub.cfg").write_text("menuentry\n")
     (root / "boot/vmlinuz-6.1").write_bytes(b"kernel")
     (root / "etc/fstab").write_text("UUID=1 / ext4 defaults 1 1\n")
-    # What the agent runs when it starts, and what fails in a container.
+    # The agent runs it when it starts, and it fails in a container.
     auditing = root / "var/vcap/bosh/bin/bosh-start-logging-and-auditing"
     auditing.write_text("#!/bin/sh\nservice auditd start\n")
     auditing.chmod(0o755)
@@ -41,7 +41,7 @@ def machine_root(image: Path, folder: Path) -> Path:
 
 
 def _add_odd_files(folder: Path) -> None:
-    """What a careless copy loses."""
+    """Add files with attributes that a careless copy loses."""
     folder.mkdir()
     folder.chmod(0o2755)
     plain = folder / "plain"

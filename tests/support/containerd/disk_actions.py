@@ -1,8 +1,8 @@
-"""What tests of persistent disks do with them."""
+"""Actions on persistent disks and their content."""
 
 from tests.support.containerd.machine import VM, Machine
 
-KINDS = {"ext4": 64, "xfs": 320}  # MiB; xfs has a least size
+MIN_SIZES = {"ext4": 64, "xfs": 320}  # MiB, by file system; about xfs' minimum
 
 
 def hint(disk: str) -> str:
@@ -10,16 +10,16 @@ def hint(disk: str) -> str:
 
 
 def attach_and_mount(vm: VM, disk: str) -> None:
-    """Attach a disk and let the agent mount it, as the director does."""
-    told = vm.machine.call("attach_disk", vm.cid, disk)
+    """Attach a disk and have the agent mount it, as the director does."""
+    hint_from_cpi = vm.machine.call("attach_disk", vm.cid, disk)
     if vm.cid.startswith("containerd-"):
-        assert told == hint(disk)
-    vm.agent("add_persistent_disk", disk, told)
+        assert hint_from_cpi == hint(disk)
+    vm.agent("add_persistent_disk", disk, hint_from_cpi)
     vm.agent("mount_disk", disk)
 
 
 def unmount_and_detach(vm: VM, disk: str) -> None:
-    """Let the agent unmount a disk and detach it, as the director does."""
+    """Have the agent unmount a disk, and detach it, as the director does."""
     vm.agent("unmount_disk", disk)
     vm.agent("remove_persistent_disk", disk)
     vm.machine.call("detach_disk", vm.cid, disk)
@@ -35,7 +35,7 @@ def fill(vm: VM, disk: str, mib: int = 5) -> str:
 
 
 def look(vm: VM, disk: str, script: str) -> str:
-    """Attach a disk, run a script in its folder, detach it; return what the script said."""
+    """Attach a disk, run a script in its folder, detach it; return the script's output."""
     vm.machine.call("attach_disk", vm.cid, disk)
     try:
         return vm.sh(f"cd {hint(disk)} && {script}")

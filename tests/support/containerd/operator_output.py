@@ -1,4 +1,4 @@
-"""What operators see of a private host, as JSON."""
+"""Output of `bosh-cpi` on a private host, read from JSON."""
 
 import json
 from pathlib import Path
@@ -14,8 +14,8 @@ def listed(machine: Machine, *words: str) -> Any:
 
 
 def check(machine: Machine, name: str, config: Path | None = None) -> dict[str, Any]:
-    """One finding of the doctor."""
+    """Run `bosh-cpi doctor`; return the finding of a check."""
     done = machine.bosh_cpi("doctor", "--json", check=False, config=config)
-    found = json.loads(done.stdout)
-    assert done.returncode == (1 if found["failures"] else 0)
-    return next(one for one in found["checks"] if one["check"] == name)
+    report = json.loads(done.stdout)
+    assert done.returncode == (1 if report["failures"] else 0)
+    return next(finding for finding in report["checks"] if finding["check"] == name)

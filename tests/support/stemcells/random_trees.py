@@ -1,4 +1,4 @@
-"""Random trees of files with all that a file can have, made on a disk and looked at again."""
+"""Random trees of files with all attributes, written to a disk and read again."""
 
 import hashlib
 import os
@@ -44,9 +44,9 @@ _CONTENTS = _TARGETS | st.binary(max_size=40) | st.integers(1, 70_000).map(lambd
 
 @dataclass
 class Node:
-    """One file of any kind; `links` are names that are hard links to it."""
+    """One file of any type; `links` are the names of hard links to it."""
 
-    kind: str
+    type: str
     mode: int
     time: int  # nanoseconds
     owner: tuple[int, int]
@@ -69,11 +69,11 @@ def _xattrs(root: bool) -> st.SearchStrategy[dict[str, bytes]]:
 
 @st.composite
 def _nodes(
-    draw: st.DrawFn, kinds: tuple[str, ...], children: st.SearchStrategy[Children], root: bool
+    draw: st.DrawFn, types: tuple[str, ...], children: st.SearchStrategy[Children], root: bool
 ) -> Node:
     ids = st.sampled_from([0, 1, 65534, 56789, (1 << 31) - 1, 4_000_000_000])
     return Node(
-        kind=draw(st.sampled_from(kinds)),
+        type=draw(st.sampled_from(types)),
         mode=draw(st.integers(0, 0o7777) | st.sampled_from([0o4755, 0o2755, 0o1777, 0o644])),
         time=draw(_ANY_TIME),
         owner=draw(st.tuples(ids, ids) if root else st.just((os.geteuid(), os.getegid()))),
@@ -88,42 +88,42 @@ def _nodes(
 
 
 def trees(root: bool) -> st.SearchStrategy[Node]:
-    """Trees; with `root` also those that take root to make."""
-    kinds = ("file", "file", "sparse", "link", "link", "fifo", *(("char", "block") if root else ()))
+    """Return a strategy for trees; `root`: also those that only root can make."""
+    types = ("file", "file", "sparse", "link", "link", "fifo", *(("char", "block") if root else ()))
     folder = ("folder",)
     inner: st.SearchStrategy[Node] = st.recursive(
-        _nodes(kinds, st.just({}), root),
-        lambda one: _nodes(folder, st.dictionaries(_NAMES, one, max_size=4), root),
+        _nodes(types, st.just({}), root),
+        lambda node: _nodes(folder, st.dictionaries(_NAMES, node, max_size=4), root),
         max_leaves=14,
     )
     return _nodes(folder, st.dictionaries(_NAMES, inner, min_size=1, max_size=5), root)
 
 
 def make(node: Node, path: bytes, root: bool) -> None:
-    """Make a tree at a path where nothing is, or where its own folder is."""
-    if node.kind == "folder":
+    """Make a tree at a path that does not exist, or is a folder."""
+    if node.type == "folder":
         os.makedirs(path, exist_ok=True)
         for name, child in node.children.items():
             if len(path) < _LONGEST_PATH:
                 make(child, path + b"/" + name, root)
         for name, child in node.children.items():
-            for link in child.links if child.kind in _LINKED else ():
+            for link in child.links if child.type in _LINKED else ():
                 if os.path.lexists(path + b"/" + name) and not os.path.lexists(path + b"/" + link):
                     os.link(path + b"/" + name, path + b"/" + link, follow_symlinks=False)
-    elif node.kind == "link":
+    elif node.type == "link":
         os.symlink(node.content.replace(b"\0", b"_")[:4000] or b"x", path)
-    elif node.kind == "fifo":
+    elif node.type == "fifo":
         os.mkfifo(path)
-    elif node.kind in ("char", "block"):
-        kind = stat.S_IFCHR if node.kind == "char" else stat.S_IFBLK
-        os.mknod(path, kind, os.makedev(len(node.content) % 256, node.mode))
+    elif node.type in ("char", "block"):
+        format_bits = stat.S_IFCHR if node.type == "char" else stat.S_IFBLK
+        os.mknod(path, format_bits, os.makedev(len(node.content) % 256, node.mode))
     else:
         with open(path, "xb") as file:
             file.write(node.content)
-            for number, data in node.holes if node.kind == "sparse" else ():
+            for number, data in node.holes if node.type == "sparse" else ():
                 file.seek(number * 100_000)
                 file.write(data)
-            if node.kind == "sparse":
+            if node.type == "sparse":
                 file.truncate(MIB)
     _dress(node, path, root)
 
@@ -131,18 +131,18 @@ def make(node: Node, path: bytes, root: bool) -> None:
 def _dress(node: Node, path: bytes, root: bool) -> None:
     if root:
         os.lchown(path, *node.owner)
-    if node.kind != "link":
-        # Whoever is not root must be able to read it.
+    if node.type != "link":
+        # Users other than root must be able to read it.
         os.chmod(path, node.mode if root else node.mode | 0o700)
-    if node.kind in ("file", "sparse", "folder"):
+    if node.type in ("file", "sparse", "folder"):
         for name, value in node.xattrs.items():
-            if name != "security.capability" or node.kind != "folder":
+            if name != "security.capability" or node.type != "folder":
                 os.setxattr(path, name, value)
     os.utime(path, ns=(0, node.time), follow_symlinks=False)
 
 
 class About(NamedTuple):
-    """All about a file; `first` is the first of its names, of which it has `names`."""
+    """All attributes of a file; `first` is the first of its `names` names."""
 
     mode: int
     owner: tuple[int, int]
@@ -155,31 +155,31 @@ class About(NamedTuple):
 
 
 def seen(folder: Path) -> dict[bytes, About]:
-    """All about each file below a folder, and the folder itself, that a copy has to keep."""
-    found: dict[bytes, About] = {}
+    """Return the attributes that a copy must keep of a folder and all files below, by name."""
+    abouts: dict[bytes, About] = {}
     first: dict[int, bytes] = {}
     top = os.fsencode(folder)
     for parent, folders, files in os.walk(top):
         for path in (parent, *(parent + b"/" + name for name in sorted(folders + files))):
             name = path[len(top) :]
-            if name not in found:
-                found[name] = _about(path, first, name)
-    return found
+            if name not in abouts:
+                abouts[name] = _about(path, first, name)
+    return abouts
 
 
 def _about(path: bytes, first: dict[int, bytes], name: bytes) -> About:
     about = os.lstat(path)
-    kind = stat.S_IFMT(about.st_mode)
+    format_bits = stat.S_IFMT(about.st_mode)
     content: object = about.st_rdev
-    if kind == stat.S_IFREG:
+    if format_bits == stat.S_IFREG:
         with open(path, "rb") as file:
             content = hashlib.sha256(file.read()).hexdigest()
-    elif kind == stat.S_IFLNK:
+    elif format_bits == stat.S_IFLNK:
         content = os.readlink(path)
     names = os.listxattr(path, follow_symlinks=False)
-    xattrs = {one: os.getxattr(path, one, follow_symlinks=False) for one in names}
-    same = first.setdefault(about.st_ino, name) if kind != stat.S_IFDIR else name
-    many = about.st_nlink if kind != stat.S_IFDIR else 0
+    xattrs = {xattr: os.getxattr(path, xattr, follow_symlinks=False) for xattr in names}
+    same = first.setdefault(about.st_ino, name) if format_bits != stat.S_IFDIR else name
+    many = about.st_nlink if format_bits != stat.S_IFDIR else 0
     has_holes = about.st_blocks * 512 < about.st_size
     owner = (about.st_uid, about.st_gid)
     return About(about.st_mode, owner, about.st_mtime_ns, xattrs, content, same, many, has_holes)

@@ -1,7 +1,7 @@
-"""Ends the CPI with SIGKILL at its every step that changes something.
+"""Kill the CPI with SIGKILL at each step that changes something.
 
-A step is a system call from the CPI's own code that changes the host, a mount, or a program that it
-has started: killed then, the program goes on alone.
+A step is a system call of the CPI's own code that changes the host, a mount, or the start of a
+program, which goes on when the CPI is killed.
 """
 
 import json
@@ -40,10 +40,10 @@ main()
 
 
 def killed_at_every_step(machine: Machine, method: str, *arguments: Any) -> Iterator[int]:
-    """Make the same call again and again, and yield each time that it was killed, one step later.
+    """Repeat a call that is killed one step later each time; yield after each kill.
 
-    What the caller does in between has to bring about that the call has all its work to do again;
-    an argument that is a function is asked for each call. Ends with a call that nothing interrupts.
+    Between the calls the caller must undo the call's work; an argument that is a function is called
+    each time. Ends with a call that is not killed.
     """
     script = machine.host.folder / "killer.py"
     script.write_text(_SCRIPT)
