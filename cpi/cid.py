@@ -17,7 +17,8 @@ SNAPSHOT = "snapshot"
 NETWORK = "network"  # a managed network: its runtime makes the CID as it likes
 
 # Container runtimes take identifiers of up to 76 characters; file names take 255.
-_CID = re.compile(r"([a-z][a-z0-9]{0,15})-(vm|disk|stemcell|snapshot)-([a-z0-9]{1,48})")
+# Compiled on first use: `info` does not need it.
+_CID = r"([a-z][a-z0-9]{0,15})-(vm|disk|stemcell|snapshot)-([a-z0-9]{1,48})"
 
 # The error for a CID of this kind that does not exist; CPIError for a snapshot, as BOSH has no
 # other.
@@ -36,7 +37,7 @@ def new(runtime: str, kind: str, identifier: str | None = None) -> str:
 
 def named_runtime(cid: str, kind: str) -> str | None:
     """Return the runtime that a CID of this kind names, None when it is no such CID."""
-    match = _CID.fullmatch(cid)
+    match = re.fullmatch(_CID, cid)
     return match[1] if match is not None and match[2] == kind else None
 
 

@@ -89,3 +89,12 @@ class NetworkNotFound(CPIError):
 
 class Interrupted(BaseException):
     """A signal asked the process to end. No Exception, so that only undo handlers see it."""
+
+
+class Elsewhere(BaseException):
+    """Another program is to answer. No Exception, so that only the process's end sees it."""
+
+    def __init__(self, program: str, request: bytes) -> None:
+        super().__init__(program)
+        self.program = program
+        self.request = request

@@ -13,8 +13,7 @@ import signal
 import sys
 from contextlib import suppress
 
-from cpi.client import installed
-from cpi.errors import CPIError, Interrupted, InvalidCall
+from cpi.errors import CPIError, Elsewhere, Interrupted, InvalidCall
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -59,7 +58,7 @@ def main() -> None:
     answer_to = _guard_stdout()
     try:
         output = _output(sys.argv[1:])
-    except installed.Elsewhere as elsewhere:
+    except Elsewhere as elsewhere:
         output = _installed(elsewhere, answer_to)
     except BaseException:  # a signal in the few lines outside _response's own guard
         output = _LAST_RESORT
@@ -111,7 +110,7 @@ def _response(argv: Sequence[str]) -> bytes:
         # Read first, even if it is for nothing: its writer must not meet a closed pipe.
         request = _read_request()
         response = _answer(argv, request, log)
-    except installed.Elsewhere:
+    except Elsewhere:
         raise
     except CPIError as error:
         log.error(error.message)
@@ -148,13 +147,17 @@ def _answer(argv: Sequence[str], given: bytes, log: Log) -> dict[str, object]:
         from cpi.config.load import config_of
         from cpi.contract.handle import handle
     except ModuleNotFoundError:  # this is the client alone
-        raise installed.Elsewhere(installed.program(document), given) from None
+        from cpi.client import installed
+
+        raise Elsewhere(installed.program(document), given) from None
     source = "configuration" if path is None else documents.named(path)
     return handle(request, config_of(document, source), log)
 
 
-def _installed(elsewhere: installed.Elsewhere, answer_to: int) -> bytes:
+def _installed(elsewhere: Elsewhere, answer_to: int) -> bytes:
     """Have the installed CPI answer; return the response if it cannot."""
+    from cpi.client import installed
+
     try:
         installed.run(elsewhere, sys.argv[1:], answer_to)
     except OSError as error:

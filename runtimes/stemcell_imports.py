@@ -1,8 +1,9 @@
-"""What the imports of stemcells have in common, whatever the runtime.
+"""What the runtimes' imports of stemcells share.
 
-Until an `image` has been read to its end, and hashed on the way, it goes by a key that costs
-nothing: a hash of its size and its beginning. Uploads of one key wait for each other, so the same
-stemcell is never imported twice at once; what else has the same key is told apart by its digest.
+An `image` is hashed while it is read, so its digest is known only at the end. Until then a cheap
+key stands for it: a hash of its size and first megabyte. Imports with the same key wait for each
+other, so a stemcell is never imported twice at once. Two files may have the same key; only equal
+digests make them the same stemcell.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ _KEY = re.compile(r"[0-9a-f]{64}")
 
 @dataclass(frozen=True)
 class Upload:
-    """A stemcell's `image` file. format: in recognise's words; source: to be read once."""
+    """A stemcell's `image` file. format: a word of recognise; source: its bytes, read once."""
 
     path: Path
     format: str
@@ -45,7 +46,7 @@ class Upload:
 
     @cached_property
     def digest(self) -> str:
-        """The file's digest, for which it is read now, beside the source."""
+        """The digest of the file, which is read for that, independently of `source`."""
         from stemcell_convert.convert import opened
 
         with opened(self.path, self.means.report) as file:
@@ -61,7 +62,7 @@ class Upload:
 
 
 class StemcellImports:
-    """How one runtime begins its imports."""
+    """The beginning and the end of one runtime's imports."""
 
     def __init__(self, runtime: str, config: Config, log: Log) -> None:
         self._runtime = runtime
@@ -70,9 +71,9 @@ class StemcellImports:
 
     @contextmanager
     def opened(self, image: Path, properties: JsonObject) -> Iterator[Upload]:
-        """Open an `image`, as the context in which to import it.
+        """Open an `image` to import it within this context.
 
-        Raises NotSupported, CloudError, naming the file, for whatever is wrong with the stemcell.
+        Raises NotSupported or CloudError, naming the file, if the stemcell cannot be imported.
         """
         from cpi.disks.foreign_filesystem import mounted
         from cpi.progress import LogReport
@@ -95,7 +96,7 @@ class StemcellImports:
 
     @contextmanager
     def folder(self, key: str) -> Iterator[Path]:
-        """Hold the lock of a key (64 hex digits); give an empty folder that is gone at the end."""
+        """Hold the lock of a key (64 hex digits) and yield an empty folder, removed at the end."""
         folder = Layout.of(self._config).imports / f"{self._runtime}-{key}"
         lock = import_lock(self._runtime, key)
         with locks.hold(self._config.text("run_dir"), lock, log=self._log):
@@ -109,7 +110,7 @@ class StemcellImports:
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Translate what is wrong with a stemcell into BOSH's errors."""
+    """Translate errors about stemcells into BOSH's."""
     from stemcell_convert.stemcell_errors import (
         RegistryUnreachable,
         StemcellError,
@@ -131,7 +132,7 @@ def import_lock(runtime: str, key: str) -> str:
 
 
 def killed_imports(layout: Layout, runtime: str) -> Iterator[Garbage]:
-    """Yield the folders of a runtime's imports; those whose locks are not held were killed."""
+    """Yield the folders of a runtime's imports: garbage, unless the lock is held."""
     for path in entries(layout.imports):
         prefix, _, key = path.name.rpartition("-")
         if prefix == runtime and _KEY.fullmatch(key):

@@ -16,7 +16,7 @@ from cpi.config.load import config_of, declared
 from cpi.service.policy import Policies
 from testing.repository import REPOSITORY
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 TROUBLES = REPOSITORY / "docs" / "troubleshooting.md"
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -86,7 +86,7 @@ def test_targets_are_there(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=_id)
 def test_files_are_there(page: Path) -> None:
     for path in re.findall(
-        r"`((?:cpi|deploy|release|runtimes|stemcell_convert|tests|tools)/[\w./-]+)`",
+        r"`((?:bench|cpi|demo|deploy|release|runtimes|stemcell_convert|testing|tests|tools)/[\w./-]+)`",
         page.read_text(),
     ):
         assert (REPOSITORY / path).exists(), path

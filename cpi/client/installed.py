@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 
-from cpi.errors import CPIError
+from cpi.errors import CPIError, Elsewhere
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,15 +20,6 @@ _INSTALL = (
     "install it there (in a checkout of bosh-containerd-cpi, as root: make install), or set "
     "`endpoint` to the service of the host"
 )
-
-
-class Elsewhere(BaseException):
-    """Another program is to answer. No Exception, so that only the process's end sees it."""
-
-    def __init__(self, program: str, request: bytes) -> None:
-        super().__init__(program)
-        self.program = program
-        self.request = request
 
 
 def program(config: Mapping[str, object]) -> str:

@@ -1,7 +1,7 @@
 """A VM's network: a pinned namespace, one interface for each BOSH network, published ports.
 
-What CNI's DEL needs lies in the VM's folder, so that a VM can be taken down by a later process. The
-namespace is pinned by the VM's CID and outlives the task.
+What CNI's DEL needs is kept in the VM's folder, so that a later process can delete the VM. The
+namespace is pinned under the VM's CID and outlives the task.
 """
 
 import json
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from cpi import validate
 from cpi.cni.plugins import (
     Attachment,
-    Config as CniConfig,
+    CniConfig,
     Lan,
     Plugins,
     addresses,
@@ -48,7 +48,7 @@ _REBUILDING = "network.rebuilding"
 
 
 class Networks:
-    """Makes and removes the networks of VMs."""
+    """Creates and deletes the networks of VMs."""
 
     def __init__(self, config: "Config") -> None:
         layout = Layout.of(config)
@@ -59,14 +59,14 @@ class Networks:
         self._ports = Ports(layout.ports)
 
     def namespace(self, vm_cid: str) -> Path:
-        """Where the VM's network namespace is pinned."""
+        """Return the path at which the VM's network namespace is pinned."""
         return self._namespaces / vm_cid
 
     def require_free(self, spec: VMSpec) -> None:
-        """Refuse an address that another VM has. Raises CloudError naming that VM.
+        """Check that no other VM has the addresses. Raises CloudError naming that VM.
 
-        CNI's host-local plugin has the last word, when it reserves the address; but it names no
-        one, and by then a namespace has been made.
+        CNI's host-local plugin decides when it reserves the address; but it does not name the VM,
+        and by then a namespace has been made.
         """
         for network in spec.networks:
             if network.ip is None or "name" in network.cloud_properties:
@@ -84,27 +84,27 @@ class Networks:
     def connect(self, spec: VMSpec, folder: Path) -> list[Network]:
         """Make the VM's namespace and interfaces; return its networks with their addresses.
 
-        When it fails, `disconnect` takes away what there is. Raises CloudError, NetworkNotFound.
+        When it fails, `disconnect` cleans up. Raises CloudError, NetworkNotFound.
         """
-        plan = [
-            (network, self._plan(spec, network, at)) for at, network in enumerate(spec.networks)
+        attachments = [
+            self._plan(spec, network, f"eth{number}")
+            for number, network in enumerate(spec.networks)
         ]
-        if spec.properties.ports and not any("portMappings" in a.runtime for _, a in plan):
+        if spec.properties.ports and not any("portMappings" in a.runtime for a in attachments):
             raise CloudError("ports need a network that has the VM's default gateway")
         self._ports.reserve(spec.properties.ports, spec.cid)
         self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
         linux.pin_network_namespace(self.namespace(spec.cid))
-        attachments = [attachment for _, attachment in plan]
         _save(folder / STATE, attachments)
         return [
-            self._add(at, network, attachments, spec.cid, folder)
-            for at, (network, _) in enumerate(plan)
+            self._add(index, network, attachments, spec.cid, folder)
+            for index, network in enumerate(spec.networks)
         ]
 
     def disconnect(self, vm_cid: str, folder: Path) -> None:
-        """Remove the VM's interfaces and namespace; what is gone is no error."""
+        """Remove the VM's interfaces and namespace; ignore what is gone."""
         namespace = self.namespace(vm_cid)
-        with ExitStack() as stack:  # one plugin's failure does not keep the rest
+        with ExitStack() as stack:  # one plugin's failure does not block the others
             stack.callback(self._ports.release, vm_cid)
             stack.callback(linux.unpin_network_namespace, namespace)
             for attachment in attachments_in(folder / STATE):
@@ -115,15 +115,15 @@ class Networks:
         return bool(attachments_in(folder / STATE))
 
     def is_whole(self, vm_cid: str, folder: Path) -> bool:
-        """Tell whether the VM's namespace is there; a restart of the host takes it away."""
+        """Tell whether the VM has its namespace, which a restart of the host removes."""
         return linux.is_mount_point(self.namespace(vm_cid)) and not (folder / _REBUILDING).exists()
 
     def rebuild(self, vm_cid: str, folder: Path, then: Callable[[], None] | None = None) -> None:
         """Make the VM's namespace and interfaces again, with the addresses and MACs they had.
 
-        `then` belongs to it: until it is done, `is_whole` says no. Published ports are still the
-        VM's; its addresses are given back for a moment, since plugins give what is free. Raises
-        CloudError, also when a plugin gives other addresses.
+        Until `then` has returned, `is_whole` returns False. The VM keeps its published ports; its
+        addresses are released for a moment, since plugins only assign free ones. Raises CloudError,
+        also when a plugin assigns other addresses.
         """
         (folder / _REBUILDING).touch(0o600)
         namespace, attachments = self.namespace(vm_cid), attachments_in(folder / STATE)
@@ -132,43 +132,43 @@ class Networks:
         linux.unpin_network_namespace(namespace)
         self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
         linux.pin_network_namespace(namespace)
-        for at, attachment in enumerate(attachments):
+        for index, attachment in enumerate(attachments):
             result = self._plugins.add(as_before(attachment), vm_cid, namespace, lambda _: None)
             _require_same_addresses(attachment, result)
-            attachments[at] = replace(attachment, result=result)
+            attachments[index] = replace(attachment, result=result)
             _save(folder / STATE, attachments)
         if then:
             then()
         (folder / _REBUILDING).unlink()
 
     def hand_over(self, networks: Sequence[Network], folder: Path) -> list[tuple[str, int]]:
-        """Leave the VM's places on bridges to interfaces that its hypervisor makes.
+        """Detach the VM's interfaces from bridges, for those that its hypervisor makes.
 
-        Returns name and MTU (bytes) of each network's bridge. What `connect` made stays, for
-        `disconnect`, but is off the bridge, so that it answers to the VM's addresses no more.
-        Raises NotSupported for a network without a bridge.
+        Returns the name and MTU (bytes) of each network's bridge. What `connect` made stays, for
+        `disconnect`, but no longer answers for the VM's addresses. Raises NotSupported for a
+        network without a bridge.
         """
         bridges = []
-        for network, found in zip(networks, self.leave_bridges(folder), strict=True):
-            if found is None:
+        for network, bridge in zip(networks, self.leave_bridges(folder), strict=True):
+            if bridge is None:
                 raise NotSupported(
                     f"the network {network.name!r} has no bridge on the host, which a full VM "
                     "needs; use another network for it"
                 )
-            bridges.append(found)
+            bridges.append(bridge)
         return bridges
 
     def leave_bridges(self, folder: Path) -> list[tuple[str, int] | None]:
-        """Take what was made for a VM off its bridges; twice is once.
+        """Detach a VM's interfaces from their bridges (idempotent).
 
-        Returns name and MTU (bytes) of each network's bridge, None for a network without one.
+        Returns the name and MTU (bytes) of each network's bridge, None for a network without one.
         """
         links = iproute.links()
         bridges: list[tuple[str, int] | None] = []
         for attachment in attachments_in(folder / STATE):
             mine = [links[name] for name in host_links(attachment.result or {}) if name in links]
-            kinds = [link.get("linkinfo", {}).get("info_kind") for link in mine]
-            bridge = mine[kinds.index("bridge")] if "bridge" in kinds else None
+            types = [link.get("linkinfo", {}).get("info_kind") for link in mine]
+            bridge = mine[types.index("bridge")] if "bridge" in types else None
             for link in mine:
                 if bridge and link.get("master") == bridge["ifname"]:
                     words = ["ip", "link", "set", link["ifname"], "nomaster", "down"]
@@ -177,33 +177,34 @@ class Networks:
         return bridges
 
     def _add(
-        self, at: int, network: Network, attachments: list[Attachment], vm_cid: str, folder: Path
+        self, index: int, network: Network, attachments: list[Attachment], vm_cid: str, folder: Path
     ) -> Network:
         def remember(result: CniConfig) -> None:
-            attachments[at] = replace(attachments[at], result=result)
+            attachments[index] = replace(attachments[index], result=result)
             _save(folder / STATE, attachments)
 
         namespace = self.namespace(vm_cid)
-        return _connected(network, self._plugins.add(attachments[at], vm_cid, namespace, remember))
+        result = self._plugins.add(attachments[index], vm_cid, namespace, remember)
+        return _connected(network, result)
 
-    def _plan(self, spec: VMSpec, network: Network, at: int) -> Attachment:
+    def _plan(self, spec: VMSpec, network: Network, interface: str) -> Attachment:
         properties = properties_of(network)
-        takes_default = _has_default_route(spec, network)
+        default_route = "gateway" in network.default or len(spec.networks) == 1
         name = properties.get("name")
         if name is not None:
             title = str(name)
             plugins = host_plugins(title, Path(self._config.text("network.cni_config_dir")))
         else:
             lan = self._lan(properties)
-            title, plugins = lan.bridge, bridge_plugins(lan, network, default_route=takes_default)
+            title, plugins = lan.bridge, bridge_plugins(lan, network, default_route=default_route)
         runtime: dict[str, Any] = {}
-        if takes_default and spec.properties.ports:
+        if default_route and spec.properties.ports:
             runtime["portMappings"] = port_mappings(spec.properties.ports)
         arguments = "IgnoreUnknown=true"
         if network.ip is not None:
             runtime["ips"] = [f"{network.ip}/{network.prefix}"]
             arguments += f";IP={network.ip}"
-        return Attachment(title, f"eth{at}", plugins, runtime, arguments)
+        return Attachment(title, interface, plugins, runtime, arguments)
 
     def _lan(self, properties: dict[str, Any]) -> Lan:
         return Lan(
@@ -216,16 +217,16 @@ class Networks:
 
 
 def _connected(network: Network, result: CniConfig) -> Network:
-    """Return a network with the address that its plugins gave. Raises CloudError."""
-    found = addresses(result)
+    """Return a network with the address that its plugins assigned. Raises CloudError."""
+    assigned = addresses(result)
     if network.ip is None:
-        if not found:
+        if not assigned:
             raise CloudError(f"the network {network.name!r} gave the VM no address")
-        ip, prefix, gateway = found[0]
+        ip, prefix, gateway = assigned[0]
         network = replace(network, ip=ip, prefix=prefix, gateway=network.gateway or gateway)
-    elif network.ip not in [ip for ip, _, _ in found]:
+    elif network.ip not in [ip for ip, _, _ in assigned]:
         raise CloudError(
-            f"the network {network.name!r} gave {[ip for ip, _, _ in found]} instead of "
+            f"the network {network.name!r} gave {[ip for ip, _, _ in assigned]} instead of "
             f"{network.ip}; its IPAM plugin must be able to give a wanted address"
         )
     return replace(network, mac=mac_of(result))
@@ -242,13 +243,8 @@ def _require_same_addresses(attachment: Attachment, result: CniConfig) -> None:
         )
 
 
-def _has_default_route(spec: VMSpec, network: Network) -> bool:
-    """The network that BOSH marks, for each IP version; a VM's only network in any case."""
-    return "gateway" in network.default or len(spec.networks) == 1
-
-
 def properties_of(network: Network) -> dict[str, Any]:
-    """A network's cloud_properties, checked. Raises CloudError naming what is wrong."""
+    """Return a network's validated cloud_properties. Raises CloudError naming what is wrong."""
     given = network.cloud_properties
     where = f"the network {network.name!r}: cloud_properties"
     return validate.fields(where, given, _PROPERTIES, CloudError, required=given)
@@ -261,7 +257,7 @@ def _save(path: Path, attachments: Sequence[Attachment]) -> None:
 
 
 def attachments_in(path: Path) -> list[Attachment]:
-    """What a VM has of networks, none for a VM that is gone. path: of its STATE file."""
+    """Return a VM's attachments from its STATE file, none if the VM is gone."""
     try:
         documents = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -272,9 +268,9 @@ def attachments_in(path: Path) -> list[Attachment]:
 
 
 def nameservers(networks: Sequence[Network]) -> list[str]:
-    """The VM's nameservers: of the network that BOSH marks for DNS, else of all, else the host's.
+    """Return the nameservers of the network that BOSH marks for DNS, else of all, else the host's.
 
-    A server on the host's loopback is of no use inside and left out.
+    Servers on the host's loopback are left out: a VM cannot reach them.
     """
     marked = [network for network in networks if "dns" in network.default] or networks
     servers = [server for network in marked for server in network.dns]
@@ -284,11 +280,11 @@ def nameservers(networks: Sequence[Network]) -> list[str]:
         lines = Path("/etc/resolv.conf").read_text(errors="replace").splitlines()
     except OSError:
         return []
-    words = [line.split() for line in lines]
-    found = [word[1] for word in words if len(word) > 1 and word[0] == "nameserver"]
-    return [server for server in found if not server.startswith("127.") and server != "::1"]
+    entries = [line.split() for line in lines]
+    servers = [entry[1] for entry in entries if len(entry) > 1 and entry[0] == "nameserver"]
+    return [server for server in servers if not server.startswith("127.") and server != "::1"]
 
 
 def published(ports: Sequence[PortForward]) -> str:
-    """Forwarded ports as a label: "8080:80/tcp …"."""
+    """Return forwarded ports as a label: "8080:80/tcp …"."""
     return " ".join(f"{port.host}:{port.container}/{port.protocol}" for port in ports)

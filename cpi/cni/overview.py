@@ -1,4 +1,4 @@
-"""All networks of this host that VMs are on, and could be: for people."""
+"""The networks of this host that VMs use or can use, for `bosh-cpi networks` and `doctor`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,7 +18,7 @@ UP, DOWN, MISSING, FOREIGN = "up", "down", "missing", "not a bridge"
 
 @dataclass
 class Bridge:
-    """A bridge of ours. state: see the words above; addresses: its own, on the host; vms: CIDs by
+    """A bridge of the CPI. state: one of those above; addresses: the host's on it; vms: CIDs by
     address."""
 
     name: str
@@ -42,41 +42,41 @@ class HostNetwork:
 
 
 def bridges(config: "Config") -> list[Bridge]:
-    """The default bridge, and all that VMs are on; those VMs of others have no addresses here."""
-    usual = Bridge(
+    """Return the default bridge, then the others that VMs of this CPI are on."""
+    default = Bridge(
         config.text("network.bridge"),
         masquerade=config.flag("network.masquerade"),
         subnets=list(config.strings("network.dynamic_subnets")),
     )
-    found = {usual.name: usual}
+    by_name = {default.name: default}
     for vm_cid, attachment in _attachments(config):
         plugin = attachment.plugins[0] if attachment.plugins else {}
         if attachment.network != plugin.get("bridge"):  # a CNI network of the host
             continue
-        bridge = found.setdefault(attachment.network, Bridge(attachment.network))
+        bridge = by_name.setdefault(attachment.network, Bridge(attachment.network))
         bridge.masquerade = bool(plugin.get("ipMasq"))
         for subnet in _subnets(plugin):
             if subnet not in bridge.subnets:
                 bridge.subnets.append(subnet)
         bridge.vms |= _taken(attachment, vm_cid)
     links = iproute.links()
-    for bridge in found.values():
+    for bridge in by_name.values():
         _look(bridge, links.get(bridge.name))
-    return sorted(found.values(), key=lambda one: (one is not usual, one.name))
+    return sorted(by_name.values(), key=lambda bridge: (bridge is not default, bridge.name))
 
 
 def host_networks(config: "Config") -> list[HostNetwork]:
-    """The CNI networks of the configured folder, broken ones too."""
+    """Return the CNI networks of the configured folder, including broken ones."""
     folder = Path(config.text("network.cni_config_dir"))
-    found = [
-        HostNetwork(name, str(file), [str(one.get("type")) for one in plugins], problem)
+    networks = [
+        HostNetwork(name, str(file), [str(plugin.get("type")) for plugin in plugins], problem)
         for file, name, plugins, problem in networks_in(folder)
     ]
     for vm_cid, attachment in _attachments(config):
-        for network in found:
+        for network in networks:
             if network.name == attachment.network:
                 network.vms |= _taken(attachment, vm_cid)
-    return found
+    return networks
 
 
 def _attachments(config: "Config") -> Iterator[tuple[str, Attachment]]:
@@ -91,8 +91,8 @@ def _taken(attachment: Attachment, vm_cid: str) -> dict[str, str]:
 
 def _subnets(plugin: dict[str, Any]) -> Iterator[str]:
     for ranges in plugin.get("ipam", {}).get("ranges", []):
-        for one in ranges:
-            yield str(one["subnet"])
+        for address_range in ranges:
+            yield str(address_range["subnet"])
 
 
 def _look(bridge: Bridge, link: dict[str, Any] | None) -> None:
@@ -100,9 +100,9 @@ def _look(bridge: Bridge, link: dict[str, Any] | None) -> None:
         return
     bridge.mtu = link["mtu"]
     bridge.addresses = [
-        f"{one['local']}/{one['prefixlen']}"
-        for one in link.get("addr_info", [])
-        if one.get("scope") == "global"
+        f"{address['local']}/{address['prefixlen']}"
+        for address in link.get("addr_info", [])
+        if address.get("scope") == "global"
     ]
     if link.get("linkinfo", {}).get("info_kind") != "bridge":
         bridge.state = FOREIGN

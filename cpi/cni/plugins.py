@@ -1,6 +1,6 @@
 """CNI: network configurations, and the calls of plugins (containernetworking/cni SPEC, 1.0.0).
 
-Plugins do all that touches a network; this renders what they read and reads what they answer.
+Only plugins change networks; this renders their configurations and parses their results.
 """
 
 import json
@@ -15,29 +15,29 @@ from cpi.host.process import CommandFailed, run
 from cpi.model import Network, PortForward
 
 CNI_VERSION = "1.0.0"
-USUAL_PLUGIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
+DEFAULT_PLUGIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
 
-Config = dict[str, Any]
+CniConfig = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Attachment:
-    """One interface: the plugins' configurations in order and what each call says beside them.
+    """One interface: its plugins' configurations in order, and the parameters of their calls.
 
-    result: what ADD answered, which DEL wants to see again (SPEC, "Deletion Parameters").
+    result: of ADD, which DEL must be given (SPEC, "Deletion Parameters").
     """
 
     network: str
     interface: str
-    plugins: tuple[Config, ...]
+    plugins: tuple[CniConfig, ...]
     runtime: Mapping[str, Any]
     arguments: str = ""
-    result: Config | None = None
+    result: CniConfig | None = None
 
 
 @dataclass(frozen=True)
 class Lan:
-    """A bridge of ours: its name, MTU (bytes), NAT, and where addresses are remembered."""
+    """A bridge of the CPI: its name, MTU (bytes), NAT, and the folder of reserved addresses."""
 
     bridge: str
     mtu: int
@@ -46,15 +46,15 @@ class Lan:
     address_dir: Path
 
 
-def bridge_plugins(lan: Lan, network: Network, *, default_route: bool) -> tuple[Config, ...]:
-    """Return the plugins that put a VM on a bridge of ours, made when missing."""
+def bridge_plugins(lan: Lan, network: Network, *, default_route: bool) -> tuple[CniConfig, ...]:
+    """Return the plugins that attach a VM to a bridge of the CPI, creating it if missing."""
     dynamic = network.ip is None
     subnets = list(lan.dynamic_subnets) if dynamic else [subnet_of(network)]
     ranges = [[{"subnet": subnet}] for subnet in subnets]
     if network.gateway:
         ranges[0][0]["gateway"] = network.gateway
     routes = [{"dst": _everything(subnet)} for subnet in subnets] if default_route else []
-    bridge: Config = {
+    bridge: CniConfig = {
         "type": "bridge",
         "bridge": lan.bridge,
         "isGateway": dynamic or network.gateway is not None,
@@ -70,14 +70,14 @@ def bridge_plugins(lan: Lan, network: Network, *, default_route: bool) -> tuple[
     }
     return (
         bridge,
-        # Hosts with Docker drop what is forwarded; this lets the VM's own address through.
+        # Docker makes hosts drop forwarded packets; this accepts those of the VM's address.
         {"type": "firewall", "backend": "iptables"},
         {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
     )
 
 
 def subnet_of(network: Network) -> str:
-    """The subnet of a network's static address."""
+    """Return the subnet of a network's static address."""
     return str(ip_interface(f"{network.ip}/{network.prefix}").network)
 
 
@@ -85,8 +85,8 @@ def _everything(subnet: str) -> str:
     return "::/0" if ip_network(subnet).version == 6 else "0.0.0.0/0"
 
 
-def networks_in(folder: Path) -> Iterator[tuple[Path, str, tuple[Config, ...], str]]:
-    """The host's CNI networks: file, name, plugins, and why it cannot be read or ""."""
+def networks_in(folder: Path) -> Iterator[tuple[Path, str, tuple[CniConfig, ...], str]]:
+    """Yield the host's CNI networks: file, name, plugins, and why it cannot be read or ""."""
     for file in sorted(folder.iterdir()) if folder.is_dir() else []:
         if file.suffix not in (".conflist", ".conf", ".json"):
             continue
@@ -98,20 +98,20 @@ def networks_in(folder: Path) -> Iterator[tuple[Path, str, tuple[Config, ...], s
             yield file, "", (), str(error)
 
 
-def host_plugins(name: str, folder: Path) -> tuple[Config, ...]:
+def host_plugins(name: str, folder: Path) -> tuple[CniConfig, ...]:
     """Return the plugins of the host's CNI network `name`, as configured in `folder`.
 
-    Raises NetworkNotFound, listing what there is.
+    Raises NetworkNotFound listing the others.
     """
-    found: list[str] = []
+    titles: list[str] = []
     for file, title, plugins, problem in networks_in(folder):
         if problem:
             raise CloudError(f"the CNI configuration {file} cannot be read: {problem}")
         if title == name:
             return plugins
-        found.append(title)
+        titles.append(title)
     raise NetworkNotFound(
-        f"there is no CNI network {name!r} in {folder} (found: {', '.join(found) or 'none'}); add "
+        f"there is no CNI network {name!r} in {folder} (found: {', '.join(titles) or 'none'}); add "
         "its configuration there, or leave `name` out to use a bridge"
     )
 
@@ -120,20 +120,21 @@ class Plugins:
     """The host's CNI plugins."""
 
     def __init__(self, folders: Sequence[str]) -> None:
-        self.folders = [folder for folder in folders or USUAL_PLUGIN_DIRS if Path(folder).is_dir()]
+        wanted = folders or DEFAULT_PLUGIN_DIRS
+        self.folders = [folder for folder in wanted if Path(folder).is_dir()]
 
     def add(
         self,
         attachment: Attachment,
         container: str,
         namespace: Path,
-        remember: Callable[[Config], None],
-    ) -> Config:
+        remember: Callable[[CniConfig], None],
+    ) -> CniConfig:
         """Make an interface in a network namespace and return the result (CNI "ADD").
 
-        `remember` gets the result so far after each plugin, for `delete`.
+        `remember` is called with the result so far after each plugin, for `delete`.
         """
-        result: Config = {}
+        result: CniConfig = {}
         for plugin in attachment.plugins:
             if not _idle(plugin, attachment):
                 previous = result or None
@@ -143,7 +144,7 @@ class Plugins:
         return result
 
     def delete(self, attachment: Attachment, container: str, namespace: Path) -> None:
-        """Undo `add`, in the opposite order; what is gone is no error (CNI "DEL")."""
+        """Undo `add` in reverse order; ignore what is gone (CNI "DEL")."""
         for plugin in reversed(attachment.plugins):
             if not _idle(plugin, attachment):
                 self._call("DEL", attachment, plugin, container, namespace, attachment.result)
@@ -152,11 +153,11 @@ class Plugins:
         self,
         command: str,
         attachment: Attachment,
-        plugin: Config,
+        plugin: CniConfig,
         container: str,
         namespace: Path,
-        previous: Config | None,
-    ) -> Config | None:
+        previous: CniConfig | None,
+    ) -> CniConfig | None:
         document = {**plugin, "cniVersion": CNI_VERSION, "name": attachment.network}
         wanted = plugin.get("capabilities") or {}
         document["runtimeConfig"] = {
@@ -183,14 +184,14 @@ class Plugins:
                 f"the CNI plugin {plugin.get('type')} of the network {attachment.network!r} could "
                 f"not {command} {attachment.interface}: {_reason(error)}"
             ) from None
-        parsed: Config | None = json.loads(answer) if answer.strip() else None
+        parsed: CniConfig | None = json.loads(answer) if answer.strip() else None
         return parsed
 
     def versions(self, name: str) -> list[str]:
-        """The versions of CNI that a plugin speaks. Raises CloudError for one that is not there."""
+        """Return the CNI versions that a plugin supports. Raises CloudError if it is missing."""
         answer = run([self._find(name)], stdin=b"{}", env={"CNI_COMMAND": "VERSION"})
-        found: list[str] = json.loads(answer).get("supportedVersions", [])
-        return found
+        versions: list[str] = json.loads(answer).get("supportedVersions", [])
+        return versions
 
     def _find(self, name: str) -> str:
         if "/" in name or name.startswith("."):
@@ -199,51 +200,43 @@ class Plugins:
             if (Path(folder) / name).exists():
                 return str(Path(folder) / name)
         raise CloudError(
-            f"the CNI plugin {name} is in none of {', '.join(self.folders) or USUAL_PLUGIN_DIRS}; "
-            "apt-get install containernetworking-plugins, or set network.cni_plugin_dirs"
+            f"the CNI plugin {name} is in none of "
+            f"{', '.join(self.folders) or DEFAULT_PLUGIN_DIRS}; apt-get install "
+            "containernetworking-plugins, or set network.cni_plugin_dirs"
         )
 
 
-def addresses(result: Config) -> list[tuple[str, int, str | None]]:
+def addresses(result: CniConfig) -> list[tuple[str, int, str | None]]:
     """Return (address, prefix, gateway) for each address of a CNI result."""
-    found = []
-    for entry in result.get("ips", []):
-        interface = ip_interface(entry["address"])
-        found.append((str(interface.ip), interface.network.prefixlen, entry.get("gateway")))
-    return found
+    ips = ((ip_interface(ip["address"]), ip.get("gateway")) for ip in result.get("ips", []))
+    return [(str(address.ip), address.network.prefixlen, gateway) for address, gateway in ips]
 
 
-def mac_of(result: Config) -> str | None:
+def mac_of(result: CniConfig) -> str | None:
     """Return the MAC of the interface inside the namespace."""
-    for interface in result.get("interfaces", []):
-        if interface.get("sandbox"):
-            mac = interface.get("mac")
-            return str(mac) if mac else None
-    return None
+    interfaces = result.get("interfaces", [])
+    macs = [interface.get("mac") for interface in interfaces if interface.get("sandbox")]
+    return str(macs[0]) if macs and macs[0] else None
 
 
 def as_before(attachment: Attachment) -> Attachment:
-    """An attachment that asks for the addresses and the MAC that it had.
+    """Return an attachment that requests the addresses and the MAC that it had.
 
-    For plugins that heed it (CNI CONVENTIONS.md, "ips" and "mac"), as host-local and bridge do.
+    Plugins may ignore them (CNI CONVENTIONS.md, "ips" and "mac"); host-local and bridge do not.
     """
     result = attachment.result or {}
     ips = [str(entry["address"]) for entry in result.get("ips", [])]
-    runtime, arguments, mac = (
-        {**attachment.runtime, "ips": ips},
-        attachment.arguments,
-        mac_of(result),
-    )
-    if mac:
+    runtime, arguments = {**attachment.runtime, "ips": ips}, attachment.arguments
+    if mac := mac_of(result):
         runtime["mac"], arguments = mac, f"{arguments};MAC={mac}"
     plugins = []
     for plugin in attachment.plugins:
-        told = plugin.get("args") or {}
-        plugins.append({**plugin, "args": {**told, "cni": {**(told.get("cni") or {}), "ips": ips}}})
+        args = plugin.get("args") or {}
+        plugins.append({**plugin, "args": {**args, "cni": {**(args.get("cni") or {}), "ips": ips}}})
     return replace(attachment, plugins=tuple(plugins), runtime=runtime, arguments=arguments)
 
 
-def host_links(result: Config) -> list[str]:
+def host_links(result: CniConfig) -> list[str]:
     """Return the names of the interfaces that a CNI result has on the host."""
     return [
         str(interface.get("name"))
@@ -252,33 +245,27 @@ def host_links(result: Config) -> list[str]:
     ]
 
 
-def port_mappings(ports: Sequence[PortForward]) -> list[Config]:
-    """Return forwarded ports in the words of CNI's portMappings capability."""
-    mappings = []
-    for port in ports:
-        mapping: Config = {
-            "hostPort": port.host,
-            "containerPort": port.container,
-            "protocol": port.protocol,
-        }
-        if port.host_ip:
-            mapping["hostIP"] = port.host_ip
-        mappings.append(mapping)
-    return mappings
+def port_mappings(ports: Sequence[PortForward]) -> list[CniConfig]:
+    """Return forwarded ports as CNI's portMappings capability takes them."""
+    return [
+        {"hostPort": port.host, "containerPort": port.container, "protocol": port.protocol}
+        | ({"hostIP": port.host_ip} if port.host_ip else {})
+        for port in ports
+    ]
 
 
-def _idle(plugin: Config, attachment: Attachment) -> bool:
-    """A portmap without ports does nothing but cost a process."""
+def _idle(plugin: CniConfig, attachment: Attachment) -> bool:
+    """Tell whether a plugin has nothing to do: a portmap without ports only costs a process."""
     return plugin.get("type") == "portmap" and not attachment.runtime.get("portMappings")
 
 
 def _reason(error: CommandFailed) -> str:
-    """A plugin's error is JSON on stdout (SPEC, "Error")."""
+    """Return a plugin's error message, which is JSON on stdout (SPEC, "Error")."""
     try:
         document = json.loads(error.stdout)
-        said = " ".join(str(document[key]) for key in ("msg", "details") if document.get(key))
-        if "already has an IP address different" in said:
-            said += "; a bridge has one IPv4 subnet: name another `bridge` for this network"
-        return said
+        reason = " ".join(str(document[key]) for key in ("msg", "details") if document.get(key))
+        if "already has an IP address different" in reason:
+            reason += "; a bridge has one IPv4 subnet: name another `bridge` for this network"
+        return reason
     except (ValueError, KeyError, TypeError):
         return error.message

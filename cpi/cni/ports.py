@@ -1,6 +1,6 @@
-"""Published ports of the host: one VM has each, and no program of the host listens there.
+"""Published ports of the host: each belongs to one VM, and no program of the host listens on it.
 
-CNI's portmap plugin would let the second VM take the port from the first without a word.
+CNI's portmap plugin would silently let a second VM take over a port.
 """
 
 import socket
@@ -19,25 +19,25 @@ class Ports:
         self._reserved = Reservations(folder)
 
     def reserve(self, ports: Sequence[PortForward], vm_cid: str) -> None:
-        """Reserve ports for a VM; `release` undoes it. Raises CloudError naming who has one."""
+        """Reserve ports for a VM. Raises CloudError naming the VM that has one."""
         for port in ports:
             owner = self._reserved.reserve(f"{port.protocol}-{port.host}", vm_cid)
             if owner != vm_cid:
                 raise CloudError(
                     f"the host's port {port.host}/{port.protocol} is taken by the VM {owner}"
                 )
-            _require_silence(port)
+            _require_free(port)
 
     def release(self, vm_cid: str) -> None:
-        """Give a VM's ports back."""
+        """Release a VM's ports."""
         self._reserved.release(vm_cid)
 
 
-def _require_silence(port: PortForward) -> None:
-    kind = socket.SOCK_DGRAM if port.protocol == "udp" else socket.SOCK_STREAM
+def _require_free(port: PortForward) -> None:
+    socket_type = socket.SOCK_DGRAM if port.protocol == "udp" else socket.SOCK_STREAM
     family = socket.AF_INET6 if ":" in (port.host_ip or "") else socket.AF_INET
-    with socket.socket(family, kind) as probe:
-        if kind == socket.SOCK_STREAM:  # connections that linger are no listeners
+    with socket.socket(family, socket_type) as probe:
+        if socket_type == socket.SOCK_STREAM:  # lingering connections are not listeners
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((port.host_ip or "0.0.0.0", port.host))  # noqa: S104 - a probe, closed at once

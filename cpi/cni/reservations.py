@@ -1,4 +1,4 @@
-"""Names that one VM has each, as files of a folder with the VM's CID in them."""
+"""Names that each belong to one VM: files of a folder with the VM's CID in them."""
 
 import os
 from contextlib import suppress
@@ -6,16 +6,16 @@ from pathlib import Path
 
 
 class Reservations:
-    """Reservations in one folder; the names are the caller's, and safe as file names."""
+    """Reservations in one folder. The caller's names must be safe as file names."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def reserve(self, name: str, vm_cid: str) -> str:
-        """Reserve a name for a VM, unless another has it; return whose it is now."""
+        """Reserve a name for a VM, unless another has it; return its owner."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = self._folder / name
-        # Written first and linked then, so that nobody ever sees a reservation without its owner.
+        # Written first and linked then, so that no reservation is seen without its owner.
         draft = self._folder / f".{vm_cid}"
         draft.write_text(vm_cid)
         try:
@@ -27,14 +27,14 @@ class Reservations:
         return vm_cid
 
     def release(self, vm_cid: str) -> None:
-        """Give all of a VM's names back."""
+        """Release all names of a VM."""
         if self._folder.is_dir():
             for path in self._folder.iterdir():
                 if self.owner(path.name) == vm_cid:
                     path.unlink(missing_ok=True)
 
     def owner(self, name: str) -> str:
-        """The VM that has a name, or ""."""
+        """Return the VM that has a name, or ""."""
         with suppress(OSError):
             return (self._folder / name).read_text()
         return ""

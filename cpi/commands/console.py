@@ -1,4 +1,4 @@
-"""`bosh-cpi console VM`: what a full VM printed on its console."""
+"""`bosh-cpi console VM`: show a full VM's console."""
 
 import argparse
 import sys
@@ -19,8 +19,8 @@ examples:
 Kernel, boot loader and init write there; so it tells why a VM's agent does not answer. Containers
 have no console.
 """
-_TAIL = 4096  # bytes by which the place is found again
-_EVERY = 0.5  # seconds; nothing tells when a console file grows
+_TAIL = 4096  # bytes at its end by which an earlier log is found in a later one
+_EVERY = 0.5  # seconds; a growing console file causes no event
 
 
 def _show(options: argparse.Namespace, config: Config) -> int:
@@ -30,38 +30,34 @@ def _show(options: argparse.Namespace, config: Config) -> int:
 
 
 def show(runtime: Runtime, vm_cid: str, lines: int | None, *, follow: bool) -> int:
-    """Print the last lines (None: all) of what is kept, and what comes."""
-    told = runtime.console(vm_cid)
-    _write(told if lines is None else last_lines(told, lines))
-    if follow:
-        _follow(runtime, vm_cid, told)
+    """Print the last lines (None: all) of a console's log, then what is added to it.
+
+    Follows until the reader or the VM is gone. Raises VMNotFound.
+    """
+    log = runtime.console(vm_cid)
+    write(log if lines is None else last_lines(log, lines))
+    while follow:
+        time.sleep(_EVERY)
+        before, log = log, runtime.console(vm_cid)
+        write(added(before, log))
     return 0
 
 
-def last_lines(told: bytes, lines: int) -> bytes:
-    """The end of what was read."""
-    return b"".join(told.splitlines(keepends=True)[-lines:]) if lines > 0 else b""
-
-
-def _follow(runtime: Runtime, vm_cid: str, told: bytes) -> None:
-    """Print what comes, until the reader goes or the VM does. Raises VMNotFound."""
-    while True:
-        now = runtime.console(vm_cid)
-        _write(added(told, now))
-        told = now
-        time.sleep(_EVERY)
+def last_lines(log: bytes, lines: int) -> bytes:
+    """Return the last lines of a log."""
+    return b"".join(log.splitlines(keepends=True)[-lines:]) if lines > 0 else b""
 
 
 def added(before: bytes, now: bytes) -> bytes:
-    """What is new in a console's log, of which the oldest may have been dropped meanwhile."""
+    """Return what was added to a console's log, whose beginning may have been dropped."""
     if now.startswith(before):
         return now[len(before) :]
-    end = before[-_TAIL:]
-    at = now.rfind(end)
-    return now if at < 0 else now[at + len(end) :]
+    _, tail, new = now.rpartition(before[-_TAIL:])
+    return new if tail else now
 
 
-def _write(data: bytes) -> None:
+def write(data: bytes) -> None:
+    """Write bytes to stdout."""
     sys.stdout.buffer.write(data)
     sys.stdout.flush()
 

@@ -1,4 +1,4 @@
-"""Commands as data: each file of commands declares its own in COMMANDS, for `main` to add."""
+"""Commands as data: each module declares its own in COMMANDS, for `main` to add."""
 
 import argparse
 from collections.abc import Callable
@@ -7,17 +7,17 @@ from typing import Any
 from cpi.config.config import Config
 from cpi.config.load import load_config
 
-# The names of an argument, and what argparse's add_argument takes beside them.
+# The names of an argument, and the keyword arguments of argparse's add_argument.
 Argument = tuple[tuple[str, ...], dict[str, Any]]
 
 
 def argument(*names: str, **options: Any) -> Argument:
-    """An argument of a command, with the options of argparse's add_argument."""
+    """Declare an argument of a command, with the options of argparse's add_argument."""
     return names, options
 
 
 def switch(name: str, help: str) -> Argument:
-    """An option that is on or off."""
+    """Declare an option that is on or off."""
     return argument(name, action="store_true", help=help)
 
 
@@ -43,7 +43,7 @@ class Command:
         self.defaults = {"run": run, "load": load}
 
     def add_to(self, commands: Any, examples: str = "") -> None:
-        """Add the command to the command line, with the examples of its group if it has none."""
+        """Add the command to the command line; `examples` are those of its group."""
         texts = _texts(self.summary, self.examples or examples)
         parser = commands.add_parser(self.name, **texts)
         parser.set_defaults(**self.defaults)
@@ -52,7 +52,7 @@ class Command:
 
 
 class Group:
-    """`bosh-cpi NAME COMMAND`: commands of one subject."""
+    """`bosh-cpi NAME COMMAND`: related commands."""
 
     def __init__(self, name: str, summary: str, *commands: Command, examples: str) -> None:
         self.name = name

@@ -1,4 +1,4 @@
-"""`bosh-cpi disk …`: persistent disks and their snapshots, for people."""
+"""`bosh-cpi disk …`: persistent disks and their snapshots."""
 
 import argparse
 from contextlib import AbstractContextManager, suppress
@@ -31,7 +31,7 @@ examples:
 
 
 class DiskContext:
-    """What the commands work with: the disks of this host, their snapshots and their locks."""
+    """The disks of this host, their snapshots and their locks."""
 
     def __init__(self, config: Config) -> None:
         self.store = DiskStore(folders_of(config))
@@ -40,16 +40,16 @@ class DiskContext:
         self._log = Log()
 
     def hold(self, *cids: str) -> AbstractContextManager[None]:
-        """Hold locks, as the CPI's own calls do."""
+        """Hold the locks of CIDs, as the CPI's calls do."""
         return locks.hold(self._run_dir, *cids, log=self._log)
 
     def snapshots_of(self, disk_cid: str) -> list[Snapshot]:
-        """A disk's snapshots, the oldest first."""
-        return [item for item in self.snapshots.all() if item.disk_cid == disk_cid]
+        """Return a disk's snapshots, the oldest first."""
+        return [snapshot for snapshot in self.snapshots.all() if snapshot.disk_cid == disk_cid]
 
 
 def _cid_argument(what: str, **options: Any) -> Argument:
-    """An argument that is the CID of a disk or snapshot: nothing else may meet a path."""
+    """Declare an argument that must be a disk's or snapshot's CID: it becomes part of a path."""
 
     def checked(text: str) -> str:
         try:
@@ -109,15 +109,14 @@ def _show(options: argparse.Namespace, config: Config) -> int:
     disk = context.store.get(options.disk)
     document = _document(context, disk)
     snapshots = context.snapshots_of(disk.cid)
-    document["snapshots"] = [asdict(item) for item in snapshots]
+    document["snapshots"] = [asdict(snapshot) for snapshot in snapshots]
     document["loop_devices"] = loop.over(context.store.image(disk))
     if options.json:
         output.show_json(document)
         return 0
     document["size"] = output.size(disk.size)
-    document["allocated_mib"] = output.size(document["allocated_mib"])
-    document["snapshots"] = [f"{item.cid} ({item.created_at})" for item in snapshots]
-    document["allocated"] = document.pop("allocated_mib")
+    document["snapshots"] = [f"{snapshot.cid} ({snapshot.created_at})" for snapshot in snapshots]
+    document["allocated"] = output.size(document.pop("allocated_mib"))
     output.show_facts(document)
     return 0
 
@@ -131,7 +130,7 @@ def _mount(options: argparse.Namespace, config: Config) -> int:
         disk = context.store.get(options.disk)
         image = context.store.image(disk)
         if loop.over(image):
-            linux.mount(str(_mounted_at(disk, image)), folder, flags=kernel.MS_BIND)
+            linux.mount(str(_mount_point(disk, image)), folder, flags=kernel.MS_BIND)
             linux.mount("none", folder, flags=flags | kernel.MS_BIND | kernel.MS_REMOUNT)
         else:
             context.store.check(disk)
@@ -143,7 +142,7 @@ def _mount(options: argparse.Namespace, config: Config) -> int:
     return 0
 
 
-def _mounted_at(disk: Disk, image: Path) -> str:
+def _mount_point(disk: Disk, image: Path) -> str:
     devices = {loop.device_number(name) for name in loop.over(image)}
     for mounted in linux.mounts("self"):
         if mounted.device in devices and mounted.root == "/":
@@ -157,13 +156,12 @@ def _fsck(options: argparse.Namespace, config: Config) -> int:
         disk = context.store.get_free(options.disk, "check")
         part, filesystem = images.part_of(context.store.image(disk)), FILE_SYSTEMS[disk.filesystem]
         if options.repair:
-            with suppress(CPIError):  # what cannot be mounted can still be mended
+            with suppress(CPIError):  # a disk that cannot be mounted can still be repaired
                 replay(part, filesystem)
-        only_look = not options.repair
-        with loop.attached(part, read_only=only_look) as device:
+        with loop.attached(part, read_only=not options.repair) as device:
             sound, text = filesystem.check(device, repair=options.repair)
     print(text)
-    if not sound and only_look:
+    if not sound and not options.repair:
         print(
             f"{disk.cid} is not sound. A VM that died leaves a journal which the next attach "
             "replays;\n`--repair` replays it, then mends what is still wrong."

@@ -1,4 +1,4 @@
-"""`bosh-cpi doctor`: whether this host can run VMs, and how to fix it where not."""
+"""`bosh-cpi doctor`: check whether this host can run VMs, and how to fix what is wrong."""
 
 import argparse
 import os
@@ -29,7 +29,7 @@ _COLOURS = {OK: "green", WARNING: "yellow", FAILURE: "bold red"}
 
 
 def _load(path: str | None) -> Config:
-    """A file that cannot be used is a finding and no reason to stop."""
+    """Load the configuration, or the defaults if the file is invalid: that is a finding."""
     try:
         return load_config(path)
     except CPIError:
@@ -58,21 +58,22 @@ def _problem(path: str | None) -> str:
 
 
 def findings(host: Host) -> list[tuple[str, Finding]]:
-    """What all checks found, with what each is about: the host, its network, or a runtime."""
-    if os.geteuid() != 0:  # what the others found would be that
-        return [("host", finding) for finding in host_checks.FIRST.run(host)]
-    found = [("host", finding) for finding in host_checks.FIRST.run(host)]
-    found += [("host", finding) for finding in host_checks.CHECKS.run(host)]
-    found += [("network", finding) for finding in network_checks.CHECKS.run(host.config)]
-    wanted = catalog.configured(host.config)
-    for name in (*wanted, *(other for other in catalog.REGISTRY if other not in wanted)):
-        about = of_runtime(name, host.config)
-        found += [(name, one) for one in (about if name in wanted else [optional(name, about)])]
-    return found
+    """Run all checks; return (scope, finding): the scope is host, network, or a runtime."""
+    results = [("host", finding) for finding in host_checks.FIRST.run(host)]
+    if os.geteuid() != 0:  # the other checks would only fail for lack of root
+        return results
+    results += [("host", finding) for finding in host_checks.CHECKS.run(host)]
+    results += [("network", finding) for finding in network_checks.CHECKS.run(host.config)]
+    configured = catalog.configured(host.config)
+    for name in dict.fromkeys((*configured, *catalog.REGISTRY)):
+        checked = of_runtime(name, host.config)
+        shown = checked if name in configured else [optional(name, checked)]
+        results += [(name, finding) for finding in shown]
+    return results
 
 
 def of_runtime(name: str, config: Config) -> list[Finding]:
-    """What a runtime's own checks found; only why it does not load, when it does not."""
+    """Return the findings of a runtime's checks, or the reason why it does not load."""
     with catalog.Runtimes(config, Log("error")) as runtimes:
         try:
             runtime = runtimes.get(name)
@@ -82,12 +83,12 @@ def of_runtime(name: str, config: Config) -> list[Finding]:
         return runtime.checks()
 
 
-def optional(name: str, found: Sequence[Finding]) -> Finding:
-    """Of a runtime that nobody has configured: the first thing that is missing, as a warning."""
-    bad = [finding for finding in found if finding.status == FAILURE]
-    if bad:
-        message = f"{bad[0].message} (only for runtime {name})"
-        return replace(bad[0], status=WARNING, message=message)
+def optional(name: str, results: Sequence[Finding]) -> Finding:
+    """Return the first failure of a runtime that is not configured, as a warning."""
+    for finding in results:
+        if finding.status == FAILURE:
+            message = f"{finding.message} (only for runtime {name})"
+            return replace(finding, status=WARNING, message=message)
     return Finding(OK, "could be used", check="not configured")
 
 

@@ -1,4 +1,4 @@
-"""`bosh-cpi exec VM -- COMMAND…`: a command in a running VM."""
+"""`bosh-cpi exec VM -- COMMAND…`: run a command in a running VM."""
 
 import argparse
 from dataclasses import replace

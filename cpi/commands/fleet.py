@@ -1,4 +1,4 @@
-"""All runtimes that are configured, asked one after the other."""
+"""All configured runtimes, queried one after the other."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class Fleet(catalog.Runtimes):
-    """Use with `with`. failed: runtimes that could not be asked; each was told of on stderr."""
+    """A context manager. failed: runtimes that could not be queried; see stderr for the errors."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config, Log("error"))
@@ -25,29 +25,26 @@ class Fleet(catalog.Runtimes):
 
     @property
     def status(self) -> int:
-        """The exit status: 1 when a runtime could not be asked."""
+        """Return the exit status: 1 when a runtime could not be queried."""
         return 1 if self.failed else 0
 
     def each(
         self, ask: Callable[[Runtime], Sequence[Result]], names: Sequence[str] | None = None
     ) -> list[Result]:
-        """Ask every runtime; one that cannot be asked is a warning, and keeps no other back.
-
-        It is not asked again, so that there is one warning of it.
-        """
-        found: list[Result] = []
+        """Query all runtimes (or `names`); warn once of each that fails, then leave it out."""
+        results: list[Result] = []
         for name in catalog.configured(self.config) if names is None else names:
             if name in self.failed:
                 continue
             try:
-                found += ask(self.get(name))
+                results += ask(self.get(name))
             except CPIError as error:
                 self.failed.add(name)
                 print(f"bosh-cpi: {name}: {error.message}", file=sys.stderr)
-        return found
+        return results
 
     def vm(self, text: str) -> VMView:
-        """The VM that a person means. Raises VMNotFound, and CPIError when it may be several."""
+        """Find a VM by what the operator typed. Raises VMNotFound, or CPIError when ambiguous."""
         named = cid.named_runtime(text, cid.VM)
         names = catalog.configured(self.config) if named is None else (named,)
         known = [name for name in names if name in catalog.REGISTRY]

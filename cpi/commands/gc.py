@@ -1,4 +1,4 @@
-"""`bosh-cpi gc`: orphaned resources on this host."""
+"""`bosh-cpi gc`: list or delete orphaned resources on this host."""
 
 import argparse
 import sys
@@ -30,18 +30,17 @@ something could not be looked at or removed.
 def _gc(options: argparse.Namespace, config: Config) -> int:
     known = None if options.bosh_vms is None else read_cids(_text(options.bosh_vms))
     log = Log("warn" if config.text("log_level") == "info" else config.text("log_level"))
-    done = collect_garbage(config, log, yes=options.yes, only_certain=False, bosh_vms=known)
-    shown = done.removed if options.yes else done.found
+    collected = collect_garbage(config, log, yes=options.yes, only_certain=False, bosh_vms=known)
+    shown = collected.removed if options.yes else collected.garbage
     if options.json:
-        output.show_json(
-            [_document(garbage, removed=garbage in done.removed) for garbage in done.found]
-        )
+        removed = collected.removed
+        output.show_json([_document(item, item in removed) for item in collected.garbage])
     else:
         if shown:
-            rows = [[it.kind, it.name, output.size(-(-it.size >> 20)), it.why] for it in shown]
+            rows = [[it.type, it.name, output.size(-(-it.size >> 20)), it.why] for it in shown]
             output.show_table(["TYPE", "NAME", "SIZE", "REASON"], rows, right="SIZE")
         print(_summary(len(shown), removed=options.yes))
-    return 1 if done.failed else 0
+    return 1 if collected.failed else 0
 
 
 def _text(file: Path) -> str:
@@ -51,13 +50,13 @@ def _text(file: Path) -> str:
         raise CPIError(f"cannot read {file}: {error.strerror}") from None
 
 
-def _document(garbage: Garbage, *, removed: bool) -> dict[str, Any]:
+def _document(item: Garbage, removed: bool) -> dict[str, Any]:
     return {
-        "type": garbage.kind,
-        "name": garbage.name,
-        "reason": garbage.why,
-        "size_bytes": garbage.size,
-        "certain": garbage.certain,
+        "type": item.type,
+        "name": item.name,
+        "reason": item.why,
+        "size_bytes": item.size,
+        "certain": item.certain,
         "removed": removed,
     }
 

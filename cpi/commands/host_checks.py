@@ -1,4 +1,4 @@
-"""What `bosh-cpi doctor` looks at on every host. A check is one function; see cpi.findings."""
+"""The checks of `bosh-cpi doctor` for every host. A check is one function; see cpi.findings."""
 
 import fcntl
 import http.client
@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import sys
+from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +24,12 @@ from cpi.service.policy import Policies
 from cpi.service.sockets import main_socket
 from cpi.version import VERSION
 
-PYTHONS = ((3, 10), (3, 13))  # which are tested, from and to
-_LOOP_KERNEL = (5, 8)  # since which LOOP_CONFIGURE is there
-_LEAST_FREE, _SCARCE = 1 << 30, 5 << 30  # bytes
+PYTHONS = ((3, 10), (3, 13))  # oldest and newest tested
+_LOOP_KERNEL = (5, 8)  # the first with LOOP_CONFIGURE
+_MIN_FREE, _SCARCE = 1 << 30, 5 << 30  # bytes
 _HEALTH_SECONDS = 5
 
-# Program, Debian's package of it, and what does without it ("": nothing).
+# Program, its Debian package, and what works without it ("": nothing).
 TOOLS = (
     ("ip", "iproute2", ""),
     ("mke2fs", "e2fsprogs", ""),
@@ -40,14 +42,14 @@ TOOLS = (
     ("qemu-img", "qemu-utils", "stemcells without a disk in them"),
 )
 
-FIRST = Checks["Host"]()  # which anybody can run
+FIRST = Checks["Host"]()  # which need no root
 CHECKS = Checks["Host"]()
 
 
 @dataclass(frozen=True)
 class Host:
-    """This host as it is configured. path: of cpi.json, None for the defaults; problem: why the
-    file could not be read, when `config` is the defaults instead."""
+    """A configured host. path: of cpi.json, None for the defaults; problem: why it could not be
+    read, so that `config` is the defaults."""
 
     config: Config
     path: str | None = None
@@ -55,7 +57,7 @@ class Host:
 
     @property
     def command(self) -> str:
-        """This program, as it has to be called for the same configuration."""
+        """Return the command that runs bosh-cpi with the same configuration."""
         return f"bosh-cpi --config {self.path}" if self.path else "bosh-cpi"
 
 
@@ -140,22 +142,19 @@ def _tools(_host: Host) -> Finding:
 def _disk_space(host: Host) -> Finding:
     folders = {"state_dir": Layout.of(host.config).state_dir}
     folders |= {f"disks ({name})": folder for name, folder in folders_of(host.config).items()}
-    rooms, least = [], None
+    free = {}
     for name, folder in folders.items():
-        there = next(path for path in (folder, *folder.parents) if path.exists())
-        room = os.statvfs(there)
-        free = room.f_bavail * room.f_frsize
-        least = free if least is None else min(least, free)
-        rooms.append(f"{name} {folder}: {free >> 20} MiB free")
-    text = "; ".join(rooms)
-    if least is not None and least < _SCARCE:
-        return (failure if least < _LEAST_FREE else warning)(text, "bosh clean-up --all")
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        free[f"{name} {folder}"] = shutil.disk_usage(existing).free
+    text = "; ".join(f"{name}: {size >> 20} MiB free" for name, size in free.items())
+    if min(free.values()) < _SCARCE:
+        return (failure if min(free.values()) < _MIN_FREE else warning)(text, "bosh clean-up --all")
     return ok(text)
 
 
 @CHECKS.add("after a restart")
 def _after_restart(host: Host) -> Finding:
-    """A VM's network namespace is pinned as long as the host runs, and its folder lasts."""
+    """Compare VMs' folders with their pinned network namespaces, which a restart removes."""
     folders = sorted(Layout.of(host.config).vms.glob("*-vm-*"))
     pins = Layout.of(host.config).namespaces
     vms = [folder.name for folder in folders if (folder / "network.json").exists()]
@@ -188,41 +187,28 @@ def _service(host: Host) -> Finding:
 
 @CHECKS.add("clients")
 def _clients(host: Host) -> Finding:
-    """Whether the rules for clients can be read, and which clients have anything here."""
+    """Check the rules for clients, and list the clients that own resources."""
     try:
         Policies.of(host.config)
     except CPIError as error:
         return failure(error.message, f"edit service.clients in {host.path or 'cpi.json'}")
     ruled = ", ".join(host.config.mapping("service.clients")) or "none, so the defaults hold"
     records = records_by_client(Layout.of(host.config).clients)
-    having = [f"{client}: {_count(paths)}" for client, paths in records.items()]
-    return ok(f"rules for {ruled}; {'; '.join(having) or 'none has anything here'}")
+    owners = [f"{client}: {_count(paths)}" for client, paths in records.items()]
+    return ok(f"rules for {ruled}; {'; '.join(owners) or 'none has anything here'}")
 
 
 def _count(records: list[Path]) -> str:
-    """How many things of each kind a client's records tell of."""
-    kinds = [path.name.split("-")[1] for path in records if path.name.count("-") >= 2]
-    return ", ".join(f"{kinds.count(kind)} {kind}s" for kind in sorted(set(kinds))) or "nothing"
+    """Return how many resources of each type a client's records name."""
+    counts = Counter(path.name.split("-")[1] for path in records if path.name.count("-") >= 2)
+    return ", ".join(f"{counts[name]} {name}s" for name in sorted(counts)) or "nothing"
 
 
 def health(path: Path) -> int:
-    """Ask a service for its health; return the HTTP status. Raises OSError, HTTPException."""
-    connection = _UnixConnection(path)
-    try:
+    """Query a service's health; return the HTTP status. Raises OSError, HTTPException."""
+    with closing(http.client.HTTPConnection("localhost")) as connection:
+        connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.sock.settimeout(_HEALTH_SECONDS)
+        connection.sock.connect(str(path))
         connection.request("GET", "/healthz")
         return connection.getresponse().status
-    finally:
-        connection.close()
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a unix socket."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=_HEALTH_SECONDS)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(str(self._path))

@@ -1,9 +1,8 @@
-"""`bosh-cpi logs VM`: the agent's and the system's log of a VM, whether it runs or not."""
+"""`bosh-cpi logs VM`: show the agent's and the system's log of a VM, running or not."""
 
 import argparse
 import os
 import posixpath
-import sys
 import time
 from contextlib import ExitStack
 
@@ -31,8 +30,8 @@ Of a container: systemd's journal while it runs, else the files /var/vcap/bosh/l
 _JOBS = "/var/vcap/sys/log"
 _ALLOWED = (_JOBS, "/var/log", "/var/vcap/bosh/log", "/var/vcap/data/root_log")
 _LINES = 100
-_LIMIT = 8 << 20  # bytes that are read at once; the lines that are shown are the last of them
-_EVERY = 0.5  # seconds; what writes is in other namespaces, and may not have begun
+_LIMIT = 8 << 20  # bytes read at once; the lines shown are the last of them
+_EVERY = 0.5  # seconds; the writer is in other namespaces, and may not have started
 
 
 def _logs(options: argparse.Namespace, config: Config) -> int:
@@ -51,7 +50,7 @@ def _logs(options: argparse.Namespace, config: Config) -> int:
 
 
 def path_of(text: str) -> str:
-    """The file that --file names. Raises CloudError for one that is no log."""
+    """Return the path that --file names. Raises CloudError for one that is not a log."""
     path = posixpath.normpath(posixpath.join(_JOBS, text))
     if "\0" in path or not any(path.startswith(f"{folder}/") for folder in _ALLOWED):
         raise CloudError(f"{text!a} is below none of {', '.join(_ALLOWED[:3])}")
@@ -61,7 +60,7 @@ def path_of(text: str) -> str:
 def _run(
     runtime: Runtime, vm: VMView, command: tuple[str, ...], options: argparse.Namespace
 ) -> int:
-    """Have the VM itself print its log."""
+    """Print a VM's log by a command in the VM."""
     words = [*command, f"--lines={max(0, options.lines)}", *(["--follow"] * options.follow)]
     with ExitStack() as stack:
         stack.enter_context(output.Terminal().interruptible())
@@ -71,17 +70,17 @@ def _run(
 
 
 class _Files:
-    """Prints files of a VM, and what is added to them."""
+    """Prints log files of a VM, and what is added to them."""
 
     def __init__(self, runtime: Runtime, vm: VMView, lines: int) -> None:
         self._runtime = runtime
         self._vm = vm
         self._lines = lines
         self._seen: dict[str, LogPart | None] = {}
-        self._last = ""  # the file that was printed from last
+        self._last = ""  # the file printed from last
 
     def show(self, paths: tuple[str, ...], *, follow: bool) -> None:
-        """Print the end of each; raises CloudError when there is nothing at all."""
+        """Print the end of each file. Raises CloudError when none exists."""
         for path in paths:
             part = self._runtime.read_log(self._vm.cid, path, None, _LIMIT)
             self._seen[path] = part
@@ -110,11 +109,10 @@ class _Files:
         if not data:
             return
         if several and path != self._last:
-            first = "" if not self._last else "\n"
-            sys.stdout.buffer.write(f"{first}==> {path} <==\n".encode())
+            separator = "\n" if self._last else ""
+            data = f"{separator}==> {path} <==\n".encode() + data
             self._last = path
-        sys.stdout.buffer.write(data)
-        sys.stdout.flush()
+        console.write(data)
 
 
 COMMANDS = (

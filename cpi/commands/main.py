@@ -1,6 +1,6 @@
-"""The `bosh-cpi` command, for people: what the CPI keeps on this host.
+"""The `bosh-cpi` command: the operator's command line.
 
-`cpi` is the program that BOSH calls; this one never speaks BOSH's protocol.
+BOSH calls the program `cpi`; this one does not speak the CPI protocol.
 """
 
 import argparse
@@ -48,7 +48,7 @@ examples:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Return the command line's parser."""
     command_line = argparse.ArgumentParser(
         prog="bosh-cpi",
         description="See and mend what the BOSH CPI keeps on this host.",
@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"bosh-cpi: {error.message}", file=sys.stderr)
     except PermissionError as error:
         print(f"bosh-cpi: {error.filename}: permission denied; this needs root", file=sys.stderr)
-    except BrokenPipeError:  # the reader has seen enough
+    except BrokenPipeError:  # the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("bosh-cpi: interrupted; nothing is half done", file=sys.stderr)
@@ -102,7 +102,7 @@ def _complete(options: argparse.Namespace, config: Config) -> int:
 
 
 def _complete_files(command: argparse.ArgumentParser, files: dict[str, Any]) -> None:
-    """Tell shtab which arguments are files, by what they are called in the help."""
+    """Mark the arguments that are files for shtab, by their metavar."""
     for action in command._actions:
         if isinstance(action, argparse._SubParsersAction):
             for subcommand in action.choices.values():

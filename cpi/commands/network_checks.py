@@ -1,4 +1,4 @@
-"""What `bosh-cpi doctor` looks at of a host's network. A check is one function."""
+"""The checks of `bosh-cpi doctor` for a host's network. A check is one function."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from ipaddress import ip_network
 from pathlib import Path
 
 from cpi.cni import overview
-from cpi.cni.plugins import CNI_VERSION, USUAL_PLUGIN_DIRS, Plugins
+from cpi.cni.plugins import CNI_VERSION, DEFAULT_PLUGIN_DIRS, Plugins
 from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.findings import Checks, Finding, failure, ok, warning
@@ -27,10 +27,11 @@ def _plugins(config: Config) -> Finding:
     named = config.strings("network.cni_plugin_dirs")
     plugins = Plugins(named)
     if not plugins.folders:
+        existing = [path for path in DEFAULT_PLUGIN_DIRS if (Path(path) / PLUGINS[0]).exists()]
         return failure(
-            f"none of {', '.join(named or USUAL_PLUGIN_DIRS)} is a folder",
-            f'set in cpi.json: {{"network": {{"cni_plugin_dirs": {_usual()}}}}}'
-            if named and _usual() != "[]"
+            f"none of {', '.join(named or DEFAULT_PLUGIN_DIRS)} is a folder",
+            f'set in cpi.json: {{"network": {{"cni_plugin_dirs": {json.dumps(existing)}}}}}'
+            if named and existing
             else _INSTALL_PLUGINS,
         )
     for name in PLUGINS:
@@ -46,11 +47,6 @@ def _plugins(config: Config) -> Finding:
     return ok(f"{', '.join(PLUGINS)} in {', '.join(plugins.folders)} speak CNI {CNI_VERSION}")
 
 
-def _usual() -> str:
-    there = [folder for folder in USUAL_PLUGIN_DIRS if (Path(folder) / PLUGINS[0]).exists()]
-    return json.dumps(there)
-
-
 @CHECKS.add("iptables")
 def _iptables(_config: Config) -> Finding:
     try:
@@ -63,31 +59,31 @@ def _iptables(_config: Config) -> Finding:
 
 @CHECKS.add("bridge")
 def _bridge(config: Config) -> Finding:
-    (usual, *_) = overview.bridges(config)
-    name = usual.name
-    if usual.state == overview.MISSING:
-        if usual.vms:
+    (bridge, *_) = overview.bridges(config)
+    name = bridge.name
+    if bridge.state == overview.MISSING:
+        if bridge.vms:
             return failure(
-                f"{name} is missing and {len(usual.vms)} VMs are on it, as after a restart",
+                f"{name} is missing and {len(bridge.vms)} VMs are on it, as after a restart",
                 "bosh-cpi restore",
             )
         return ok(f"{name} will be made with the first VM")
-    if usual.state == overview.FOREIGN:
+    if bridge.state == overview.FOREIGN:
         return failure(
             f"{name} is there and no bridge", 'set in cpi.json: {"network": {"bridge": "bosh9"}}'
         )
-    if usual.state == overview.DOWN:
+    if bridge.state == overview.DOWN:
         return failure(f"{name} is down", f"ip link set {name} up")
-    addresses = " ".join(usual.addresses) or "no address"
-    return ok(f"{name} is up with {addresses}, {len(usual.vms)} VMs")
+    addresses = " ".join(bridge.addresses) or "no address"
+    return ok(f"{name} is up with {addresses}, {len(bridge.vms)} VMs")
 
 
 @CHECKS.add("forwarding")
 def _forwarding(config: Config) -> Finding:
-    (usual, *_) = overview.bridges(config)
+    (bridge, *_) = overview.bridges(config)
     if _sysctl("ipv4/ip_forward") == "1":
         return ok("net.ipv4.ip_forward is on")
-    if usual.state == overview.UP:
+    if bridge.state == overview.UP:
         return failure(
             "net.ipv4.ip_forward is off, so VMs reach nothing outside their bridge",
             "sysctl -w net.ipv4.ip_forward=1",
@@ -97,12 +93,12 @@ def _forwarding(config: Config) -> Finding:
 
 @CHECKS.add("rp_filter")
 def _rp_filter(config: Config) -> Finding:
-    """The kernel takes the greater one of the interface's and of all (ip-sysctl.rst)."""
+    """Check reverse path filters: the kernel applies the interface's or all's, the greater one."""
     strict = [
         bridge.name
         for bridge in overview.bridges(config)
         if bridge.state == overview.UP
-        and max(_sysctl("ipv4/conf/all/rp_filter"), _rp_filter_of(bridge.name)) == "1"
+        and max(_sysctl(f"ipv4/conf/{name}/rp_filter") for name in ("all", bridge.name)) == "1"
     ]
     if strict:
         return warning(
@@ -111,10 +107,6 @@ def _rp_filter(config: Config) -> Finding:
             " && ".join(f"sysctl -w net.ipv4.conf.{name}.rp_filter=2" for name in strict),
         )
     return ok("not strict on any bridge of ours")
-
-
-def _rp_filter_of(bridge: str) -> str:
-    return _sysctl(f"ipv4/conf/{bridge}/rp_filter")
 
 
 @CHECKS.add("firewall")
@@ -152,14 +144,14 @@ def _subnets(config: Config) -> Finding:
 
 
 def clashing(wanted: Sequence[str], routes: Sequence[Route]) -> Iterator[tuple[str, Route, bool]]:
-    """Subnets and routes that overlap, the worst first, and whether the route wins over ours."""
-    found = [
+    """Yield subnets and routes that overlap, and whether the route wins over ours; these first."""
+    clashes = [
         (subnet, route, _wins(subnet, route.subnet))
         for subnet in wanted
         for route in routes
         if _overlap(subnet, route.subnet)
     ]
-    yield from sorted(found, key=lambda one: not one[2])
+    yield from sorted(clashes, key=lambda clash: not clash[2])
 
 
 def _overlap(subnet: str, routed: Subnet) -> bool:
@@ -168,22 +160,21 @@ def _overlap(subnet: str, routed: Subnet) -> bool:
 
 
 def _wins(subnet: str, routed: Subnet) -> bool:
-    """The longer prefix does (RFC 1812, 5.2.4.3); of the same length, who came first."""
+    """Tell whether the route wins: the longer prefix (RFC 1812, 5.2.4.3), or the older route."""
     return routed.prefixlen >= ip_network(subnet).prefixlen
 
 
 def free_subnet(routes: Sequence[Route]) -> str:
-    """A private subnet that clashes with no route, as large as the default one."""
+    """Return a private subnet that clashes with no route, as large as the default one."""
     candidates = [f"10.{second}.0.0/16" for second in (*range(245, 255), *range(64, 245))]
     candidates += [f"172.{second}.0.0/16" for second in range(16, 32)]
-    return next(
-        (one for one in candidates if not any(_overlap(one, route.subnet) for route in routes)),
-        "192.168.128.0/17",
-    )
+    taken = [route.subnet for route in routes]
+    free = (subnet for subnet in candidates if not any(_overlap(subnet, other) for other in taken))
+    return next(free, "192.168.128.0/17")
 
 
 def _sysctl(name: str) -> str:
-    """A setting of this process' network namespace, "" where the kernel has none."""
+    """Return a setting of this process' network namespace, "" if the kernel has none."""
     try:
         return (_SYSCTLS / name).read_text().strip()
     except OSError:

@@ -1,4 +1,4 @@
-"""`bosh-cpi networks`: bridges of ours and CNI networks of the host, and which VMs are on them."""
+"""`bosh-cpi networks`: list the CPI's bridges, the host's CNI networks, and the VMs on them."""
 
 import argparse
 from dataclasses import asdict
@@ -23,8 +23,8 @@ def _networks(options: argparse.Namespace, config: Config) -> int:
     if options.json:
         output.show_json(
             {
-                "bridges": [asdict(one) for one in bridges],
-                "cni_networks": [asdict(one) for one in others],
+                "bridges": [asdict(bridge) for bridge in bridges],
+                "cni_networks": [asdict(network) for network in others],
             }
         )
         return 0
@@ -43,10 +43,10 @@ def _networks(options: argparse.Namespace, config: Config) -> int:
     ]
     for network in others:
         state = f"broken: {network.problem}" if network.problem else "configured"
-        kinds = "+".join(network.plugins)
+        types = "+".join(network.plugins)
         vms = str(len(set(network.vms.values())))
         addresses = " ".join(sorted(network.vms, key=_numbers))
-        rows.append([network.name or network.file, kinds, state, "", "", "", vms, addresses])
+        rows.append([network.name or network.file, types, state, "", "", "", vms, addresses])
     headings = ["NETWORK", "TYPE", "STATE", "SUBNETS", "NAT", "GATEWAY", "VMS", "ADDRESSES"]
     output.show_table(headings, rows, right="VMS")
     return 0

@@ -1,4 +1,4 @@
-"""What commands print: tables for people, JSON for scripts, progress on stderr."""
+"""The output of commands: tables, JSON for scripts, progress on stderr."""
 
 import json
 import math
@@ -14,16 +14,16 @@ from cpi.progress import Progress
 
 _LINE_SECONDS = 1.0  # between lines of a log
 _SHORT = 12  # characters
-PLAIN_WIDTH = 1000  # columns; what is not a terminal gets every row on one line
+PLAIN_WIDTH = 1000  # columns: outside a terminal each row stays on one line
 
 
 def show_json(document: object) -> None:
-    """Print a document."""
+    """Print a document as JSON."""
     print(json.dumps(document, indent=2))
 
 
 def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> None:
-    """Print rows under headings; the headings named in `right`, in words, stand to the right."""
+    """Print rows under headings; `right` names the headings that are aligned right."""
     from rich.console import Console
 
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
@@ -32,46 +32,46 @@ def show_table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: st
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: str = "") -> Any:
-    """A table for rich, with a line below the headings on a terminal."""
+    """Return a table for rich, with a line below the headings on a terminal."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
+    rich_table = Table(box=box.SIMPLE_HEAD if sys.stdout.isatty() else None, pad_edge=False)
     for heading in headings:
         justify = "right" if heading in right.split() else "left"
-        made.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
+        rich_table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        made.add_row(*(Text(cell) for cell in row))  # as it is: no markup in what BOSH wrote
-    return made
+        rich_table.add_row(*(Text(cell) for cell in row))  # verbatim: no markup in BOSH's names
+    return rich_table
 
 
 def show_facts(document: Mapping[str, object]) -> None:
-    """Print what there is to know of one thing, a line for each value."""
+    """Print a document, a line for each value."""
     for key, value in document.items():
         if isinstance(value, Mapping):
-            value = [f"{name}: {told}" for name, told in value.items()]
+            value = [f"{name}: {text}" for name, text in value.items()]
         for index, line in enumerate(value if isinstance(value, list) and value else [value]):
             if isinstance(line, Mapping):
-                line = " ".join(str(told) for told in line.values())
+                line = " ".join(str(text) for text in line.values())
             heading = "" if index else key.replace("_", " ")
             print(f"{heading:16}  {'-' if line in ('', []) else line}")
 
 
 class Terminal:
-    """Tells on stderr what is done, and how far it is: bars on a terminal, plain lines in a log."""
+    """Reports steps and their progress on stderr: bars on a terminal, plain lines in a log."""
 
     def __init__(self) -> None:
         self._bars: Any = None
         self._stopped = threading.Event()
 
     def say(self, text: str) -> None:
-        """Tell what is done now."""
+        """Report the current step."""
         print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
-        """Show how far one step is; steps may be inside each other."""
+        """Show the progress of a step; steps may be nested."""
         if not sys.stderr.isatty():
             yield self._stoppable(_lines(what))
             return
@@ -92,13 +92,14 @@ class Terminal:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Have Ctrl-C and SIGTERM end what works in threads as well."""
+        """Let Ctrl-C and SIGTERM stop work in other threads as well."""
 
         def stop(number: int, frame: object) -> None:
             self._stopped.set()
             raise KeyboardInterrupt
 
-        before = {one: signal.signal(one, stop) for one in (signal.SIGINT, signal.SIGTERM)}
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.signal(number, stop) for number in signals}
         try:
             yield
         finally:
@@ -115,7 +116,7 @@ class Terminal:
 
 
 def progress(what: str) -> AbstractContextManager[Progress]:
-    """Show how far a copy is."""
+    """Show the progress of a copy."""
     return Terminal().progress(what)
 
 
@@ -134,33 +135,33 @@ def _bars() -> Any:
 
 
 def _lines(what: str) -> Progress:
-    told, at = -1, -math.inf
+    last_tenths, last_time = -1, -math.inf
 
     def show(done: int, total: int) -> None:
-        nonlocal told, at
+        nonlocal last_tenths, last_time
         tenths = 10 * done // total if total else 10
         now = time.monotonic()
-        if tenths > told and (now - at >= _LINE_SECONDS or tenths == 10):
-            told, at = tenths, now
+        if tenths > last_tenths and (now - last_time >= _LINE_SECONDS or tenths == 10):
+            last_tenths, last_time = tenths, now
             print(f"{what}: {done >> 20} of {total >> 20} MiB", file=sys.stderr, flush=True)
 
     return show
 
 
 def short(any_cid: str) -> str:
-    """A CID for a terminal, which is narrow: the beginning of what tells it from others."""
+    """Return the beginning of a CID's last part on a terminal, else the whole CID."""
     return any_cid.rpartition("-")[2][:_SHORT] if sys.stdout.isatty() else any_cid
 
 
 def size(mib: int) -> str:
-    """A size in MiB, for people."""
+    """Format a size in MiB."""
     if mib >= 1024 and mib % 1024 == 0:
         return f"{mib // 1024} GiB"
     return f"{mib} MiB"
 
 
 def bytes_size(count: float | None) -> str:
-    """A number of bytes, for people; "" for what is not known."""
+    """Format a number of bytes, "" for None."""
     if count is None:
         return ""
     for unit in ("B", "KiB", "MiB", "GiB"):
@@ -171,7 +172,7 @@ def bytes_size(count: float | None) -> str:
 
 
 def confirmed(question: str, yes: bool) -> bool:
-    """Ask whoever sits at the terminal; without one, only --yes counts."""
+    """Ask the user at the terminal for confirmation; without one, only --yes confirms."""
     if yes:
         return True
     if not sys.stdin.isatty():

@@ -1,4 +1,4 @@
-"""`bosh-cpi restore`: bring VMs back that a restart of the host took away."""
+"""`bosh-cpi restore`: restore VMs after a restart of the host."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`bosh-cpi serve`: the host's service."""
+"""`bosh-cpi serve`: run the host's service."""
 
 import argparse
 
@@ -36,7 +36,7 @@ COMMANDS = (
         "serve",
         _serve,
         "serve the CPI to directors that have no privilege on this host",
-        # Where people expect it of a daemon; `main` has it before the command as well.
+        # Daemons usually take it here; `main` takes it before the command as well.
         argument(
             "-c", "--config", metavar="FILE", default=argparse.SUPPRESS, help="configuration (JSON)"
         ),

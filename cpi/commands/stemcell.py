@@ -1,4 +1,4 @@
-"""`bosh-cpi stemcell …`: stemcells as OCI images, for people."""
+"""`bosh-cpi stemcell …`: stemcells as OCI images."""
 
 import argparse
 import os
@@ -40,7 +40,7 @@ _TEMPORARY = "/var/tmp"  # noqa: S108 (mkdtemp makes it safe; /tmp may be memory
 
 
 class _Work:
-    """One command: its options, and where it reports."""
+    """One command: its options, configuration and progress report."""
 
     def __init__(self, options: argparse.Namespace, config: Config) -> None:
         self.options = options
@@ -48,30 +48,30 @@ class _Work:
         self.report = output.Terminal()
 
     def take(self, text: str, folder: Path) -> "tuple[Image, Contents | None]":
-        """The image of a stemcell, converted below `folder` unless it is one already."""
+        """Return the image of a stemcell, converted below `folder` unless it is one already."""
         from stemcell_convert import oci, oci_layout
 
         source, here = place(text), oci.host_architecture()
-        if source.kind == FILE:
+        if source.transport == FILE:
             from stemcell_convert.convert import convert
 
             return convert(source.path, folder, self.means())
         where = source.path
-        if source.kind == ARCHIVE:
+        if source.transport == ARCHIVE:
             self.report.say(f"unpacking {source.path}")
             where = folder / "layout"
             oci_layout.open_archive(source.path, where)
         return oci_layout.read(where, source.name, here), None
 
     def means(self) -> "Means":
-        """What conversions work with."""
+        """Return what conversions need."""
         from cpi.disks.foreign_filesystem import mounted
         from stemcell_convert.convert import Means
 
         return Means(mounted, self.config.integer("stemcell_limit") << 20, self.report)
 
     def registry(self, reference: "Reference") -> "Registry":
-        """The registry of a reference, reached as configuration and options say."""
+        """Return the registry of a reference, accessed as the configuration and options say."""
         from stemcell_convert.registry import Registry
         from stemcell_convert.registry_client import Access
 
@@ -83,11 +83,11 @@ class _Work:
         return Registry(reference, access, self.report)
 
     def put(self, image: "Image", target: Place) -> dict[str, Any]:
-        """Make an image what the destination wants; return what to tell of it."""
+        """Write an image to a destination; return the result as a document."""
         from stemcell_convert import oci_layout
 
         name = target.name or oci_layout.DEFAULT_NAME
-        if target.kind == ARCHIVE:
+        if target.transport == ARCHIVE:
             self.report.say(f"writing {target.path}")
             oci_layout.write_archive(image, target.path, name)
         else:
@@ -95,12 +95,12 @@ class _Work:
         return {"destination": str(target), **_image_document(image)}
 
     def give(self, image: Path, properties: "JsonObject", target: Place) -> dict[str, Any]:
-        """Have a runtime create a stemcell, as BOSH would; return its CID."""
+        """Import a stemcell into a runtime, as BOSH would; return its CID as a document."""
         with catalog.Runtimes(self.config, Log()) as runtimes:
             return {"cid": runtimes.get(target.name).create_stemcell(image, properties, {})}
 
     def result(self, document: dict[str, Any], line: str) -> int:
-        """Print the one line that is the result, or all of it as JSON."""
+        """Print the result: one line, or a JSON document."""
         if self.options.json:
             output.show_json(document)
         else:
@@ -109,7 +109,7 @@ class _Work:
 
 
 def _with_options(config: Config, options: argparse.Namespace) -> Config:
-    """The configuration with the options that say how registries are reached."""
+    """Return the configuration with the options for registries."""
     from stemcell_convert.reference import parse
 
     if getattr(options, "ca_file", None):
@@ -121,7 +121,7 @@ def _with_options(config: Config, options: argparse.Namespace) -> Config:
 
 
 def _command(run: Callable[[_Work], int]) -> Callable[[argparse.Namespace, Config], int]:
-    """A command whose errors are told and which Ctrl-C ends cleanly."""
+    """Return a command that Ctrl-C ends cleanly and whose errors are CloudErrors."""
 
     def command(options: argparse.Namespace, config: Config) -> int:
         from stemcell_convert.stemcell_errors import StemcellError
@@ -140,12 +140,12 @@ def _command(run: Callable[[_Work], int]) -> Callable[[argparse.Namespace, Confi
 
 
 def _image_document(image: "Image") -> dict[str, Any]:
-    """What scripts want to know of an image."""
+    """Describe an image for scripts."""
     return {
         "digest": image.digest,
         "architecture": image.architecture,
         "size": image.size,
-        "layers": [{"digest": one.digest, "size": one.size} for one in image.layers],
+        "layers": [{"digest": layer.digest, "size": layer.size} for layer in image.layers],
         "labels": dict(image.labels),
     }
 
@@ -159,12 +159,12 @@ def _convert(work: _Work) -> int:
     from stemcell_convert import oci_layout
 
     target = destination(work.options.destination)
-    if target.kind == RUNTIME:
+    if target.transport == RUNTIME:
         return _import(work, target)
     with oci_layout.scratch(target.path) as folder:
-        image, found = work.take(work.options.stemcell, folder)
+        image, contents = work.take(work.options.stemcell, folder)
         document = work.put(_owned(image, folder), target)
-        added = _added(found) if work.options.explain else []
+        added = _added(contents) if work.options.explain else []
         if added:
             document["added"] = added
     if not added or work.options.json:
@@ -175,7 +175,7 @@ def _convert(work: _Work) -> int:
 
 
 def _owned(image: "Image", folder: Path) -> "Image":
-    """The image, in a layout that may be changed: what was only read stays what it is."""
+    """Return the image, copied below `folder` if it is elsewhere, so that sources stay as is."""
     from stemcell_convert import oci_layout
 
     return image if image.folder.parent == folder else oci_layout.copy(image, folder / "copy")
@@ -185,9 +185,10 @@ def _import(work: _Work, target: Place) -> int:
     from stemcell_convert.convert import extract
 
     source = place(work.options.stemcell)
-    if source.kind != FILE:
+    if source.transport != FILE:
         raise CloudError(
-            f"{target.name} takes stemcells, not {source.kind}:…; push it, and pull it from there"
+            f"{target.name} takes stemcells, not {source.transport}:…; "
+            "push it, and pull it from there"
         )
     with _scratch() as folder:
         image, manifest = extract(source.path, Path(folder), work.means())
@@ -220,7 +221,7 @@ def _pull(work: _Work) -> int:
     from stemcell_convert.reference import parse
 
     reference, target = parse(work.options.reference), destination(work.options.destination)
-    if target.kind == RUNTIME:
+    if target.transport == RUNTIME:
         with _scratch() as name:
             empty = Path(name) / "image"
             empty.touch()
@@ -237,14 +238,13 @@ def _inspect(work: _Work) -> int:
     text = work.options.stemcell
     with _scratch() as name:
         folder = Path(name)
-        remote = place(text).kind == FILE and not Path(text).exists()
-        if remote:
-            image, found = _look(work, folder), None
+        if place(text).transport == FILE and not Path(text).exists():
+            image, contents = _look(work, folder), None
         else:
-            image, found = work.take(text, folder)
-        document = {**_facts(image, found), **_image_document(image)}
+            image, contents = work.take(text, folder)
+        document = {**_facts(image, contents), **_image_document(image)}
         if work.options.explain:
-            document["added"] = _added(found)
+            document["added"] = _added(contents)
     if work.options.json:
         output.show_json(document)
         return 0
@@ -273,33 +273,33 @@ def _look(work: _Work, folder: Path) -> "Image":
     return image
 
 
-def _facts(image: "Image", found: "Contents | None") -> dict[str, Any]:
-    """What a stemcell is, for people and scripts."""
+def _facts(image: "Image", contents: "Contents | None") -> dict[str, Any]:
+    """Describe a stemcell."""
     from stemcell_convert import oci
 
-    said = oci.stemcell_of(image.labels)
+    stemcell = oci.stemcell_of(image.labels)
     facts: dict[str, Any] = {
-        "name": said.name,
-        "version": said.version,
-        "operating_system": said.operating_system,
-        "api_version": said.api_version,
-        "formats": list(said.formats),
+        "name": stemcell.name,
+        "version": stemcell.version,
+        "operating_system": stemcell.operating_system,
+        "api_version": stemcell.api_version,
+        "formats": list(stemcell.formats),
         "init": image.labels.get(oci.LABEL_INIT, ""),
         "source": image.labels.get(oci.LABEL_SOURCE, ""),
     }
-    if found:
-        facts["image_type"] = found.image_format
-        facts["target"] = "containers" if found.facts.for_containers else "machines"
-        facts["os_release"] = found.facts.os_release.get("PRETTY_NAME", "")
+    if contents:
+        facts["image_type"] = contents.image_format
+        facts["target"] = "containers" if contents.facts.for_containers else "machines"
+        facts["os_release"] = contents.facts.os_release.get("PRETTY_NAME", "")
     return facts
 
 
-def _added(found: "Contents | None") -> list[dict[str, str]]:
+def _added(contents: "Contents | None") -> list[dict[str, str]]:
     from stemcell_convert.adapt import adaptations
 
-    if found is None:
+    if contents is None:
         raise CloudError("--explain is for stemcells; an image has its second layer already")
-    return [{"path": one.path, "reason": one.reason} for one in adaptations(found.facts)]
+    return [{"path": file.path, "reason": file.reason} for file in adaptations(contents.facts)]
 
 
 def _show_added(added: list[dict[str, str]]) -> None:

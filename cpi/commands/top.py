@@ -1,4 +1,4 @@
-"""`bosh-cpi top`: what VMs use now."""
+"""`bosh-cpi top`: show the CPU, memory and disk that VMs use."""
 
 import argparse
 import time
@@ -27,7 +27,7 @@ _HEADINGS = ("INSTANCE", "DEPLOYMENT", "VM", *_RIGHT.split())
 
 @dataclass(frozen=True)
 class Rate:
-    """What a VM uses between two looks. cpu: percent of one CPU; read, written: bytes a second."""
+    """A VM's usage over an interval. cpu: percent of one CPU; read, written: bytes per second."""
 
     usage: Usage
     cpu: float
@@ -44,23 +44,22 @@ def _seconds(text: str) -> float:
 
 def _top(options: argparse.Namespace, config: Config) -> int:
     with Fleet(config) as fleet:
-        look = _Look(fleet)
-        look.again()
-        if options.json or options.once:
-            time.sleep(options.interval)
-            rates = look.again()
-            if options.json:
-                output.show_json([_document(rate, look.vms.get(rate.usage.cid)) for rate in rates])
-            else:
-                rows = [_row(rate, look.vms.get(rate.usage.cid)) for rate in rates]
-                output.show_table(_HEADINGS, rows, right=_RIGHT)
-            return fleet.status
-        _live(look, options.interval)
-    return 0
+        sampler = _Sampler(fleet)
+        sampler.sample()
+        if not options.json and not options.once:
+            _live(sampler, options.interval)
+            return 0
+        time.sleep(options.interval)
+        samples = sampler.sample()
+        if options.json:
+            output.show_json([_document(rate, vm) for rate, vm in samples])
+        else:
+            output.show_table(_HEADINGS, [_row(rate, vm) for rate, vm in samples], right=_RIGHT)
+        return fleet.status
 
 
-def _live(look: "_Look", interval: float) -> None:
-    """Show a table that changes, until Ctrl-C."""
+def _live(sampler: "_Sampler", interval: float) -> None:
+    """Show a table that is updated until Ctrl-C."""
     from rich.live import Live
 
     table = output.table(_HEADINGS, [], _RIGHT)
@@ -68,44 +67,43 @@ def _live(look: "_Look", interval: float) -> None:
         with output.Terminal().interruptible(), Live(table, auto_refresh=False) as live:
             while True:
                 time.sleep(interval)
-                rows = [_row(rate, look.vms.get(rate.usage.cid)) for rate in look.again()]
+                rows = [_row(rate, vm) for rate, vm in sampler.sample()]
                 live.update(output.table(_HEADINGS, rows, _RIGHT), refresh=True)
     except KeyboardInterrupt:
         return
 
 
-class _Look:
-    """Looks at all VMs, and again."""
+class _Sampler:
+    """Samples the usage of all VMs."""
 
     def __init__(self, fleet: Fleet) -> None:
         self._fleet = fleet
         self._before: dict[str, Usage] = {}
-        self._at = 0.0
-        self.vms: dict[str, VMView] = {}
+        self._time = 0.0
 
-    def again(self) -> list[Rate]:
-        """What each VM has used since the last look, the busiest first."""
-        self.vms = {vm.cid: vm for vm in self._fleet.each(lambda runtime: runtime.vms())}
+    def sample(self) -> list[tuple[Rate, VMView | None]]:
+        """Return what each VM has used since the last sample, the busiest first."""
+        vms = {vm.cid: vm for vm in self._fleet.each(lambda runtime: runtime.vms())}
         now = self._fleet.each(lambda runtime: runtime.usage())
-        at, self._at = self._at, time.monotonic()
-        found = rates(self._before, now, self._at - at)
+        last, self._time = self._time, time.monotonic()
+        used = rates(self._before, now, self._time - last)
         self._before = {usage.cid: usage for usage in now}
-        return found
+        return [(rate, vms.get(rate.usage.cid)) for rate in used]
 
 
 def rates(before: dict[str, Usage], now: Sequence[Usage], seconds: float) -> list[Rate]:
-    """What was used between two looks; what was not there before, or began anew, used nothing."""
+    """Return what was used between two samples; VMs that are new or were restarted used nothing."""
 
-    def each(new: float | None, old: float | None) -> float | None:
+    def per_second(new: float | None, old: float | None) -> float | None:
         return None if new is None else max(0.0, new - (old or 0.0)) / seconds
 
-    found = []
+    used = []
     for usage in now:
         old = before.get(usage.cid, usage)
         cpu = max(0.0, usage.cpu - old.cpu) / seconds * 100
-        read, written = each(usage.read, old.read), each(usage.written, old.written)
-        found.append(Rate(usage, cpu, read, written))
-    return sorted(found, key=lambda rate: (-rate.cpu, rate.usage.cid))
+        read, written = per_second(usage.read, old.read), per_second(usage.written, old.written)
+        used.append(Rate(usage, cpu, read, written))
+    return sorted(used, key=lambda rate: (-rate.cpu, rate.usage.cid))
 
 
 def _row(rate: Rate, vm: VMView | None) -> list[str]:

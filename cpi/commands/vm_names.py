@@ -1,4 +1,4 @@
-"""How people name a VM: by its CID, the beginning of it, or as BOSH does."""
+"""Find a VM by its CID, the beginning of it, or BOSH's name."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,15 +13,15 @@ _SHOWN = 5
 
 
 def find(text: str, vms: Sequence[VMView]) -> VMView:
-    """Return the one VM that is meant. Raises VMNotFound, or CPIError naming those it may be."""
-    for matches in (_exact, _by_name, _by_beginning):
-        found = [vm for vm in vms if matches(text, vm)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            listed = ", ".join(_shown(vm) for vm in found[:_SHOWN])
-            more = ", …" * (len(found) > _SHOWN)
-            raise CPIError(f"{shown(text)} may be any of {len(found)} VMs: {listed}{more}")
+    """Return the VM that matches. Raises VMNotFound, or CPIError naming all that match."""
+    for match in (_exact, _by_name, _by_beginning):
+        matches = [vm for vm in vms if match(text, vm)]
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            listed = ", ".join(_shown(vm) for vm in matches[:_SHOWN])
+            more = ", …" * (len(matches) > _SHOWN)
+            raise CPIError(f"{shown(text)} may be any of {len(matches)} VMs: {listed}{more}")
     raise VMNotFound(f"there is no VM {shown(text)}; `bosh-cpi vms` lists those there are")
 
 
@@ -34,25 +34,25 @@ def _by_name(text: str, vm: VMView) -> bool:
 
 
 def _by_beginning(text: str, vm: VMView) -> bool:
-    """Of the CID, of its last part, or of a name with an id, where that is told in full."""
+    """Match the beginning of the CID, of its last part, or of the id in a full name."""
     if not text:
         return False
-    own, identifier = vm.cid.rpartition("-")[2], vm.name.id
-    if vm.cid.startswith(text) or own.startswith(text):
+    unique, identifier = vm.cid.rpartition("-")[2], vm.name.id
+    if vm.cid.startswith(text) or unique.startswith(text):
         return True
     group, _, begun = text.rpartition("/")
     return bool(begun) and identifier.startswith(begun) and f"{group}/{identifier}" in _names(vm)
 
 
 def _names(vm: VMView) -> Iterator[str]:
-    """group, group/id, group/index, and each of them below the deployment."""
+    """Yield group, group/id, group/index, and each of them below the deployment."""
     name = vm.name
     if not name.group:
         return
     for group in dict.fromkeys((name.group, name.job)):
         if not group:
             continue
-        for ending in ("", *(f"/{one}" for one in (name.id, name.index) if one)):
+        for ending in ("", *(f"/{instance}" for instance in (name.id, name.index) if instance)):
             yield f"{group}{ending}"
             if name.deployment:
                 yield f"{name.deployment}/{group}{ending}"

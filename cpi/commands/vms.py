@@ -1,4 +1,4 @@
-"""`bosh-cpi vms` and `bosh-cpi stemcells`: what there is, in all configured runtimes."""
+"""`bosh-cpi vms` and `bosh-cpi stemcells`: list those of all configured runtimes."""
 
 import argparse
 import time
@@ -32,24 +32,20 @@ them, which the usual runtime gave it.
 
 def _vms(options: argparse.Namespace, config: Config) -> int:
     with Fleet(config) as fleet:
-        found = fleet.each(lambda runtime: runtime.vms())
+        vms = fleet.each(lambda runtime: runtime.vms())
         if options.json:
-            output.show_json([document(vm) for vm in found])
+            output.show_json([document(vm) for vm in vms])
             return fleet.status
-        stemcells = {one.cid: one for one in _known_stemcells(fleet)} if found else {}
-    # BOSH calls a job like its instance group, unless somebody makes a VM by hand.
-    jobs = any(vm.name.job not in ("", vm.name.group) for vm in found)
+        known = fleet.each(lambda runtime: runtime.stemcells()) if vms else []
+    # One CID may be in several runtimes, of which only some know the stemcell's name.
+    stemcells = {stemcell.cid: stemcell for stemcell in known if stemcell.name}
+    # BOSH names a job like its instance group; only VMs created by hand may differ.
+    jobs = any(vm.name.job not in ("", vm.name.group) for vm in vms)
     names = ["VM", "DEPLOYMENT", "INSTANCE", "INDEX", *(["JOB"] * jobs)]
     rest = ["STATE", "RUNTIME", "ADDRESSES", "PORTS", "STEMCELL", "CPU", "MEMORY", "AGE"]
-    rows = [_row(vm, stemcells.get(vm.stemcell), jobs=jobs) for vm in found]
+    rows = [_row(vm, stemcells.get(vm.stemcell), jobs=jobs) for vm in vms]
     output.show_table([*names, *rest], rows, right="CPU MEMORY AGE")
     return fleet.status
-
-
-def _known_stemcells(fleet: Fleet) -> list[StemcellView]:
-    """Those with a name first, so that the last of one CID is one that tells it."""
-    found = fleet.each(lambda runtime: runtime.stemcells())
-    return sorted(found, key=lambda one: bool(one.name))
 
 
 def _row(vm: VMView, stemcell: StemcellView | None, *, jobs: bool) -> list[str]:
@@ -64,7 +60,7 @@ def _row(vm: VMView, stemcell: StemcellView | None, *, jobs: bool) -> list[str]:
         vm.runtime,
         " ".join(vm.addresses),
         " ".join(vm.ports),
-        _title(stemcell) if stemcell and stemcell.name else output.short(vm.stemcell),
+        _title(stemcell) if stemcell else output.short(vm.stemcell),
         "" if vm.cpu is None else f"{vm.cpu:g}",
         "" if vm.memory is None else output.size(vm.memory),
         age(vm.created_at),
@@ -76,7 +72,7 @@ def _title(stemcell: StemcellView) -> str:
 
 
 def document(vm: VMView) -> dict[str, Any]:
-    """A VM for scripts: BOSH's names beside the rest; memory in MiB."""
+    """Describe a VM for scripts, with BOSH's names; memory in MiB."""
     return {
         **asdict(vm),
         "deployment": vm.name.deployment,
@@ -91,26 +87,27 @@ def document(vm: VMView) -> dict[str, Any]:
 
 def _stemcells(options: argparse.Namespace, config: Config) -> int:
     with Fleet(config) as fleet:
-        found = fleet.each(lambda runtime: runtime.stemcells())
+        views = fleet.each(lambda runtime: runtime.stemcells())
         if options.json:
-            times = [timestamp(one.created_at) for one in found]
-            both = zip(found, times, strict=True)
-            output.show_json([{**asdict(one), "created_at": at} for one, at in both])
+            documents = [
+                asdict(view) | {"created_at": timestamp(view.created_at)} for view in views
+            ]
+            output.show_json(documents)
             return fleet.status
-        users = fleet.each(lambda runtime: runtime.vms()) if found else []
-    used = [(vm.stemcell, vm.runtime) for vm in users]
+        vms = fleet.each(lambda runtime: runtime.vms()) if views else []
+    used = [(vm.stemcell, vm.runtime) for vm in vms]
     rows = [
         [
-            one.cid,
-            one.name,
-            one.version,
-            one.operating_system,
-            one.runtime,
-            str(used.count((one.cid, one.runtime))),
-            one.image,
-            age(one.created_at),
+            view.cid,
+            view.name,
+            view.version,
+            view.operating_system,
+            view.runtime,
+            str(used.count((view.cid, view.runtime))),
+            view.image,
+            age(view.created_at),
         ]
-        for one in found
+        for view in views
     ]
     headings = ["STEMCELL", "NAME", "VERSION", "OS", "RUNTIME", "VMS", "IMAGE", "AGE"]
     output.show_table(headings, rows, right="VMS AGE")
@@ -118,14 +115,14 @@ def _stemcells(options: argparse.Namespace, config: Config) -> int:
 
 
 def timestamp(seconds: float | None) -> str | None:
-    """A moment as RFC 3339 writes it."""
+    """Format a time in seconds since the epoch as RFC 3339."""
     if seconds is None:
         return None
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
 
 
 def age(created_at: float | None, now: float | None = None) -> str:
-    """How long ago something was, in its two largest units."""
+    """Format the time since `created_at` in its two largest units."""
     if created_at is None:
         return ""
     left = max(0, int((time.time() if now is None else now) - created_at))

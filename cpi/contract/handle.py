@@ -11,7 +11,6 @@ import errno
 import time
 
 from cpi.contract import methods
-from cpi.contract.redact import redacted
 from cpi.documents import decode, failure, require_object
 from cpi.errors import CPIError, InvalidCall, NoDiskSpace, NotSupported, VMCreationFailed
 from cpi.text import kind, shown
@@ -166,6 +165,8 @@ def _unexpected(name: str, error: Exception, log: Log, *secret: object) -> CPIEr
     taken out. The traceback is for the debug log alone.
     """
     import traceback
+
+    from cpi.contract.redact import redacted
 
     log.debug(redacted("".join(traceback.format_exception(error)).rstrip(), *secret))
     text = redacted(str(error), *secret)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 LARGEST_MIB = 2**30
 
 # What CIDs of other CPIs are made of; anything else is an attack or an accident.
-_HARMLESS = re.compile(r"[A-Za-z0-9._:/-]{1,255}")
+_HARMLESS = r"[A-Za-z0-9._:/-]{1,255}"
 
 _MEBIBYTES = validate.integer(1, LARGEST_MIB, "MiB")
 
@@ -143,7 +143,7 @@ def _any(where: str, value: object, of_kind: str) -> str:
     """
     if not isinstance(value, str):
         raise wrong(where, f"a {of_kind} CID", value)
-    if _HARMLESS.fullmatch(value) is None or ".." in value:
+    if re.fullmatch(_HARMLESS, value) is None or ".." in value:
         not_found = cid.NOT_FOUND.get(of_kind, CPIError)
         raise not_found(f"{shown(value)} can be no {of_kind} CID of any CPI")
     return value

@@ -1,16 +1,16 @@
-"""What is in folders, and what they take on a host's disk."""
+"""What folders contain, and the space they use on the host's disk."""
 
 import os
 from pathlib import Path
 
 
 def entries(folder: Path) -> list[Path]:
-    """Return what is in a folder, by name; nothing is in one that is not there."""
+    """Return the paths in a folder, sorted by name; none if it does not exist."""
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def size_of(path: Path) -> int:
-    """Return the bytes that a file or a folder takes, without what is mounted in it; 0: gone."""
+    """Return the bytes that a file or a folder uses, mounts in it excluded; 0 if it is gone."""
     try:
         status = path.lstat()
     except OSError:
@@ -19,11 +19,11 @@ def size_of(path: Path) -> int:
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             try:
-                found = os.lstat(os.path.join(folder, name))
+                status = os.lstat(os.path.join(folder, name))
             except OSError:
                 continue
-            if found.st_dev == device:
-                total += found.st_blocks * 512
+            if status.st_dev == device:
+                total += status.st_blocks * 512
             elif name in folders:
                 folders.remove(name)
     return total

@@ -1,7 +1,7 @@
 """The socket of the host's service that VMs get: where it is, here and in a VM.
 
-A VM gets the folder and not the socket in it, so that the service can start anew. The folder's
-parent is root's alone: in a VM everybody may use the socket, on the host only root.
+A VM gets the folder and not the socket in it, so that the service can restart. Only root can enter
+the folder's parent: in a VM every user may use the socket, on the host only root.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _TIMEOUT = 1.0  # seconds
 
 
 def make_folder(folder: Path) -> Path:
-    """Make the socket's folder where it is missing, and return it. Never delete it: VMs have it."""
+    """Make the socket's folder if it is missing, and return it. Never delete it: VMs mount it."""
     os.makedirs(folder.parent, mode=0o700, exist_ok=True)
     folder.mkdir(exist_ok=True)
-    folder.chmod(0o755)  # whatever the umask; any user of a VM comes in here
+    folder.chmod(0o755)  # whatever the umask: any user of a VM may enter
     return folder
 
 

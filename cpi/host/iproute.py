@@ -1,4 +1,4 @@
-"""The host's network interfaces and routes, as iproute2 tells them."""
+"""The host's network interfaces and routes, as iproute2 reports them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Route(NamedTuple):
-    """A route to a subnet, by the interface that it leads to, "" for none."""
+    """A route to a subnet and its interface, "" for none."""
 
     subnet: Subnet
     device: str

@@ -1,4 +1,4 @@
-"""Where everything lies on the host, below the configuration's state_dir and run_dir."""
+"""The CPI's paths on the host, below the configuration's state_dir and run_dir."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ CLIENTS, LOCKS = "clients", "locks"
 
 
 class Layout:
-    """The paths of one CPI. They are not made here, and need not exist."""
+    """The paths of one CPI. They need not exist; nothing is created here."""
 
     def __init__(self, state_dir: Path, run_dir: Path) -> None:
-        # Outlives a restart of the host.
+        # Survives a restart of the host.
         self.state_dir = state_dir
         self.vms = state_dir / "vms"  # a folder for each VM here, of every runtime, while it lives
         self.disks = state_dir / "disks"  # the default store, unless disk_dir names another
@@ -25,7 +25,7 @@ class Layout:
         self.imports = state_dir / "imports"  # of stemcells, while they run
         self.uploads = state_dir / "uploads"  # files that clients send with their calls
         self.scratch = state_dir / "scratch"  # disks made here for a libvirt that is elsewhere
-        # Goes with a restart of the host.
+        # Lost in a restart of the host.
         self.run_dir = run_dir
         self.locks = run_dir / LOCKS  # by CID
         self.namespaces = run_dir / "netns"  # pinned network namespaces, by VM CID

@@ -1,4 +1,4 @@
-"""The few system calls that Python has no function for; their constants are cpi.host.kernel's.
+"""The system calls that Python has no function for; their constants are in cpi.host.kernel.
 
 Raises OSError with the path, like the functions of `os`.
 """
@@ -20,7 +20,7 @@ from cpi.host import kernel
 
 Result = TypeVar("Result")
 
-# Flags that come as words among mount options (overlayfs, binds, devices).
+# Flags that are given as words among mount options (overlayfs, binds, devices).
 _FLAG_WORDS = {
     "ro": kernel.MS_RDONLY,
     "rw": 0,
@@ -34,43 +34,43 @@ _FLAG_WORDS = {
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def mount(source: str, target: Path, kind: str = "", flags: int = 0, data: str = "") -> None:
-    """mount(2)."""
+def mount(source: str, target: Path, fstype: str = "", flags: int = 0, data: str = "") -> None:
+    """Call mount(2)."""
     result = _libc.mount(
         os.fsencode(source),
         os.fsencode(target),
-        kind.encode() or None,
+        fstype.encode() or None,
         ctypes.c_ulong(flags),
         os.fsencode(data) or None,
     )
     _check(result, target)
 
 
-def mount_words(source: str, target: Path, kind: str, words: list[str]) -> None:
-    """mount(2) with fstab-style options."""
+def mount_words(source: str, target: Path, fstype: str, words: list[str]) -> None:
+    """Call mount(2) with fstab-style options."""
     flags, data = 0, []
     for word in words:
         if word in _FLAG_WORDS:
             flags |= _FLAG_WORDS[word]
         else:
             data.append(word)
-    mount(source, target, kind, flags, ",".join(data))
+    mount(source, target, fstype, flags, ",".join(data))
     if flags & kernel.MS_BIND and flags & kernel.MS_RDONLY:
-        mount("none", target, "", flags | kernel.MS_REMOUNT)  # a bind is read-only on second ask
+        mount("none", target, "", flags | kernel.MS_REMOUNT)  # binds ignore MS_RDONLY at first
 
 
 def umount(target: Path, flags: int = 0) -> None:
-    """umount2(2); a target that is no mount point or is gone is no error."""
+    """Call umount2(2); do nothing if the target is gone or not a mount point."""
     result = _libc.umount2(os.fsencode(target), flags | kernel.UMOUNT_NOFOLLOW)
     if result and ctypes.get_errno() not in (errno.ENOENT, errno.EINVAL):
         _check(result, target)
 
 
 def bind_folder(source: Path, target: Path) -> None:
-    """Bind a folder, without what is mounted below it, apart from all sharing of mounts.
+    """Bind a folder as a private mount, without what is mounted below it.
 
-    No part of its path may be a symbolic link, not even one that is put there meanwhile: whoever
-    can write in a folder above it could have anything bound. Raises OSError with the part.
+    No part of its path may be a symbolic link, not even one created meanwhile: a user who can write
+    in a folder above it could have any folder bound. Raises OSError with the part.
     """
     flags = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open("/", flags)
@@ -91,20 +91,20 @@ def bind_folder(source: Path, target: Path) -> None:
 
 
 def is_mount_point(path: Path) -> bool:
-    """Tell whether something is mounted exactly there, a bind of the same file system included."""
+    """Tell whether something is mounted exactly there; binds of one file system count too."""
     return device_of(path) is not None
 
 
 def device_of(path: Path) -> str | None:
     """Return the "major:minor" of what is mounted exactly there, or None."""
-    found = [mounted.device for mounted in mounts("self") if mounted.target == str(path)]
-    return found[-1] if found else None
+    devices = [mounted.device for mounted in mounts("self") if mounted.target == str(path)]
+    return devices[-1] if devices else None
 
 
 @dataclass(frozen=True)
 class Mounted:
-    """A line of mountinfo: device is "major:minor", root the part of it that is mounted, target
-    where the process sees it."""
+    """A line of mountinfo. device: "major:minor"; root: the mounted part of it; target: the mount
+    point as the process sees it."""
 
     device: str
     root: str
@@ -112,13 +112,13 @@ class Mounted:
 
 
 def mounts(process: str) -> list[Mounted]:
-    """Return what is mounted for a process, in the order it was mounted (proc(5), mountinfo)."""
-    found = []
+    """Return a process's mounts in the order they were made (proc(5), mountinfo)."""
+    mounted = []
     with open(f"/proc/{process}/mountinfo", "rb") as file:
         for line in file:
             words = line.split(b" ")
-            found.append(Mounted(words[2].decode(), _unescaped(words[3]), _unescaped(words[4])))
-    return found
+            mounted.append(Mounted(words[2].decode(), _unescaped(words[3]), _unescaped(words[4])))
+    return mounted
 
 
 def _unescaped(word: bytes) -> str:
@@ -126,11 +126,11 @@ def _unescaped(word: bytes) -> str:
 
 
 def mount_shared_tmpfs(path: Path) -> None:
-    """Mount a small tmpfs that is shared: what is mounted below reaches the copies of it."""
+    """Mount a small shared tmpfs: mounts made below it propagate to its copies."""
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     mount("tmpfs", path, "tmpfs", flags, "mode=755,size=64k")
     try:
-        mount("none", path, flags=kernel.MS_PRIVATE)  # out of the host's own sharing first
+        mount("none", path, flags=kernel.MS_PRIVATE)  # first leave the host's peer group
         mount("none", path, flags=kernel.MS_SHARED)
     except OSError:
         umount(path, kernel.MNT_DETACH)
@@ -138,10 +138,10 @@ def mount_shared_tmpfs(path: Path) -> None:
 
 
 def in_private_mounts(work: Callable[[], Result]) -> Result:
-    """Run `work` in a thread with a mount namespace of its own.
+    """Run `work` in a thread with its own mount namespace.
 
-    What it mounts no other process sees, and the kernel takes it away with the thread, even when
-    the process is killed half-way.
+    No other process sees what it mounts, and the kernel unmounts it when the thread ends, even if
+    the process is killed.
     """
 
     def enter() -> Result:
@@ -158,7 +158,7 @@ def in_mount_namespace(pid: int, work: Callable[[], Result]) -> Result:
     def enter() -> Result:
         fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _unshare(kernel.CLONE_FS)  # setns refuses while the thread shares its root with others
+            _unshare(kernel.CLONE_FS)  # setns fails while the thread shares its root
             _check(_libc.setns(fd, kernel.CLONE_NEWNS), Path(f"/proc/{pid}/ns/mnt"))
         finally:
             os.close(fd)
@@ -168,7 +168,7 @@ def in_mount_namespace(pid: int, work: Callable[[], Result]) -> Result:
 
 
 def pin_network_namespace(path: Path) -> None:
-    """Make a network namespace, its loopback up, that lives as long as `path` is mounted."""
+    """Make a network namespace with its loopback up; it lasts while `path` is mounted."""
     path.touch(0o600, exist_ok=False)
 
     def make() -> None:
@@ -184,13 +184,13 @@ def pin_network_namespace(path: Path) -> None:
 
 
 def unpin_network_namespace(path: Path) -> None:
-    """Let a pinned network namespace go; one that is gone is no error."""
+    """Unpin a network namespace; do nothing if it is gone."""
     umount(path, kernel.MNT_DETACH)
     path.unlink(missing_ok=True)
 
 
 def effective_capabilities(process: str = "self") -> frozenset[str]:
-    """Return the capabilities that a process has (proc(5), CapEff). Raises OSError."""
+    """Return a process's effective capabilities (proc(5), CapEff). Raises OSError."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():
         if line.startswith("CapEff:"):
             mask = int(line.split()[1], 16)
@@ -216,21 +216,21 @@ def _check(result: int, path: Path) -> None:
 
 
 def _in_thread(work: Callable[[], Result]) -> Result:
-    """Run `work` in a thread that ends afterwards: its namespaces end with it."""
+    """Run `work` in a new thread, whose namespaces end with it."""
     results: list[Result] = []
     failures: list[BaseException] = []
 
     def run() -> None:
         try:
             results.append(work())
-        except BaseException as error:  # carried over to the caller's thread
+        except BaseException as error:  # raised in the caller's thread
             failures.append(error)
 
     thread = threading.Thread(target=run)
     thread.start()
     try:
         thread.join()
-    except BaseException:  # Ctrl-C: what it mounted is gone before anything else is tidied up
+    except BaseException:  # Ctrl-C: wait until its mounts are gone
         thread.join()
         raise
     if failures:

@@ -1,7 +1,7 @@
 """Locks by CID that hold across processes and threads.
 
-BOSH never makes two calls for one VM at once, but a disk moves between VMs, people run commands by
-hand, and a host service answers many directors.
+BOSH never makes two calls for one VM at once, but a disk moves between VMs, operators run commands,
+and a host service answers many directors.
 """
 
 from __future__ import annotations
@@ -23,18 +23,19 @@ if TYPE_CHECKING:
 
 @contextmanager
 def hold(run_dir: str, *cids: str, log: Log) -> Iterator[None]:
-    """Hold the locks of some CIDs, waiting for them; nothing stays behind on release.
+    """Wait for the locks of some CIDs and hold them; remove their files on release.
 
-    VMs come first, then by name: so two calls cannot wait for each other, and whoever holds a VM's
-    lock may still take those of its disks. A CID that is held already must not be taken again, not
-    even by the same process: that waits for ever. Raises CPIError when run_dir cannot be used.
+    VMs are locked first, then by name: so calls cannot deadlock, and the holder of a VM's lock may
+    still lock its disks. Locking a CID that the same process already holds waits for ever. Raises
+    CPIError when run_dir cannot be used.
     """
     if any("/" in cid or cid in ("", ".", "..") for cid in cids):
         raise ValueError("a lock is named by a validated CID")
     folder = os.path.join(run_dir, LOCKS)
     with ExitStack() as held:
         try:
-            _make_folders(run_dir, folder)
+            for path in (run_dir, folder):
+                os.makedirs(path, mode=0o700, exist_ok=True)
             for cid in sorted(set(cids), key=lambda cid: ("-vm-" not in cid, cid)):
                 path = os.path.join(folder, cid)
                 held.callback(_release, path, _acquire(cid, path, log))
@@ -47,15 +48,12 @@ def hold(run_dir: str, *cids: str, log: Log) -> Iterator[None]:
 
 
 def is_held(run_dir: str, cid: str) -> bool:
-    """Tell whether a call is at work on a CID just now."""
+    """Tell whether a call holds the lock of a CID."""
     return is_locked(os.path.join(run_dir, LOCKS, cid))
 
 
 def is_locked(path: str | os.PathLike[str]) -> bool:
-    """Tell whether somebody holds the lock of a file or folder; not if it is gone.
-
-    Raises OSError when it cannot be opened.
-    """
+    """Tell whether a file or folder is locked; not if it is gone. Raises OSError."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
@@ -69,20 +67,14 @@ def is_locked(path: str | os.PathLike[str]) -> bool:
     return False
 
 
-def _make_folders(*folders: str) -> None:
-    """Make folders that only their owner can look into."""
-    for folder in folders:
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-
-
 def _acquire(cid: str, path: str, log: Log) -> int:
-    """Return a descriptor that holds the lock of this file."""
+    """Lock a file and return its descriptor."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         try:
             _wait(cid, descriptor, log)
-            # Whoever held it before has unlinked it: then this is the lock of a file without a
-            # name, and somebody else may already hold that of a new one.
+            # If its last holder has unlinked the file, this locks a file without a name, and
+            # another call may already hold the lock of a new one.
             if _is_same(path, descriptor):
                 os.set_inheritable(descriptor, True)  # see cpi.host.process
                 return descriptor
@@ -93,7 +85,7 @@ def _acquire(cid: str, path: str, log: Log) -> int:
 
 
 def _wait(cid: str, descriptor: int, log: Log) -> None:
-    """Lock an open file; say so when that means waiting."""
+    """Lock an open file; log when that means waiting."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -113,7 +105,7 @@ def _is_same(path: str, descriptor: int) -> bool:
 
 
 def _release(path: str, descriptor: int) -> None:
-    """Remove the file while its lock is still held, so that it is ours; then give up the lock."""
-    with suppress(OSError):  # a file that stays is only litter, and the next holder's to remove
+    """Remove the file while its lock is held, so that it is ours; then release the lock."""
+    with suppress(OSError):  # the next holder removes a file that stays
         os.unlink(path)
     os.close(descriptor)

@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 
 from cpi.errors import CloudError
 
-# Fixed, since the director gives little of an environment and a user's may hold anything.
+# Fixed: the director sets little of an environment, and a user's may contain anything.
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"}
 
 
 class CommandFailed(CloudError):
-    """A program could not be started, failed or took too long."""
+    """A program could not be started, failed or timed out."""
 
     def __init__(
         self, message: str, *, status: int | None = None, stdout: bytes = b"", stderr: str = ""
     ) -> None:
         super().__init__(message)
-        self.status = status  # None: it did not run to its end
+        self.status = status  # None: it did not exit
         self.stdout = stdout
         self.stderr = stderr
 
@@ -32,8 +32,8 @@ def run(
 ) -> bytes:
     """Run a program without a shell and return its stdout; `env` is added to a fixed environment.
 
-    Raises CommandFailed, naming the command and what it wrote to stderr, when it exits with
-    another status than 0, is missing (then with the hint) or runs longer than `timeout` seconds.
+    Raises CommandFailed, with the command and its stderr, when it exits with a status other than
+    0, is missing (then with the hint) or runs longer than `timeout` seconds.
     """
     shown = shlex.join(argv)
     try:
@@ -44,8 +44,8 @@ def run(
             env={**ENVIRONMENT, **(env or {})},
             timeout=timeout,
             check=False,
-            # The locks that this process holds (cpi.host.locks) are inherited, and nothing else is:
-            # if it is killed, nobody touches what the program is still at work on.
+            # Only the locks that this process holds (cpi.host.locks) are inherited: if it is
+            # killed, no other call touches what the program is still at work on.
             close_fds=False,
         )
     except FileNotFoundError:

@@ -1,6 +1,6 @@
-"""A mark in a VM's folder while the VM is made or deleted, by which a killed call is known later.
+"""A mark in a VM's folder while the VM is created or deleted; a killed call leaves it there.
 
-BOSH does not count on such a VM: its create has never answered, or its delete was asked for.
+BOSH does not use such a VM: its create_vm has not returned, or BOSH has asked to delete it.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def creation(
     """Make a VM's folder, then its networks in a thread while the body makes the rest of the VM.
 
     Yields the undo for the steps of the body, and the networks. When the body fails everything is
-    undone; until it ends the folder, which `make` has made, is marked.
+    rolled back; the folder, which `make` makes, is marked until the body ends.
     """
-    from concurrent.futures import ThreadPoolExecutor  # costs what attach_disk saves
+    from concurrent.futures import ThreadPoolExecutor  # slow; attach_disk does not need it
 
     with Undo(log) as undo, ThreadPoolExecutor(1) as threads:
         undo.push(remove)
@@ -63,10 +63,10 @@ def begin(folder: Path) -> None:
 
 
 def end(folder: Path) -> None:
-    """Record that the VM is made."""
+    """Remove the mark: the VM is complete."""
     (folder / _MARK).unlink(missing_ok=True)
 
 
 def is_marked(folder: Path) -> bool:
-    """Tell whether a call that makes or deletes the VM is running, or was killed."""
+    """Tell whether a call that creates or deletes the VM is running, or was killed."""
     return (folder / _MARK).exists()

@@ -1,7 +1,7 @@
-"""What nobody owns on this host, of every runtime and beside them; and taking it away.
+"""Find orphaned resources on this host, of every runtime and of the CPI itself, and remove them.
 
-Things are recognised by having no owner, since there is no list of what was made. What a call is at
-work on has its lock held, and is never touched; nor is a disk that has facts.
+Resources are recognised by having no owner: there is no list of what was created. What a running
+call has locked is never touched; nor is a disk that has facts.
 """
 
 import re
@@ -19,7 +19,7 @@ from cpi.log import Log
 from cpi.model import Garbage
 from cpi.service.ownership import records_by_client
 from cpi.upkeep import host_garbage
-from cpi.upkeep.restore import vms_of
+from cpi.upkeep.restore import message_of, vms_of
 from runtimes import catalog
 
 _VM_CID = re.compile(r"\b[a-z][a-z0-9]{0,15}-vm-[a-z0-9]{1,48}\b")
@@ -27,9 +27,9 @@ _VM_CID = re.compile(r"\b[a-z][a-z0-9]{0,15}-vm-[a-z0-9]{1,48}\b")
 
 @dataclass
 class Collected:
-    """What was found; of that, what is gone now; and what went wrong, by name."""
+    """All garbage; what was removed of it; and errors, by name."""
 
-    found: list[Garbage] = field(default_factory=list)
+    garbage: list[Garbage] = field(default_factory=list)
     removed: list[Garbage] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -42,50 +42,47 @@ def collect_garbage(
     only_certain: bool = True,
     bosh_vms: Iterable[str] | None = None,
 ) -> Collected:
-    """Find garbage and, with `yes`, remove it. Calls of the CPI may come meanwhile.
+    """Find garbage and, with `yes`, remove it. Calls of the CPI may run meanwhile.
 
-    only_certain: leave out what somebody could still want; so a service may do it unasked.
+    only_certain: leave out what may still be wanted, so that the service can collect unasked.
     bosh_vms: the CIDs of all VMs that any director or manifest knows; others are garbage too.
     """
-    done = Collected()
+    collected = Collected()
     with catalog.Runtimes(config, log) as runtimes:
         for title, find in _finders(runtimes, bosh_vms):
             try:
-                _add(done.found, [one for one in find() if one.certain or not only_certain])
-            except Exception as error:  # one that does not answer is no reason to keep the rest
-                done.failed[title] = _told(error)
-                log.error(f"garbage of {title}: {done.failed[title]}")
-        for one in done.found if yes else ():
+                items = [item for item in find() if item.certain or not only_certain]
+            except Exception as error:  # one that fails does not block the others
+                collected.failed[title] = message_of(error)
+                log.error(f"garbage of {title}: {collected.failed[title]}")
+                continue
+            known = {(item.type, item.name) for item in collected.garbage}
+            collected.garbage += [item for item in items if (item.type, item.name) not in known]
+        for item in collected.garbage if yes else ():
             try:
-                if _remove(one, config, log):
-                    done.removed.append(one)
+                if _remove(item, config, log):
+                    collected.removed.append(item)
             except Exception as error:
-                done.failed[one.name] = _told(error)
-                log.error(f"{one.kind} {one.name} cannot be removed: {done.failed[one.name]}")
-    return done
-
-
-def _add(found: list[Garbage], more: Iterable[Garbage]) -> None:
-    """Add what is not there for another reason already."""
-    known = {(one.kind, one.name) for one in found}
-    found += [one for one in more if (one.kind, one.name) not in known]
+                message = collected.failed[item.name] = message_of(error)
+                log.error(f"{item.type} {item.name} cannot be removed: {message}")
+    return collected
 
 
 def read_cids(text: str) -> set[str]:
-    """Return the CIDs of VMs in a text, whatever is around them.
+    """Return the VM CIDs in a text of any form.
 
-    Raises CPIError when there are none: then everything would be garbage.
+    Raises CPIError when there are none: then all VMs would be garbage.
     """
-    found = set(_VM_CID.findall(text))
-    if not found:
+    cids = set(_VM_CID.findall(text))
+    if not cids:
         raise CPIError("the list of VMs that BOSH knows has no CID; make it with: bosh vms --json")
-    return found
+    return cids
 
 
 def _finders(
     runtimes: catalog.Runtimes, bosh_vms: Iterable[str] | None
 ) -> Iterator[tuple[str, Callable[[], Iterable[Garbage]]]]:
-    """Yield what looks for garbage, with what it is called in errors."""
+    """Yield functions that find garbage, with their titles in errors."""
     config = runtimes.config
     used = [cid.runtime_of(vm_cid, cid.VM) for vm_cid in vms_of(config)]
     for name in dict.fromkeys([*catalog.configured(config), *used]):
@@ -101,28 +98,28 @@ def _of_runtime(name: str, runtimes: catalog.Runtimes) -> list[Garbage]:
 
 
 def _records(runtimes: catalog.Runtimes) -> Iterator[Garbage]:
-    """What the service counts for a client that is gone: a person deleted it, or a killed call."""
+    """Yield records of resources that are gone: deleted by an operator, or by a killed call."""
     for client, paths in records_by_client(Layout.of(runtimes.config).clients).items():
         for path in paths:
-            if kind := _kind_of_missing(path.name, runtimes):
-                why, remove = f"there is no such {kind}", partial(path.unlink, missing_ok=True)
+            if resource := _missing_resource(path.name, runtimes):
+                why, remove = f"there is no such {resource}", partial(path.unlink, missing_ok=True)
                 name = f"{client}/{path.name}"
-                # Not certain: without its record, a thing that is there after all is nobody's.
+                # Not certain: if the resource exists after all, it has no owner without its record.
                 yield Garbage("record", name, why, path.name, remove, certain=False)
 
 
-def _kind_of_missing(name: str, runtimes: catalog.Runtimes) -> str:
-    """Return the kind of a VM or disk that is gone, "" for others and during a call on it."""
-    kind = next((kind for kind in (cid.VM, cid.DISK) if catalog.is_ours(name, kind)), "")
-    if not kind or locks.is_held(runtimes.config.text("run_dir"), name):
+def _missing_resource(name: str, runtimes: catalog.Runtimes) -> str:
+    """Return "vm" or "disk" for a CID of one that is gone, "" for others and during a call."""
+    resource = next((word for word in (cid.VM, cid.DISK) if catalog.is_ours(name, word)), "")
+    if not resource or locks.is_held(runtimes.config.text("run_dir"), name):
         return ""
-    runtime = runtimes.of_cid(name, kind)
-    has = runtime.has_vm if kind == cid.VM else runtime.has_disk
-    return "" if has(name) else kind
+    runtime = runtimes.of_cid(name, resource)
+    has = runtime.has_vm if resource == cid.VM else runtime.has_disk
+    return "" if has(name) else resource
 
 
 def _unknown(bosh_vms: set[str], runtimes: catalog.Runtimes) -> Iterator[Garbage]:
-    """VMs that are whole and that BOSH has not, since the answer to its create_vm was lost."""
+    """Yield complete VMs that BOSH does not know, since its create_vm got no answer."""
     config = runtimes.config
     for vm_cid in vms_of(config):
         folder = Layout.of(config).vm(vm_cid)
@@ -137,17 +134,13 @@ def _delete_vm(vm_cid: str, runtimes: catalog.Runtimes) -> None:
     runtimes.of_cid(vm_cid, cid.VM).delete_vm(vm_cid)
 
 
-def _told(error: Exception) -> str:
-    return error.message if isinstance(error, CPIError) else f"{type(error).__name__}: {error}"
-
-
-def _remove(one: Garbage, config: Config, log: Log) -> bool:
-    """Remove one thing, unless a call is at work on it; tell whether it was."""
+def _remove(item: Garbage, config: Config, log: Log) -> bool:
+    """Remove an item unless a call holds its lock; tell whether it was removed."""
     run_dir = config.text("run_dir")
-    if locks.is_held(run_dir, one.lock):
-        log.info(f"{one.kind} {one.name}: a call is at work on {one.lock}")
+    if locks.is_held(run_dir, item.lock):
+        log.info(f"{item.type} {item.name}: a call is at work on {item.lock}")
         return False
-    with locks.hold(run_dir, one.lock, log=log):
-        one.remove()
-    log.info(f"removed {one.kind} {one.name}: {one.why}")
+    with locks.hold(run_dir, item.lock, log=log):
+        item.remove()
+    log.info(f"removed {item.type} {item.name}: {item.why}")
     return True

@@ -1,4 +1,4 @@
-"""What nobody owns on this host, whatever the runtime: files, namespaces, reservations, devices."""
+"""Orphaned files, namespaces, reservations and devices on this host, of all runtimes."""
 
 import re
 import shutil
@@ -22,24 +22,24 @@ from runtimes import catalog
 _DISK_FILE = re.compile(r"(?P<cid>[a-z0-9-]+)\.(?P<part>raw|json|(raw|json|snapshot)\.part)")
 _LOCK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,200}")
 _NO_VM = "there is no VM of this name"
-_UPLOAD_SECONDS = 600  # between making a folder and locking the file in it, with room to spare
+_UPLOAD_SECONDS = 600  # more than between making a folder and locking the file in it
 
 
 def find(config: Config) -> list[Garbage]:
-    """Return what nobody owns and no running call is at work on. Raises CPIError."""
+    """Return orphaned resources that no running call has locked. Raises CPIError."""
     layout = Layout.of(config)
     vms, run_dir = layout.vms, str(layout.run_dir)
-    found = [
-        *_disk_files(DiskStore(folders_of(config))),
-        *_snapshots(DiskStore(folders_of(config))),
+    store = DiskStore(folders_of(config))
+    garbage = [
+        *_disk_files(store),
+        *_snapshots(store),
         *_namespaces(layout.namespaces, vms),
         *_reservations(layout),
         *_loops(vms),
         *_uploads(layout.uploads),
         *_scratch(layout.scratch),
     ]
-    found = [one for one in found if not locks.is_held(run_dir, one.lock)]
-    return [*found, *_locks(layout)]
+    return [*(item for item in garbage if not locks.is_held(run_dir, item.lock)), *_locks(layout)]
 
 
 def _disk_files(store: DiskStore) -> Iterator[Garbage]:
@@ -53,26 +53,24 @@ def _disk_files(store: DiskStore) -> Iterator[Garbage]:
 def _disk_file(
     store: DiskStore, name: str, path: Path, disk_cid: str, part: str
 ) -> Iterator[Garbage]:
+    def remove() -> None:
+        if certain or store.find(disk_cid) is None:
+            _delete(path)
+
+    certain = True
     if part.endswith(".part"):
-        why, remove = "a call that changed the disk was killed", partial(_delete, path)
-        yield Garbage("disk file", str(path), why, disk_cid, remove, size=size_of(path))
-        return
-    try:
-        disk = store.find(disk_cid)
-    except CPIError:
-        return  # its facts are damaged, and it may well be somebody's
-    if disk is None:
-
-        def remove_still() -> None:
-            if store.find(disk_cid) is None:
-                _delete(path)
-
-        why = "it has no facts, as the call that created it was killed"
-        yield Garbage("disk file", str(path), why, disk_cid, remove_still, False, size_of(path))
-    elif disk.store != name:
-        why = f"a call that moved the disk to the store {disk.store} was killed"
-        remove = partial(_delete, path)
-        yield Garbage("disk file", str(path), why, disk_cid, remove, size=size_of(path))
+        why = "a call that changed the disk was killed"
+    else:
+        try:
+            disk = store.find(disk_cid)
+        except CPIError:
+            return  # its facts are damaged, so it may have an owner
+        if disk and disk.store == name:
+            return
+        certain, why = False, "it has no facts, as the call that created it was killed"
+        if disk:
+            certain, why = True, f"a call that moved the disk to the store {disk.store} was killed"
+    yield Garbage("disk file", str(path), why, disk_cid, remove, certain, size_of(path))
 
 
 def _snapshots(store: DiskStore) -> Iterator[Garbage]:
@@ -93,9 +91,9 @@ def _namespaces(folder: Path, vms: Path) -> Iterator[Garbage]:
 
 
 def _reservations(layout: Layout) -> Iterator[Garbage]:
-    """Addresses and ports in the names of files that say which VM has them."""
+    """Yield addresses and ports of VMs that are gone: names of files that contain the VM's CID."""
     vms, addresses, ports = layout.vms, layout.addresses.glob("*/*"), layout.ports.glob("*")
-    for kind, paths in (("address", addresses), ("port", ports)):
+    for title, paths in (("address", addresses), ("port", ports)):
         for path in sorted(paths):
             if _is_gone(owner := _owner(path), vms):
 
@@ -104,11 +102,11 @@ def _reservations(layout: Layout) -> Iterator[Garbage]:
                         path.unlink(missing_ok=True)
 
                 remove = _while_gone(owner, vms, unlink)
-                yield Garbage(kind, str(path), f"its VM {owner} is gone", owner, remove)
+                yield Garbage(title, str(path), f"its VM {owner} is gone", owner, remove)
 
 
 def _owner(path: Path) -> str:
-    """The first word of a small file, which host-local's have on a line of its own."""
+    """Return the first word of a small file; host-local writes it on the first line."""
     try:
         with path.open("rb") as file:
             words = file.read(256).decode("ascii", errors="replace").split()
@@ -127,7 +125,7 @@ def _loops(vms: Path) -> Iterator[Garbage]:
 
 
 def _uploads(folder: Path) -> Iterator[Garbage]:
-    """What a service that was killed had received; one that lives has its file locked."""
+    """Yield uploads that a killed service received; a running service locks its file."""
     for path in entries(folder):
         if _LOCK_NAME.fullmatch(path.name) and _age(path) > _UPLOAD_SECONDS and _is_idle(path):
             why, lock = "the service that received it was killed", f"upload-{path.name}"
@@ -143,18 +141,18 @@ def _scratch(folder: Path) -> Iterator[Garbage]:
 
 
 def _age(path: Path) -> float:
-    """Seconds since a file, or a folder or what is in it, was changed."""
+    """Return the seconds since a file, or a folder or a file in it, was changed."""
     try:
-        return time.time() - max(one.stat().st_mtime for one in (path, *_files(path)))
+        return time.time() - max(file.stat().st_mtime for file in (path, *_files(path)))
     except OSError:
-        return 0  # it goes just now
+        return 0  # it is being deleted
 
 
 def _is_idle(path: Path) -> bool:
-    """Tell whether nobody has locked a file, or one in a folder."""
+    """Tell whether neither a file nor, for a folder, a file in it is locked."""
     try:
         return not any(locks.is_locked(file) for file in (path, *_files(path)))
-    except OSError:  # what cannot be opened is left alone
+    except OSError:  # keep what cannot be opened
         return False
 
 
@@ -163,7 +161,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _locks(layout: Layout) -> Iterator[Garbage]:
-    """The files of locks that killed calls held; whoever takes one removes it."""
+    """Yield lock files of killed calls; taking and releasing the lock removes the file."""
     for path in entries(layout.locks):
         if _LOCK_NAME.fullmatch(path.name) and not locks.is_held(str(layout.run_dir), path.name):
             why = "the call that held it was killed"
@@ -175,7 +173,7 @@ def _is_gone(vm_cid: str, vms: Path) -> bool:
 
 
 def _while_gone(vm_cid: str, vms: Path, remove: Callable[[], None]) -> Callable[[], None]:
-    """What removes something of a VM if that is still gone; its lock is held then."""
+    """Return a function that calls `remove` if the VM is still gone once its lock is held."""
 
     def remove_still() -> None:
         if _is_gone(vm_cid, vms):
@@ -185,7 +183,7 @@ def _while_gone(vm_cid: str, vms: Path, remove: Callable[[], None]) -> Callable[
 
 
 def _delete(path: Path) -> None:
-    """Delete a file or a folder; gone is no error."""
+    """Delete a file or a folder; ignore a file that is gone."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

@@ -1,7 +1,7 @@
-"""What a restart of the host takes away, brought back: all VMs of this host, of every runtime.
+"""Restore this host's VMs, of every runtime, after a restart of the host.
 
-Each runtime has a folder `<state_dir>/vms/<vm cid>` for each of its VMs here, as long as it lives.
-Those are what there is to bring back; the CID names the runtime, which knows whether it is needed.
+Each VM has a folder `<state_dir>/vms/<vm cid>` until it is deleted. The CID names the runtime,
+which decides whether the VM needs to be restored.
 """
 
 from collections.abc import Iterator
@@ -17,12 +17,12 @@ from cpi.host.layout import Layout
 from cpi.log import Log
 from runtimes import catalog
 
-_AT_ONCE = 4  # VMs; a start is mostly waiting for programs
+_AT_ONCE = 4  # VMs; starting one mostly waits for programs
 
 
 @dataclass
 class Restored:
-    """CIDs of VMs that were brought back, were as they should be, and failed (with the reason)."""
+    """CIDs of VMs that were restored, needed nothing, or failed (with the reason)."""
 
     back: list[str] = field(default_factory=list)
     untouched: list[str] = field(default_factory=list)
@@ -30,51 +30,53 @@ class Restored:
 
     @property
     def summary(self) -> str:
-        """One line for people."""
+        """Return a summary of one line."""
         text = f"{len(self.back)} VMs brought back, {len(self.untouched)} needed nothing"
         return f"{text}, {len(self.failed)} failed" if self.failed else text
 
 
 def restore_all(config: Config, log: Log) -> Restored:
-    """Bring back every VM that a restart of the host took away; one's failure keeps no other.
+    """Restore every VM that needs it; one's failure does not block the others.
 
-    Twice is once, and calls of the CPI may come meanwhile: each VM's lock is held. For the start of
-    a service, and for people. Errors are in the log and in what is returned; raises none of a VM.
+    Idempotent, and calls of the CPI may run meanwhile: each VM's lock is held. Errors of VMs are
+    logged and returned, not raised.
     """
     done = Restored()
 
-    def one(vm_cid: str) -> None:
+    def restore(vm_cid: str) -> None:
         try:
             (done.back if _restore(vm_cid, config, log) else done.untouched).append(vm_cid)
-        except Exception as error:  # whatever it is, the others are still to be brought back
-            told = (
-                error.message if isinstance(error, CPIError) else f"{type(error).__name__}: {error}"
-            )
-            log.error(f"{vm_cid} cannot be brought back: {told}")
-            done.failed[vm_cid] = told
+        except Exception as error:  # whatever it is, the other VMs must still be restored
+            message = done.failed[vm_cid] = message_of(error)
+            log.error(f"{vm_cid} cannot be brought back: {message}")
 
     with ThreadPoolExecutor(_AT_ONCE) as threads:
-        list(threads.map(one, vms_of(config)))
+        list(threads.map(restore, vms_of(config)))
     done.back.sort()
     done.untouched.sort()
     log.info(f"host restart: {done.summary}")
     return done
 
 
+def message_of(error: Exception) -> str:
+    """Return an error's message, with its type unless it is the CPI's own."""
+    return error.message if isinstance(error, CPIError) else f"{type(error).__name__}: {error}"
+
+
 def vms_of(config: Config) -> Iterator[str]:
-    """Yield the CIDs of this host's VMs, whole or not, of the runtimes that this CPI has."""
+    """Yield the CIDs of this host's VMs, complete or not, of all runtimes of this CPI."""
     for path in entries(Layout.of(config).vms):
         if catalog.is_ours(path.name, cid.VM):
             yield path.name
 
 
 def _restore(vm_cid: str, config: Config, log: Log) -> bool:
-    """Bring one VM back if that is needed; tell whether it was."""
+    """Restore a VM if it needs it; tell whether it did."""
     folder = Layout.of(config).vm(vm_cid)
     with locks.hold(config.text("run_dir"), vm_cid, log=log):
         if not folder.is_dir():  # deleted meanwhile
             return False
-        # One for each: not every runtime's connection may be used by several threads.
+        # One for each: not all runtimes' connections can be shared by threads.
         with catalog.Runtimes(config, log) as runtimes:
             restored = runtimes.of_cid(vm_cid, cid.VM).restore(vm_cid)
     if restored:

@@ -38,11 +38,11 @@ class ImageWriter:
         return oci.chain_id([layer.diff_id for layer in self._layers])
 
     def rootfs(self, path: Path, digest: Callable[[], str], limit: int) -> None:
-        """Store and unpack the first layer, a tar.gz, side by side.
+        """Store and unpack the first layer, a tar.gz, in parallel.
 
-        digest: may take reading the file: containerd has to know it before the first byte, to keep
-        for this import what it has already. Raises StemcellError, also for more than `limit` bytes
-        unpacked, and CloudError.
+        digest: may read the file; it is called in parallel to unpacking. containerd needs it before
+        the first byte: content that it has already is only then kept for this import. Raises
+        StemcellError, also for more than `limit` bytes unpacked, and CloudError.
         """
         key, mounts = self._prepare()
         size = path.stat().st_size

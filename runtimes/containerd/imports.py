@@ -77,7 +77,7 @@ class Imports:
             with self._imports.folder(upload.key) as folder:
 
                 def is_same(labels: Mapping[str, str]) -> bool:
-                    # The key first, since the digest takes reading it all.
+                    # The key first: for the digest the whole file has to be read.
                     same_key = labels.get(LABEL_KEY) == upload.key
                     return same_key and labels.get(oci.LABEL_SOURCE) == upload.digest
 
@@ -87,10 +87,10 @@ class Imports:
     def _known(
         self, is_same: Callable[[Mapping[str, str]], bool], manifest: Manifest | None = None
     ) -> str | None:
-        """Return the CID of a whole stemcell with such labels, made by this version, if any.
+        """Return the CID of a complete stemcell with such labels, made by this version, or None.
 
-        manifest: it has that version as well, if it tells one. BOSH deletes one version of a
-        stemcell without a thought of another with the same content.
+        manifest: if it has a version, the stemcell must have it too. Two versions with the same
+        content need two CIDs: BOSH deletes one and keeps the other.
         """
         for image in self._store.find_images(f'name~="^{IMAGE_PREFIX}"'):
             if image.labels.get(oci.LABEL_ADAPTATION) != adapt.VERSION:
@@ -120,7 +120,7 @@ class Imports:
             return self._finish(writer, upload, upload.source.drain(), facts)
 
     def _finish(self, writer: ImageWriter, upload: Upload, digest: str, facts: RootfsFacts) -> str:
-        """Add what a root file system lacks to be an image. digest: the upload's."""
+        """Complete the image of a root file system. digest: the upload's."""
         writer.adapt(facts)
         labels = oci.labels(facts, digest, upload.manifest)
         target = writer.documents(*oci.documents(facts, writer.layers, labels))
@@ -149,7 +149,7 @@ class Imports:
         with self._writing() as writer:
             writer.image(image, upload.means.limit)
             facts = writer.look(reference)
-            # What the image says of itself is not believed, but for what only it can know.
+            # Of the image's own labels only those of a stemcell that we made are trusted.
             ours = image.labels.get(oci.LABEL_ADAPTATION) == adapt.VERSION
             stemcell = oci.stemcell_of(image.labels) if ours else of_properties(upload.properties)
             said = oci.labels(facts, image.digest, stemcell)

@@ -118,7 +118,7 @@ class Stemcells:
 
     @contextmanager
     def _importing(self, image: Path, properties: JsonObject) -> Iterator[tuple[Upload, Path]]:
-        """Open an `image` that has a disk; give it and a folder."""
+        """Open an `image` and yield it with a folder. Refuse one without a disk."""
         from stemcell_convert.recognise import LIGHT, ROOTFS
 
         with self._imports.opened(image, properties) as upload:
@@ -133,7 +133,10 @@ class Stemcells:
                 yield upload, folder
 
     def _known(self, upload: Upload) -> str | None:
-        """Return the CID of the same stemcell, if it is here. It is read only if one may be it."""
+        """Return the CID under which the same stemcell was imported before, or None.
+
+        The file is read only if its key is that of a stemcell that is here.
+        """
         names = [name.removesuffix(FACTS) for name in self._pool.names() if name.endswith(FACTS)]
         if not any(base.key == upload.key for base in map(self._facts, names) if base):
             return None
@@ -141,18 +144,18 @@ class Stemcells:
         return stemcell_cid if self._facts(_id(stemcell_cid)) else None
 
     def _cid(self, digest: str, manifest: "Manifest") -> str:
-        """What tells a stemcell from others: its content, and its name and version.
+        """Return the CID of a stemcell with this content, name and version.
 
-        BOSH deletes one version of a stemcell without a thought of another with the same content.
+        Two versions with the same content need two CIDs: BOSH deletes one and keeps the other.
         """
         identity = f"{manifest.name}\n{manifest.version}\n{digest}"
         digits = hashlib.sha256(identity.encode()).hexdigest()[:_DIGITS]
         return cid.new(self._profile.name, cid.STEMCELL, digits)
 
     def _import(self, raw: Path, name: str, upload: Upload) -> None:
-        """Make the volumes of a disk, which is changed where its agent needs that.
+        """Create the volumes of a disk, after changing its agent's settings if necessary.
 
-        What a killed import left of them is deleted, so no VM may have them.
+        Volumes of that name, left by a killed import, are deleted first.
         """
         from stemcell_convert import convert, machine
 

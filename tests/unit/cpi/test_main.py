@@ -278,7 +278,6 @@ def test_info_imports_next_to_nothing() -> None:
     ours = {name for name in loaded if name.split(".")[0] in ("cpi", "runtimes")}
     assert ours == {
         "cpi",
-        "cpi.client",
         "cpi.config",
         "cpi.contract",
         "cpi.text",
@@ -291,12 +290,10 @@ def test_info_imports_next_to_nothing() -> None:
         "cpi.documents",
         "cpi.errors",
         "cpi.contract.handle",
-        "cpi.client.installed",
         "cpi.config.general_keys",
         "cpi.log",
         "cpi.main",
         "cpi.contract.methods",
-        "cpi.contract.redact",
         "runtimes",
         "runtimes.containerd",
         "runtimes.containerd.keys",

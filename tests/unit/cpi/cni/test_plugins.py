@@ -74,9 +74,9 @@ def test_port_mappings() -> None:
     ]
 
 
-@pytest.mark.parametrize("kind", ["../bin/sh", "/bin/sh", ".hidden"])
-def test_a_plugins_name_is_no_path(tmp_path: Path, kind: str) -> None:
-    attachment = cni.Attachment("n", "eth0", ({"type": kind},), {})
+@pytest.mark.parametrize("name", ["../bin/sh", "/bin/sh", ".hidden"])
+def test_a_plugins_name_is_no_path(tmp_path: Path, name: str) -> None:
+    attachment = cni.Attachment("n", "eth0", ({"type": name},), {})
     with pytest.raises(CloudError, match="no name of a CNI plugin"):
         cni.Plugins([str(tmp_path)]).add(attachment, "id", tmp_path, print)
 

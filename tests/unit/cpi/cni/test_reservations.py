@@ -1,4 +1,4 @@
-"""Names that one VM has each."""
+"""Names that each belong to one VM."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,5 +22,5 @@ def test_one_has_it_until_it_is_released(tmp_path: Path) -> None:
 def test_of_many_at_once_one_wins(tmp_path: Path) -> None:
     names = Reservations(tmp_path)
     with ThreadPoolExecutor(8) as threads:
-        owners = set(threads.map(lambda at: names.reserve("a", f"vm-{at}"), range(32)))
+        owners = set(threads.map(lambda number: names.reserve("a", f"vm-{number}"), range(32)))
     assert len(owners) == 1

@@ -31,13 +31,13 @@ def host(config: Config) -> Host:
 
 def of_host(name: str, host: Host) -> Finding:
     checks = [*host_checks.FIRST.run(host), *host_checks.CHECKS.run(host)]
-    return next(found for found in checks if found.check == name)
+    return next(finding for finding in checks if finding.check == name)
 
 
 # How checks are run
 
 
-def test_what_a_check_raises_is_a_failure_and_keeps_no_other_back() -> None:
+def test_what_a_check_raises_is_a_failure_and_does_not_block_the_others() -> None:
     checks = Checks[None]()
 
     @checks.add("first")
@@ -59,15 +59,15 @@ def test_what_a_check_raises_is_a_failure_and_keeps_no_other_back() -> None:
     ]
 
 
-def test_a_runtime_that_nobody_configured_is_one_warning() -> None:
-    found = [ok("there"), warning("odd", "fix"), failure("missing", "get it"), failure("too", "")]
-    assert doctor.optional("some", found) == warning("missing (only for runtime some)", "get it")
-    assert doctor.optional("some", found[:2]).status == OK
+def test_a_runtime_that_is_not_configured_is_one_warning() -> None:
+    results = [ok("there"), warning("odd", "fix"), failure("missing", "get it"), failure("too", "")]
+    assert doctor.optional("some", results) == warning("missing (only for runtime some)", "get it")
+    assert doctor.optional("some", results[:2]).status == OK
 
 
 def test_a_runtime_that_does_not_load_has_its_hint(config: Config) -> None:
-    (found,) = doctor.of_runtime("nosuch", config)
-    assert (found.status, "nosuch" in found.message) == (FAILURE, True)
+    (finding,) = doctor.of_runtime("nosuch", config)
+    assert (finding.status, "nosuch" in finding.message) == (FAILURE, True)
 
 
 # The host
@@ -88,12 +88,12 @@ def test_configuration(host: Host, tmp_path: Path) -> None:
     path = tmp_path / "cpi.json"
     path.touch(0o644)
     secret = fake_config(tmp_path, agent={"mbus": "https://u:p@0.0.0.0:6868"})
-    found = of_host("configuration", Host(secret, str(path)))
-    assert (found.status, found.fix) == (WARNING, f"chmod 600 {path}")
+    finding = of_host("configuration", Host(secret, str(path)))
+    assert (finding.status, finding.fix) == (WARNING, f"chmod 600 {path}")
     path.chmod(0o600)
     assert of_host("configuration", Host(secret, str(path))).status == OK
-    found = of_host("configuration", Host(secret, str(path), "it is no JSON"))
-    assert (found.status, str(path) in found.fix) == (FAILURE, True)
+    finding = of_host("configuration", Host(secret, str(path), "it is no JSON"))
+    assert (finding.status, str(path) in finding.fix) == (FAILURE, True)
 
 
 def test_a_broken_file_is_a_finding(
@@ -103,11 +103,11 @@ def test_a_broken_file_is_a_finding(
     path = tmp_path / "cpi.json"
     path.write_text("{")
     assert main(["-c", str(path), "doctor", "--json"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    broken = [check for check in found["checks"] if check["check"] == "configuration"]
+    report = json.loads(capsys.readouterr().out)
+    broken = [check for check in report["checks"] if check["check"] == "configuration"]
     assert broken[0]["status"] == FAILURE
     assert str(path) in broken[0]["message"]
-    assert found["failures"] == sum(check["status"] == FAILURE for check in found["checks"])
+    assert report["failures"] == sum(check["status"] == FAILURE for check in report["checks"])
 
 
 def test_root(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_root(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     assert of_host("root", host).status == OK
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert of_host("root", host).fix == "sudo bosh-cpi doctor"
-    assert [found.check for _, found in doctor.findings(host)] == [
+    assert [finding.check for _, finding in doctor.findings(host)] == [
         "python",
         "configuration",
         "root",
@@ -139,22 +139,22 @@ def test_tools(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_checks, "TOOLS", tools[:1])
     assert of_host("tools", host).status == OK
     monkeypatch.setattr(host_checks, "TOOLS", tools)
-    found = of_host("tools", host)
-    assert (found.status, found.fix) == (WARNING, "apt-get install xfsprogs")
+    finding = of_host("tools", host)
+    assert (finding.status, finding.fix) == (WARNING, "apt-get install xfsprogs")
     monkeypatch.setattr(host_checks, "TOOLS", [*tools, ("nosuch", "e2fsprogs", "")])
-    found = of_host("tools", host)
-    assert (found.status, found.fix) == (FAILURE, "apt-get install xfsprogs e2fsprogs")
+    finding = of_host("tools", host)
+    assert (finding.status, finding.fix) == (FAILURE, "apt-get install xfsprogs e2fsprogs")
 
 
 @pytest.mark.parametrize(
-    ("scarce", "least", "status"),
+    ("scarce", "min_free", "status"),
     [(0, 0, OK), (1 << 60, 0, WARNING), (1 << 60, 1 << 60, FAILURE)],
 )
 def test_disk_space(
-    host: Host, scarce: int, least: int, status: str, monkeypatch: pytest.MonkeyPatch
+    host: Host, scarce: int, min_free: int, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(host_checks, "_SCARCE", scarce)
-    monkeypatch.setattr(host_checks, "_LEAST_FREE", least)
+    monkeypatch.setattr(host_checks, "_MIN_FREE", min_free)
     assert of_host("disk space", host).status == status
 
 
@@ -163,9 +163,9 @@ def test_after_a_restart(host: Host) -> None:
     folder = Path(host.config.text("state_dir")) / "vms" / "fake-vm-1"
     folder.mkdir(parents=True)
     (folder / "network.json").write_text("[]")
-    found = of_host("after a restart", host)
-    assert (found.status, "fake-vm-1" in found.message) == (WARNING, True)
-    assert found.fix == "bosh-cpi restore"
+    finding = of_host("after a restart", host)
+    assert (finding.status, "fake-vm-1" in finding.message) == (WARNING, True)
+    assert finding.fix == "bosh-cpi restore"
 
 
 class _Unix(socketserver.ThreadingUnixStreamServer):
@@ -199,8 +199,8 @@ def serving(host: Host) -> Iterator[_Unix]:
 
 
 def test_no_service_is_a_warning(host: Host) -> None:
-    found = of_host("service", host)
-    assert (found.status, found.fix) == (WARNING, "bosh-cpi serve")
+    finding = of_host("service", host)
+    assert (finding.status, finding.fix) == (WARNING, "bosh-cpi serve")
 
 
 def test_service(host: Host, serving: _Unix) -> None:
@@ -210,7 +210,7 @@ def test_service(host: Host, serving: _Unix) -> None:
     assert of_host("service", host).status == FAILURE
 
 
-def test_a_socket_that_nobody_answers_is_a_failure(host: Host) -> None:
+def test_a_socket_that_does_not_answer_is_a_failure(host: Host) -> None:
     path = main_socket(host.config)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()

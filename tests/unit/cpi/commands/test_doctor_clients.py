@@ -1,4 +1,4 @@
-"""What `bosh-cpi doctor` says of the clients of the host's service."""
+"""`bosh-cpi doctor` for the clients of the host's service."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from cpi.findings import FAILURE, Finding
 
 
 def clients(host: Host) -> Finding:
-    return next(found for found in host_checks.CHECKS.run(host) if found.check == "clients")
+    return next(finding for finding in host_checks.CHECKS.run(host) if finding.check == "clients")
 
 
 def test_clients_and_what_they_have(config: Config) -> None:
@@ -24,6 +24,6 @@ def test_clients_and_what_they_have(config: Config) -> None:
 
 def test_a_wrong_rule_is_named(tmp_path: Path) -> None:
     wrong = config_of({"state_dir": str(tmp_path), "service": {"clients": {"a": {"prots": []}}}})
-    found = clients(Host(wrong))
-    assert (found.status, found.fix) == (FAILURE, "edit service.clients in cpi.json")
-    assert "prots" in found.message
+    finding = clients(Host(wrong))
+    assert (finding.status, finding.fix) == (FAILURE, "edit service.clients in cpi.json")
+    assert "prots" in finding.message

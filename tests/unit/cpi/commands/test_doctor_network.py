@@ -18,7 +18,7 @@ from tests.support.fake_config import fake_config
 
 
 def of_network(name: str, config: Config) -> Finding:
-    return next(found for found in network_checks.CHECKS.run(config) if found.check == name)
+    return next(finding for finding in network_checks.CHECKS.run(config) if finding.check == name)
 
 
 Programs = dict[str, Any]
@@ -36,7 +36,7 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
     }
 
     def run(argv: list[str], **_: Any) -> bytes:
-        answer = next(found for word, found in answers.items() if word in argv)
+        answer = next(output for word, output in answers.items() if word in argv)
         if isinstance(answer, Exception):
             raise answer
         return bytes(answer)
@@ -59,10 +59,10 @@ def sysctls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
     return write
 
 
-def _link(name: str = "bosh0", kind: str = "bridge", *flags: str) -> bytes:
+def _link(name: str = "bosh0", link_type: str = "bridge", *flags: str) -> bytes:
     address = {"local": "10.245.0.1", "prefixlen": 16, "scope": "global"}
     link = {"ifname": name, "mtu": 1500, "flags": flags, "addr_info": [address]}
-    return json.dumps([{**link, "linkinfo": {"info_kind": kind}}]).encode()
+    return json.dumps([{**link, "linkinfo": {"info_kind": link_type}}]).encode()
 
 
 def test_cni_plugins(tmp_path: Path) -> None:
@@ -72,8 +72,8 @@ def test_cni_plugins(tmp_path: Path) -> None:
     assert of_network("CNI plugins", config(tmp_path / "nosuch")).status == FAILURE
     folder = tmp_path / "plugins"
     folder.mkdir()
-    found = of_network("CNI plugins", config(folder))
-    assert (found.status, found.fix) == (FAILURE, "apt-get install containernetworking-plugins")
+    finding = of_network("CNI plugins", config(folder))
+    assert (finding.status, finding.fix) == (FAILURE, "apt-get install containernetworking-plugins")
     _write_plugins(folder, "0.4.0")
     assert "CNI 0.4.0" in of_network("CNI plugins", config(folder)).message
     _write_plugins(folder, "1.0.0")
@@ -106,8 +106,8 @@ def test_iptables(config: Config, programs: Programs) -> None:
 )
 def test_bridge(config: Config, programs: Programs, links: bytes, status: str, fix: str) -> None:
     programs["address"] = links
-    found = of_network("bridge", config)
-    assert (found.status, fix in found.fix) == (status, True)
+    finding = of_network("bridge", config)
+    assert (finding.status, fix in finding.fix) == (status, True)
 
 
 def test_a_bridge_that_vms_miss(config: Config, programs: Programs) -> None:
@@ -121,8 +121,8 @@ def test_a_bridge_that_vms_miss(config: Config, programs: Programs) -> None:
         "result": {"ips": [{"address": "10.245.0.2/16"}]},
     }
     (folder / "network.json").write_text(json.dumps([attachment]))
-    found = of_network("bridge", config)
-    assert (found.status, "missing" in found.message) == (FAILURE, True)
+    finding = of_network("bridge", config)
+    assert (finding.status, "missing" in finding.message) == (FAILURE, True)
 
 
 def test_forwarding(
@@ -131,8 +131,8 @@ def test_forwarding(
     sysctls("ipv4/ip_forward", "0")
     assert of_network("forwarding", config).status == OK  # no bridge yet
     programs["address"] = _link("bosh0", "bridge", "UP")
-    found = of_network("forwarding", config)
-    assert (found.status, found.fix) == (FAILURE, "sysctl -w net.ipv4.ip_forward=1")
+    finding = of_network("forwarding", config)
+    assert (finding.status, finding.fix) == (FAILURE, "sysctl -w net.ipv4.ip_forward=1")
     sysctls("ipv4/ip_forward", "1")
     assert of_network("forwarding", config).status == OK
 
@@ -152,9 +152,9 @@ def test_rp_filter(
     programs["address"] = _link("bosh0", "bridge", "UP")
     sysctls("ipv4/conf/all/rp_filter", everywhere)
     sysctls("ipv4/conf/bosh0/rp_filter", there)
-    found = of_network("rp_filter", config)
-    assert found.status == status
-    assert found.fix == ("sysctl -w net.ipv4.conf.bosh0.rp_filter=2" if status != OK else "")
+    finding = of_network("rp_filter", config)
+    assert finding.status == status
+    assert finding.fix == ("sysctl -w net.ipv4.conf.bosh0.rp_filter=2" if status != OK else "")
 
 
 def test_firewall(config: Config, programs: Programs, sysctls: Callable[[str, str], None]) -> None:
@@ -162,8 +162,8 @@ def test_firewall(config: Config, programs: Programs, sysctls: Callable[[str, st
     programs["FORWARD"] = b"-P FORWARD DROP\n"
     assert "CNI-ADMIN" in of_network("firewall", config).fix
     sysctls("bridge/bridge-nf-call-iptables", "1")
-    found = of_network("firewall", config)
-    assert found.fix == "sysctl -w net.bridge.bridge-nf-call-iptables=0"
+    finding = of_network("firewall", config)
+    assert finding.fix == "sysctl -w net.bridge.bridge-nf-call-iptables=0"
     programs["FORWARD"] += b"-A FORWARD -m comment -j CNI-FORWARD\n"
     assert "CNI-ADMIN" in of_network("firewall", config).fix
 
@@ -182,11 +182,11 @@ def test_firewall(config: Config, programs: Programs, sysctls: Callable[[str, st
 )
 def test_subnets(config: Config, programs: Programs, route: str, status: str) -> None:
     programs["-4"] = json.dumps([{"dst": route, "dev": "tun0"}]).encode()
-    found = of_network("subnets", config)
-    assert found.status == status
+    finding = of_network("subnets", config)
+    assert finding.status == status
     if status != OK:
-        assert route.partition("/")[0] in found.message
-        wanted = json.loads(found.fix.removeprefix("set in cpi.json: "))
+        assert route.partition("/")[0] in finding.message
+        wanted = json.loads(finding.fix.removeprefix("set in cpi.json: "))
         changed = fake_config(Path(config.text("state_dir")), **wanted)
         assert of_network("subnets", changed).status == OK
     programs["-4"] = b'[{"dst": "10.245.0.0/16", "dev": "bosh0"}]'  # our own bridge

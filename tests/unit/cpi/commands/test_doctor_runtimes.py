@@ -20,7 +20,7 @@ from tests.support.fake_config import fake_config
 
 
 @pytest.mark.parametrize(
-    ("found", "status", "told"),
+    ("controllers", "status", "word"),
     [
         (["cpu", "memory", "pids", "devices", "unified"], OK, "hybrid"),
         (["cpu", "memory", "pids", "devices"], OK, "v1"),
@@ -28,13 +28,13 @@ from tests.support.fake_config import fake_config
     ],
 )
 def test_cgroups_v1(
-    tmp_path: Path, found: list[str], status: str, told: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, controllers: list[str], status: str, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cgroups, "_ROOT", tmp_path)
-    for name in found:
+    for name in controllers:
         (tmp_path / name).mkdir()
     finding = container_checks._cgroups(None)  # type: ignore[arg-type]
-    assert (finding.status, told in finding.message) == (status, True)
+    assert (finding.status, word in finding.message) == (status, True)
     if status == FAILURE:
         assert f"mount -t cgroup -o memory cgroup {tmp_path}/memory" in finding.fix
 
@@ -102,9 +102,9 @@ def subject(config: Config, tmp_path: Path) -> Any:
 )  # fmt: skip
 def test_containerds_version(subject: Any, version: str, status: str) -> None:
     subject.store.client.version = version
-    found = container_checks._containerd(subject)
-    assert found.status == status
-    assert found.fix == ("" if status == OK else "apt-get install containerd")
+    finding = container_checks._containerd(subject)
+    assert finding.status == status
+    assert finding.fix == ("" if status == OK else "apt-get install containerd")
 
 
 def test_containerds_disk(subject: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,8 +125,8 @@ def test_capabilities(subject: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert container_checks._capabilities(subject).status == OK
     lacking = have - {"CAP_SYS_RESOURCE"}
     monkeypatch.setattr(host_facts, "capabilities_of_server", lambda _: lacking)
-    found = container_checks._capabilities(subject)
-    assert (found.status, "lacks CAP_SYS_RESOURCE," in found.message) == (WARNING, True)
+    finding = container_checks._capabilities(subject)
+    assert (finding.status, "lacks CAP_SYS_RESOURCE," in finding.message) == (WARNING, True)
 
 
 @pytest.mark.parametrize("module", [container_checks, libvirt_checks])
@@ -153,6 +153,6 @@ def test_an_accelerator(
     monkeypatch.setattr(libvirt_checks, "unusable", lambda _: reason)
     config = fake_config(tmp_path, kvm={"accelerator": accelerator})
     connection = Connection("qemu:///system", Log("error"))
-    found = libvirt_checks._dev_kvm(libvirt_checks.Subject(connection, KVM, config))
-    assert found.status == status
-    assert ("modprobe" in found.fix) == (status != OK)
+    finding = libvirt_checks._dev_kvm(libvirt_checks.Subject(connection, KVM, config))
+    assert finding.status == status
+    assert ("modprobe" in finding.fix) == (status != OK)

@@ -48,9 +48,9 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             main([*words, "--help"])
         assert caught.value.code == 0
-    told = capsys.readouterr().out
-    assert "bosh-cpi disk fsck" in told
-    assert "$BOSH_CPI_CONFIG" in told
+    printed = capsys.readouterr().out
+    assert "bosh-cpi disk fsck" in printed
+    assert "$BOSH_CPI_CONFIG" in printed
 
 
 def test_a_service_takes_its_configuration_on_either_side(
@@ -88,9 +88,9 @@ def test_everything_of_a_disk(
 ) -> None:
     snapshot = Snapshots(store).take(disk, cid.new("some", cid.SNAPSHOT), {"note": "one"})
     assert run(config, "disk", "show", disk.cid) == 0
-    told = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for word in (str(store.image(disk)), "deployment: cf", snapshot.cid, snapshot.created_at):
-        assert word in told
+        assert word in printed
     assert run(config, "disk", "snapshots", disk.cid) == 0
     assert snapshot.cid in capsys.readouterr().out
 
@@ -111,9 +111,9 @@ def test_restore_asks_first(
 
 
 def test_what_is_not_there_is_named(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for kind, words in ((cid.DISK, ("show",)), (cid.DISK, ("fsck",)), (cid.SNAPSHOT, ("restore",))):
-        name = cid.new("some", kind)
-        assert run(config, "disk", *words, name) == 1
+    for verb, resource in (("show", cid.DISK), ("fsck", cid.DISK), ("restore", cid.SNAPSHOT)):
+        name = cid.new("some", resource)
+        assert run(config, "disk", verb, name) == 1
         captured = capsys.readouterr()
         assert name in captured.err
         assert captured.out == ""

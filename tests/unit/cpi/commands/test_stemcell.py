@@ -34,9 +34,9 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
         with pytest.raises(SystemExit) as caught:
             run(*words, "--help")
         assert caught.value.code == 0
-        told = capsys.readouterr().out
-        assert "bosh-cpi stemcell push stemcell.tgz ghcr.io/team/stemcell:1.2" in told
-        assert "docker login" in told
+        printed = capsys.readouterr().out
+        assert "bosh-cpi stemcell push stemcell.tgz ghcr.io/team/stemcell:1.2" in printed
+        assert "docker login" in printed
 
 
 def test_nothing_but_the_result_is_on_stdout(
@@ -61,17 +61,17 @@ def test_what_a_stemcell_is(
     stemcell: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run("inspect", stemcell, "--explain", "--json") == 0
-    found = result(capsys)
-    assert (found["name"], found["version"]) == ("bosh-test-go_agent", "1.2")
-    assert (found["image_type"], found["init"], found["os_release"]) == ("rootfs", "runit", "Test")
-    assert found["target"] == "machines"
-    paths = [one["path"] for one in found["added"]]
+    facts = result(capsys)
+    assert (facts["name"], facts["version"]) == ("bosh-test-go_agent", "1.2")
+    assert (facts["image_type"], facts["init"], facts["os_release"]) == ("rootfs", "runit", "Test")
+    assert facts["target"] == "machines"
+    paths = [file["path"] for file in facts["added"]]
     assert "/warden-cpi-dev" in paths
     assert "/etc/fstab" in paths
     assert run("inspect", stemcell, "--explain") == 0
-    told = capsys.readouterr().out
-    assert "operating system  debian-test" in told
-    assert "the ephemeral disk is mounted here" in told
+    printed = capsys.readouterr().out
+    assert "operating system  debian-test" in printed
+    assert "the ephemeral disk is mounted here" in printed
 
 
 def test_an_image_is_inspected_as_well(
@@ -80,8 +80,8 @@ def test_an_image_is_inspected_as_well(
     run("convert", stemcell, f"oci:{tmp_path}/layout")
     digest = capsys.readouterr().out.strip()
     assert run("inspect", f"oci:{tmp_path}/layout", "--json") == 0
-    found = result(capsys)
-    assert (found["digest"], found["version"]) == (digest, "1.2")
+    facts = result(capsys)
+    assert (facts["digest"], facts["version"]) == (digest, "1.2")
     assert run("inspect", f"oci:{tmp_path}/layout", "--explain") == 1
 
 
@@ -95,7 +95,7 @@ def test_the_conversion_explains_what_it_adds(
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "message"),
     [
         (["convert", "{}/none.tgz", "oci:{}/x"], "none.tgz"),
         (["convert", "{}/stemcell.tgz", "{}/x"], "there are: oci:PATH, oci-archive:PATH, "),
@@ -112,12 +112,12 @@ def test_the_conversion_explains_what_it_adds(
     ],
 )
 def test_errors_name_the_thing(
-    stemcell: Path, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+    stemcell: Path, words: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = str(stemcell.parent)
     assert run(*(word.replace("{}", folder) for word in words)) == 1
     printed = capsys.readouterr()
-    assert told in printed.err
+    assert message in printed.err
     assert printed.out == ""
     assert [path.name for path in stemcell.parent.iterdir()] == ["stemcell.tgz"]
 
@@ -150,7 +150,7 @@ def test_a_terminal_shows_bytes_and_rate(stemcell: Path, slow: bytes) -> None:
             while b"MiB/s" not in shown and b"MB/s" not in shown:
                 shown += os.read(terminal, 4096)
             pipe.write(slow[6 << 20 :])
-        with contextlib.suppress(OSError):  # the terminal's word for its end
+        with contextlib.suppress(OSError):  # the terminal's end of file
             while os.read(terminal, 4096):
                 pass
     os.close(terminal)
@@ -173,7 +173,7 @@ def test_an_interrupted_conversion_leaves_nothing(
         assert "reading" in process.stderr.readline()
         assert list((tmp_path / "out").iterdir())
         process.send_signal(number)
-        told = process.stderr.read()
+        errors = process.stderr.read()
     assert process.returncode == 130
-    assert "interrupted" in told
+    assert "interrupted" in errors
     assert list((tmp_path / "out").iterdir()) == []

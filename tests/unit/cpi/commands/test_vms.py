@@ -1,4 +1,4 @@
-"""What `bosh-cpi` tells people of VMs, as far as that needs no VM: names, tables, completion."""
+"""`bosh-cpi` for VMs, without a VM: names, tables, completion."""
 
 import json
 import os
@@ -62,7 +62,7 @@ def test_a_vm_is_found_by(text: str, meant: VMView) -> None:
     ("text", "named"),
     [("router", 3), ("router/0", 2), ("cf/router", 2), ("some-vm", 3), ("router/aa", 2)],
 )
-def test_a_name_of_several_vms_tells_which(text: str, named: int) -> None:
+def test_an_ambiguous_name_is_an_error_naming_the_vms(text: str, named: int) -> None:
     with pytest.raises(CPIError, match=f"any of {named} VMs: some-vm-1f0c") as caught:
         find(text, ALL)
     assert not isinstance(caught.value, VMNotFound)
@@ -70,7 +70,7 @@ def test_a_name_of_several_vms_tells_which(text: str, named: int) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "router/2", "x", "../etc", "cf", "f0c", "some-vm-1f0c00x"])
-def test_what_names_no_vm_is_told(text: str) -> None:
+def test_what_names_no_vm_is_an_error(text: str) -> None:
     with pytest.raises(VMNotFound, match="bosh-cpi vms"):
         find(text, ALL)
 
@@ -89,20 +89,20 @@ def test_names_of_the_director_and_of_create_env_and_of_disks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "told"),
+    ("seconds", "text"),
     [(0, "0s"), (59, "59s"), (61, "1m 1s"), (3600, "1h 0m"), (90061, "1d 1h"), (-5, "0s")],
 )
-def test_age(seconds: int, told: str) -> None:
-    assert age(1000, 1000 + seconds) == told
+def test_age(seconds: int, text: str) -> None:
+    assert age(1000, 1000 + seconds) == text
 
 
 @pytest.mark.parametrize(
-    ("count", "told"),
+    ("count", "text"),
     [(None, ""), (0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (300 << 20, "300 MiB"),
      (3 << 40, "3.0 TiB")],
 )  # fmt: skip
-def test_sizes(count: float | None, told: str) -> None:
-    assert output.bytes_size(count) == told
+def test_sizes(count: float | None, text: str) -> None:
+    assert output.bytes_size(count) == text
 
 
 # Tables
@@ -185,7 +185,7 @@ def test_words_of_bosh_are_no_markup(
     assert "[bold]x[/bold]" in capsys.readouterr().out
 
 
-def test_a_runtime_that_cannot_be_asked_keeps_no_other_back(
+def test_a_runtime_that_fails_does_not_block_the_others(
     path: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     document = json.loads(Path(path).read_text())
@@ -207,7 +207,9 @@ def _failing(error: CPIError) -> Callable[[object], Any]:
     return fail
 
 
-def test_what_a_runtime_does_not_do_is_told(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_a_runtime_does_not_support_is_an_error(
+    path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(path, "exec", "db/3", "--", "true") == 1
     assert "the fake runtime does not support running commands" in capsys.readouterr().err
     assert run(path, "logs", "db/3") == 1
@@ -322,7 +324,7 @@ def test_more_than_pipes_hold_is_carried_both_ways(tmp_path: Path) -> None:
 
 def test_a_command_that_does_not_read_its_input_ends_all_the_same() -> None:
     far = Far()
-    near_in, keep = os.pipe()  # nobody writes or closes
+    near_in, keep = os.pipe()  # `keep` is never closed
     os.write(keep, b"x" * 10)
     for descriptor in (far.output, far.errors):
         os.close(descriptor)
@@ -342,6 +344,6 @@ def test_a_finding_of_the_fake_runtime_is_shown(
     monkeypatch.setattr(catalog, "REGISTRY", {"fake": catalog.REGISTRY["fake"]})
     WORLDS[config.text("state_dir")].findings = [failure("[it] broke", "mend it")]
     assert run(path, "doctor") == 1
-    told = capsys.readouterr().out
-    assert "[it] broke" in told
-    assert "      mend it\n" in told
+    printed = capsys.readouterr().out
+    assert "[it] broke" in printed
+    assert "      mend it\n" in printed

@@ -21,7 +21,7 @@ def test_the_folder_is_open_and_what_is_around_it_is_not(tmp_path: Path) -> None
     assert guest_socket.make_folder(folder).stat().st_ino == inode
 
 
-def test_whether_somebody_listens(tmp_path: Path) -> None:
+def test_whether_a_service_listens(tmp_path: Path) -> None:
     folder = tmp_path / "guest"
     assert guest_socket.is_served(folder) is False
     path = guest_socket.make_folder(folder) / guest_socket.SOCKET

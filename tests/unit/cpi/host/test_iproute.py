@@ -1,4 +1,4 @@
-"""What iproute2 tells, as it is read."""
+"""Parsing of what iproute2 prints."""
 
 import json
 
@@ -7,7 +7,7 @@ import pytest
 from cpi.host import iproute
 
 
-def test_routes_are_read_as_iproute2_tells_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_routes_are_read_as_iproute2_prints_them(monkeypatch: pytest.MonkeyPatch) -> None:
     answers = {
         "-4": [
             {"dst": "default", "gateway": "192.0.2.1", "dev": "eth0"},

@@ -72,7 +72,7 @@ def holder(run_dir: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 class Waiting(Log):
-    """A log that tells when somebody waits."""
+    """A log that signals when a call waits."""
 
     def __init__(self) -> None:
         super().__init__("error")
@@ -104,7 +104,7 @@ def test_another_process_is_waited_for(tmp_path: Path) -> None:
     assert files(tmp_path) == []
 
 
-def test_a_killed_holder_blocks_nobody(tmp_path: Path) -> None:
+def test_a_killed_holder_blocks_no_other(tmp_path: Path) -> None:
     with holder(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -115,15 +115,15 @@ def test_a_killed_holder_blocks_nobody(tmp_path: Path) -> None:
 
 
 def test_many_threads_take_turns(tmp_path: Path) -> None:
-    """Whoever waits for a file that is unlinked meanwhile must not share the lock."""
+    """A call that waits for a file that is unlinked meanwhile must not share the lock."""
     inside: list[int] = []
-    most: list[int] = []
+    counts: list[int] = []
 
     def work() -> None:
         for _ in range(25):
             with hold(str(tmp_path), DISK, VM, log=Log("error")):
                 inside.append(1)
-                most.append(len(inside))
+                counts.append(len(inside))
                 inside.pop()
 
     threads = [threading.Thread(target=work) for _ in range(8)]
@@ -131,7 +131,7 @@ def test_many_threads_take_turns(tmp_path: Path) -> None:
         thread.start()
     for thread in threads:
         thread.join(PATIENCE)
-    assert most == [1] * 200
+    assert counts == [1] * 200
     assert files(tmp_path) == []
 
 

@@ -41,14 +41,14 @@ def write(path: Path, text: str = "x") -> str:
 
 
 def collect(config: Config, *, certain: bool = False, yes: bool = True) -> Collected:
-    done = collect_garbage(config, Log("error"), yes=yes, only_certain=certain)
-    assert done.failed == {}
-    assert done.removed == (done.found if yes else [])
-    return done
+    collected = collect_garbage(config, Log("error"), yes=yes, only_certain=certain)
+    assert collected.failed == {}
+    assert collected.removed == (collected.garbage if yes else [])
+    return collected
 
 
-def names(done: Collected) -> set[str]:
-    return {one.name for one in done.found}
+def names(collected: Collected) -> set[str]:
+    return {item.name for item in collected.garbage}
 
 
 def files(folder: Path) -> set[str]:
@@ -57,43 +57,43 @@ def files(folder: Path) -> set[str]:
 
 def test_files_of_disks(tmp_path: Path, config: Config) -> None:
     store = DiskStore(folders_of(config))
-    usual, fast = tmp_path / "state/disks", tmp_path / "fast"
-    for folder in (usual, fast):
+    default, fast = tmp_path / "state/disks", tmp_path / "fast"
+    for folder in (default, fast):
         folder.mkdir()
     store.save(Disk("fake-disk-1", 64, moves=1, store="fast"))
     store.save(Disk("fake-disk-1", 64))
     store.save(Disk("fake-disk-2", 64, attached_to=VM))
-    good = {write(fast / "fake-disk-1.raw"), write(usual / "fake-disk-2.raw")}
-    good |= {str(fast / "fake-disk-1.json"), str(usual / "fake-disk-2.json")}
-    # Not ours, or damaged, which somebody may mend.
+    good = {write(fast / "fake-disk-1.raw"), write(default / "fake-disk-2.raw")}
+    good |= {str(fast / "fake-disk-1.json"), str(default / "fake-disk-2.json")}
+    # Not ours, or damaged, which an operator may repair.
     for name in ("notes.txt", "other-disk-1.raw", "fake-disk-.raw", "fake-disk-9.qcow2"):
-        good.add(write(usual / name))
-    good |= {write(usual / "fake-disk-3.json", "{"), write(usual / "fake-disk-3.raw")}
-    certain = {str(usual / "fake-disk-1.json"), write(usual / "fake-disk-1.raw")}
-    certain |= {write(usual / "fake-disk-2.raw.part"), write(fast / "fake-disk-2.json.part")}
-    write(usual / "fake-disk-2.snapshot.part/disk.raw")
-    certain.add(str(usual / "fake-disk-2.snapshot.part"))
-    unborn = write(usual / "fake-disk-4.raw")
+        good.add(write(default / name))
+    good |= {write(default / "fake-disk-3.json", "{"), write(default / "fake-disk-3.raw")}
+    certain = {str(default / "fake-disk-1.json"), write(default / "fake-disk-1.raw")}
+    certain |= {write(default / "fake-disk-2.raw.part"), write(fast / "fake-disk-2.json.part")}
+    write(default / "fake-disk-2.snapshot.part/disk.raw")
+    certain.add(str(default / "fake-disk-2.snapshot.part"))
+    unborn = write(default / "fake-disk-4.raw")
     assert names(collect(config, certain=True, yes=False)) == certain
     assert names(collect(config, yes=False)) == {*certain, unborn}
     collect(config)
-    assert files(usual) | files(fast) == good
-    assert collect(config).found == []
+    assert files(default) | files(fast) == good
+    assert collect(config).garbage == []
 
 
 def test_what_a_call_is_at_work_on_is_left_alone(tmp_path: Path, config: Config) -> None:
     part = write(tmp_path / "state/disks/fake-disk-2.raw.part")
     with locks.hold(str(tmp_path / "run"), "fake-disk-2", log=Log("error")):
-        assert collect(config).found == []
+        assert collect(config).garbage == []
     assert names(collect(config)) == {part}
 
 
 def test_a_call_that_begins_after_the_look_is_left_alone(
     tmp_path: Path, config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between looking and removing, somebody takes the lock."""
+    """Between finding and removing, a call takes the lock."""
     removed: list[str] = []
-    thing = Garbage("thing", "one", "nobody", "fake-vm-7", lambda: removed.append("one"))
+    item = Garbage("thing", "one", "orphaned", "fake-vm-7", lambda: removed.append("one"))
     begun, end = threading.Event(), threading.Event()
 
     def call() -> None:
@@ -106,15 +106,15 @@ def test_a_call_that_begins_after_the_look_is_left_alone(
     def garbage(_self: FakeRuntime) -> list[Garbage]:
         thread.start()
         assert begun.wait(PATIENCE)
-        return [thing]
+        return [item]
 
     monkeypatch.setattr(FakeRuntime, "garbage", garbage)
     try:
-        done = collect_garbage(config, Log("error"), yes=True)
+        collected = collect_garbage(config, Log("error"), yes=True)
     finally:
         end.set()
     thread.join()
-    assert (done.found, done.removed, removed) == ([thing], [], [])
+    assert (collected.garbage, collected.removed, removed) == ([item], [], [])
 
 
 def test_reservations_of_vms_that_are_gone(tmp_path: Path, config: Config) -> None:
@@ -158,7 +158,7 @@ def test_records_of_what_is_gone(tmp_path: Path, config: Config) -> None:
     good.add(write(clients / "guest/pending-fake-vm-3"))
     for name in ("guest/fake-vm-8", "local/fake-disk-8"):
         write(clients / name)
-    assert collect(config, certain=True).found == []
+    assert collect(config, certain=True).garbage == []
     assert names(collect(config)) == {"guest/fake-vm-8", "local/fake-disk-8"}
     assert files(clients) == good
 
@@ -174,10 +174,10 @@ def test_a_runtime_that_fails_keeps_nothing_else(
 ) -> None:
     monkeypatch.setattr(FakeRuntime, "garbage", lambda _: 1 // 0)
     port = write(tmp_path / "state/ports/tcp-81", GONE)
-    done = collect_garbage(config, Log("error"), yes=True)
-    assert [one.name for one in done.removed] == [port]
-    assert list(done.failed) == ["the runtime fake"]
-    assert done.failed["the runtime fake"].startswith("ZeroDivisionError")
+    collected = collect_garbage(config, Log("error"), yes=True)
+    assert [item.name for item in collected.removed] == [port]
+    assert list(collected.failed) == ["the runtime fake"]
+    assert collected.failed["the runtime fake"].startswith("ZeroDivisionError")
 
 
 def test_cids_are_found_in_whatever_is_around_them() -> None:
