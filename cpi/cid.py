@@ -1,7 +1,7 @@
-"""CIDs: `<runtime>-<kind>-<id>`, so that every call routes to its runtime without a database.
+"""CIDs: `<runtime>-<resource>-<id>`, so that every call routes to its runtime without a database.
 
 A CID that comes from outside is data. It is parsed here before it meets a path, a label or XML:
-nothing but lower-case letters, digits and single dashes passes.
+only lower-case letters, digits and single dashes pass.
 """
 
 import os
@@ -19,8 +19,7 @@ NETWORK = "network"  # a managed network: its runtime makes the CID as it likes
 # Container runtimes take identifiers of up to 76 characters; file names take 255.
 _CID = re.compile(r"([a-z][a-z0-9]{0,15})-(vm|disk|stemcell|snapshot)-([a-z0-9]{1,48})")
 
-# The error for a CID of this kind that does not exist; CPIError for a snapshot, as BOSH has no
-# other.
+# The error for a CID that does not exist; CPIError for a snapshot, as BOSH has no other.
 NOT_FOUND: dict[str, type[CPIError]] = {
     VM: VMNotFound,
     DISK: DiskNotFound,
@@ -29,27 +28,26 @@ NOT_FOUND: dict[str, type[CPIError]] = {
 }
 
 
-def new(runtime: str, kind: str, identifier: str | None = None) -> str:
-    """Return a new CID; random (128 bits) unless an identifier is given."""
-    return f"{runtime}-{kind}-{identifier or os.urandom(16).hex()}"
+def new(runtime: str, resource: str, identifier: str | None = None) -> str:
+    """Return a new CID of a resource; random (128 bits) unless an identifier is given."""
+    return f"{runtime}-{resource}-{identifier or os.urandom(16).hex()}"
 
 
-def named_runtime(cid: str, kind: str) -> str | None:
-    """Return the runtime that a CID of this kind names, None when it is no such CID."""
+def named_runtime(cid: str, resource: str) -> str | None:
+    """Return the runtime that a CID of this resource names, None when it is no such CID."""
     match = _CID.fullmatch(cid)
-    return match[1] if match is not None and match[2] == kind else None
+    return match[1] if match is not None and match[2] == resource else None
 
 
-def runtime_of(cid: str, kind: str) -> str:
-    """Return the runtime that a CID of this kind names.
+def runtime_of(cid: str, resource: str) -> str:
+    """Return the runtime that a CID of this resource names.
 
-    Raises VMNotFound, DiskNotFound, StemcellNotFound or CPIError when it is no such CID, since a
-    thing with that name cannot exist.
+    Raises the resource's error of NOT_FOUND when it is no such CID, since it cannot exist.
     """
-    name = named_runtime(cid, kind)
+    name = named_runtime(cid, resource)
     if name is None:
-        error = NOT_FOUND.get(kind, CPIError)
+        error = NOT_FOUND.get(resource, CPIError)
         raise error(
-            f"{shown(cid)} is not a {kind} CID of this CPI (they look like <runtime>-{kind}-1f0c…)"
+            f"{shown(cid)} is not a {resource} CID of this CPI (they look like <runtime>-{resource}-1f0c…)"
         )
     return name

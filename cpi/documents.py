@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from cpi.errors import CPIError, InvalidCall
-from cpi.text import kind, shown
+from cpi.text import type_name, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def _no_constant(name: str) -> None:
 def require_object(document: object) -> dict[str, object]:
     """Return a request as the object that it has to be. Raises InvalidCall."""
     if not isinstance(document, dict):
-        raise InvalidCall(f"the request must be a JSON object, got {kind(document)}")
+        raise InvalidCall(f"the request must be a JSON object, got {type_name(document)}")
     return document
 
 

@@ -124,11 +124,11 @@ class VMSpec:
 class Garbage:
     """Something that nobody owns, as a killed call leaves it.
 
-    kind, name, why: for people. lock: what must be held while `remove` takes it away, a CID most
+    type, name, why: for people. lock: what must be held while `remove` takes it away, a CID most
     often. certain: nobody can want it, so that it may go unasked. size: bytes on the host's disk.
     """
 
-    kind: str
+    type: str
     name: str
     why: str
     lock: str

@@ -7,7 +7,7 @@ A value of the wrong type is shown only when it is a number: a string could be a
 
 from __future__ import annotations
 
-from cpi.text import kind, shown
+from cpi.text import type_name, shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _MAX_PATH = 4096  # characters; PATH_MAX
 def wrong(where: str, wanted: str, value: object, error: type[Error]) -> Error:
     """Return the error for a value of the wrong type or size."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return error(f"{where} must be {wanted}, got {str(value)[:30] if number else kind(value)}")
+    return error(f"{where} must be {wanted}, got {str(value)[:30] if number else type_name(value)}")
 
 
 def known_keys(

@@ -38,7 +38,7 @@ def _gc(options: argparse.Namespace, config: Config) -> int:
         )
     else:
         if shown:
-            rows = [[it.kind, it.name, output.size(-(-it.size >> 20)), it.why] for it in shown]
+            rows = [[it.type, it.name, output.size(-(-it.size >> 20)), it.why] for it in shown]
             output.show_table(["TYPE", "NAME", "SIZE", "REASON"], rows, right="SIZE")
         print(_summary(len(shown), removed=options.yes))
     return 1 if done.failed else 0
@@ -53,7 +53,7 @@ def _text(file: Path) -> str:
 
 def _document(garbage: Garbage, *, removed: bool) -> dict[str, Any]:
     return {
-        "type": garbage.kind,
+        "type": garbage.type,
         "name": garbage.name,
         "reason": garbage.why,
         "size_bytes": garbage.size,

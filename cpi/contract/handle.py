@@ -14,7 +14,7 @@ from cpi.contract import methods
 from cpi.contract.redact import redacted
 from cpi.documents import decode, failure, require_object
 from cpi.errors import CPIError, InvalidCall, NoDiskSpace, NotSupported, VMCreationFailed
-from cpi.text import kind, shown
+from cpi.text import type_name, shown
 from runtimes import catalog
 
 TYPE_CHECKING = False
@@ -75,15 +75,15 @@ def _envelope(document: object) -> tuple[str, list[object], dict[str, object], i
     document = require_object(document)
     name = document.get("method")
     if not isinstance(name, str):
-        got = kind(name) if "method" in document else "none"
+        got = type_name(name) if "method" in document else "none"
         raise InvalidCall(f"the request's method must be a string, got {got}")
     given = document.get("arguments")
     if not isinstance(given, list):
-        got = kind(given) if "arguments" in document else "none"
+        got = type_name(given) if "arguments" in document else "none"
         raise InvalidCall(f"the request's arguments must be a list, got {got}")
     context = document.get("context")
     if context is not None and not isinstance(context, dict):
-        raise InvalidCall(f"the request's context must be an object or null, got {kind(context)}")
+        raise InvalidCall(f"the request's context must be an object or null, got {type_name(context)}")
     api_version = document.get("api_version")
     if api_version is None:  # the director's info has none
         api_version = 1
@@ -93,7 +93,7 @@ def _envelope(document: object) -> tuple[str, list[object], dict[str, object], i
         or isinstance(api_version, bool)
         or api_version not in known
     ):
-        got = str(api_version)[:20] if type(api_version) is int else kind(api_version)
+        got = str(api_version)[:20] if type(api_version) is int else type_name(api_version)
         raise InvalidCall(
             f"the request's api_version must be 1 to {methods.API_VERSION}, got {got}"
         )

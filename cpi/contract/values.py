@@ -128,22 +128,22 @@ def any_network_cid(where: str, value: object) -> str:
     return _any(where, value, cid.NETWORK)
 
 
-def _cid(where: str, value: object, of_kind: str) -> str:
+def _cid(where: str, value: object, resource: str) -> str:
     if not isinstance(value, str):
-        raise wrong(where, f"a {of_kind} CID", value)
-    cid.runtime_of(value, of_kind)
+        raise wrong(where, f"a {resource} CID", value)
+    cid.runtime_of(value, resource)
     return value
 
 
-def _any(where: str, value: object, of_kind: str) -> str:
+def _any(where: str, value: object, resource: str) -> str:
     """Return what may be a CID of some CPI.
 
     `../`, spaces, shell and XML characters are in no CPI's CIDs. For these the kind's NotFound
     error tells more than "false" would: whoever made the call sees what was wrong with it.
     """
     if not isinstance(value, str):
-        raise wrong(where, f"a {of_kind} CID", value)
+        raise wrong(where, f"a {resource} CID", value)
     if _HARMLESS.fullmatch(value) is None or ".." in value:
-        not_found = cid.NOT_FOUND.get(of_kind, CPIError)
-        raise not_found(f"{shown(value)} can be no {of_kind} CID of any CPI")
+        not_found = cid.NOT_FOUND.get(resource, CPIError)
+        raise not_found(f"{shown(value)} can be no {resource} CID of any CPI")
     return value

@@ -74,8 +74,8 @@ class Guard:
         if call.method in _HARMLESS:
             return go()
         if call.method in _OWNED:
-            for kind, own_cid in zip(_OWNED[call.method], arguments, strict=False):
-                self._require(own_cid, kind)
+            for resource, own_cid in zip(_OWNED[call.method], arguments, strict=False):
+                self._require(own_cid, resource)
             return go()
         method = _METHODS.get(call.method)
         if method is None:
@@ -191,7 +191,7 @@ class Guard:
 
     def _snapshot_disk(self, call: Call, go: Go, disk: str, _: object) -> object:
         with self._changing(call, disk, cid.DISK) as record:
-            return self._made(call, replace(record, kind=cid.SNAPSHOT), NoDiskSpace, go)
+            return self._made(call, replace(record, resource=cid.SNAPSHOT), NoDiskSpace, go)
 
     def _delete_snapshot(self, call: Call, go: Go, snapshot: str) -> object:
         if self._has(snapshot, cid.SNAPSHOT):  # else it is as of one that is gone
@@ -202,13 +202,13 @@ class Guard:
 
     # What they have in common
 
-    def _has(self, any_cid: str, kind: str) -> bool:
-        return self._ownership.find(any_cid, kind) is not None
+    def _has(self, any_cid: str, resource: str) -> bool:
+        return self._ownership.find(any_cid, resource) is not None
 
-    def _require(self, any_cid: str, kind: str) -> OwnershipRecord:
-        record = self._ownership.find(any_cid, kind)
+    def _require(self, any_cid: str, resource: str) -> OwnershipRecord:
+        record = self._ownership.find(any_cid, resource)
         if record is None:
-            raise _not_found(any_cid, kind)
+            raise _not_found(any_cid, resource)
         return record
 
     def _set(self, call: Call, key: str, value: str | tuple[str, ...]) -> None:
@@ -224,29 +224,29 @@ class Guard:
         with self._ownership.reserve(record, allowed) as name, Undo(call.log) as undo:
             result = go()
             made = str(result[0] if isinstance(result, list) else result)
-            undo.push(lambda: self._unmade(call, made, record.kind))
+            undo.push(lambda: self._unmade(call, made, record.resource))
             name(made)
             undo.keep()
         return result
 
-    def _unmade(self, call: Call, made: str, kind: str) -> None:
+    def _unmade(self, call: Call, made: str, resource: str) -> None:
         """Delete what has just been made. A stemcell stays: the same upload finds it again."""
-        if kind != cid.STEMCELL:
-            runtime = call.runtimes.of_cid(made, kind)
+        if resource != cid.STEMCELL:
+            runtime = call.runtimes.of_cid(made, resource)
             delete = {
                 cid.VM: runtime.delete_vm,
                 cid.DISK: runtime.delete_disk,
                 cid.SNAPSHOT: runtime.delete_snapshot,
             }
             with call.hold(made):
-                delete[kind](made)
+                delete[resource](made)
             self._ownership.forget(made)
 
     @contextmanager
-    def _changing(self, call: Call, own_cid: str, kind: str) -> Iterator[OwnershipRecord]:
+    def _changing(self, call: Call, own_cid: str, resource: str) -> Iterator[OwnershipRecord]:
         """Let no other call change the record of this thing meanwhile. Raises NotFound errors."""
         with call.hold(f"{own_cid}.record"):
-            yield self._require(own_cid, kind)
+            yield self._require(own_cid, resource)
 
     def _grown(self, disk: str, record: OwnershipRecord, size: int, go: Go) -> object:
         """Run what gives a disk another size; killed half-way the larger one counts."""
@@ -266,9 +266,9 @@ _NEXT_STEP = {
 }
 
 
-def _not_found(any_cid: str, kind: str) -> CPIError:
-    error = cid.NOT_FOUND.get(kind, CPIError)
-    return error(f"there is no {kind} {shown(any_cid)}{_NEXT_STEP.get(kind, '')}")
+def _not_found(any_cid: str, resource: str) -> CPIError:
+    error = cid.NOT_FOUND.get(resource, CPIError)
+    return error(f"there is no {resource} {shown(any_cid)}{_NEXT_STEP.get(resource, '')}")
 
 
 _METHODS: dict[str, Callable[..., object]] = {

@@ -32,7 +32,7 @@ _FRESH = "fresh-"
 class OwnershipRecord:
     """One thing. cpu: CPUs; memory, disk: MiB; runtimes: those that a stemcell was imported for."""
 
-    kind: str
+    resource: str
     cpu: float = 0
     memory: int = 0
     disk: int = 0
@@ -51,11 +51,11 @@ class QuotaUsage:
 
     def plus(self, record: OwnershipRecord) -> QuotaUsage:
         return QuotaUsage(
-            vms=self.vms + (record.kind == cids.VM),
+            vms=self.vms + (record.resource == cids.VM),
             cpu=self.cpu + record.cpu,
             memory=self.memory + record.memory,
             disk=self.disk + record.disk,
-            stemcells=self.stemcells + (record.kind == cids.STEMCELL),
+            stemcells=self.stemcells + (record.resource == cids.STEMCELL),
         )
 
 
@@ -84,16 +84,16 @@ class Ownership:
         except OSError as error:
             raise CPIError(f"cannot make {self._folder}: {error.strerror}") from error
 
-    def find(self, cid: str, kind: str) -> OwnershipRecord | None:
+    def find(self, cid: str, resource: str) -> OwnershipRecord | None:
         """Return the record of a thing, or None when it is not the client's. Raises CPIError."""
-        return _read(self._folder / cid) if _is_cid(cid, kind) else None
+        return _read(self._folder / cid) if _is_cid(cid, resource) else None
 
-    def other_owners(self, cid: str, kind: str) -> list[str]:
+    def other_owners(self, cid: str, resource: str) -> list[str]:
         """Return the names of the other clients that have a thing."""
-        if not _is_cid(cid, kind):
+        if not _is_cid(cid, resource):
             return []
-        found = sorted(path.parent.name for path in self._all.glob(f"*/{cid}"))
-        return [name for name in found if name != self.client]
+        owners = sorted(path.parent.name for path in self._all.glob(f"*/{cid}"))
+        return [owner for owner in owners if owner != self.client]
 
     def used(self) -> QuotaUsage:
         """Return what the client has in all. Raises CPIError for a record that is damaged."""
@@ -179,9 +179,9 @@ class Ownership:
             yield
 
 
-def _is_cid(cid: str, kind: str) -> bool:
+def _is_cid(cid: str, resource: str) -> bool:
     """Tell whether it is a CID that can be a file's name."""
-    return cids.named_runtime(cid, kind) is not None
+    return cids.named_runtime(cid, resource) is not None
 
 
 @contextmanager
@@ -217,7 +217,9 @@ def _write(path: Path, record: OwnershipRecord, *, lock: bool = False) -> Binary
     file = open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
     if lock:
         fcntl.flock(file, fcntl.LOCK_EX)
-    file.write(json.dumps(asdict(record)).encode())
+    facts = asdict(record)
+    facts["kind"] = facts.pop("resource")
+    file.write(json.dumps(facts).encode())
     file.flush()
     os.fsync(file.fileno())
     return file
@@ -227,7 +229,8 @@ def _read(path: Path) -> OwnershipRecord | None:
     """Return a record, or None where there is none. Raises CPIError for a damaged one."""
     try:
         document = json.loads(path.read_bytes())
-        record = OwnershipRecord(**{**document, "runtimes": tuple(document["runtimes"])})
+        facts = {**document, "runtimes": tuple(document["runtimes"])}
+        record = OwnershipRecord(facts.pop("kind"), **facts)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -249,6 +252,6 @@ def _growth(old: OwnershipRecord | None, fresh: OwnershipRecord) -> OwnershipRec
     )
 
 
-def _merged(one: OwnershipRecord, other: OwnershipRecord) -> OwnershipRecord:
+def _merged(record: OwnershipRecord, other: OwnershipRecord) -> OwnershipRecord:
     """A stemcell that was imported for the runtimes of both."""
-    return replace(one, runtimes=tuple(dict.fromkeys((*one.runtimes, *other.runtimes))))
+    return replace(record, runtimes=tuple(dict.fromkeys((*record.runtimes, *other.runtimes))))

@@ -93,8 +93,8 @@ class Service:
         """Bring back what a restart of the host took away, and remove what nobody owns."""
         log = Log(tag="start")
         restore_all(self._config, log)
-        for one in collect_garbage(self._config, log, yes=True).removed:
-            log.info(f"removed the {one.kind} {one.name}: {one.why}")
+        for garbage in collect_garbage(self._config, log, yes=True).removed:
+            log.info(f"removed the {garbage.type} {garbage.name}: {garbage.why}")
 
     def _on_signal(self, number: int, frame: object) -> None:
         self._received.append(number)

@@ -61,14 +61,14 @@ def collect_garbage(
                     done.removed.append(one)
             except Exception as error:
                 done.failed[one.name] = _told(error)
-                log.error(f"{one.kind} {one.name} cannot be removed: {done.failed[one.name]}")
+                log.error(f"{one.type} {one.name} cannot be removed: {done.failed[one.name]}")
     return done
 
 
 def _add(found: list[Garbage], more: Iterable[Garbage]) -> None:
     """Add what is not there for another reason already."""
-    known = {(one.kind, one.name) for one in found}
-    found += [one for one in more if (one.kind, one.name) not in known]
+    known = {(one.type, one.name) for one in found}
+    found += [one for one in more if (one.type, one.name) not in known]
 
 
 def read_cids(text: str) -> set[str]:
@@ -145,9 +145,9 @@ def _remove(one: Garbage, config: Config, log: Log) -> bool:
     """Remove one thing, unless a call is at work on it; tell whether it was."""
     run_dir = config.text("run_dir")
     if locks.is_held(run_dir, one.lock):
-        log.info(f"{one.kind} {one.name}: a call is at work on {one.lock}")
+        log.info(f"{one.type} {one.name}: a call is at work on {one.lock}")
         return False
     with locks.hold(run_dir, one.lock, log=log):
         one.remove()
-    log.info(f"removed {one.kind} {one.name}: {one.why}")
+    log.info(f"removed {one.type} {one.name}: {one.why}")
     return True
