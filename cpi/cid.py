@@ -47,7 +47,6 @@ def runtime_of(cid: str, resource: str) -> str:
     name = named_runtime(cid, resource)
     if name is None:
         error = NOT_FOUND.get(resource, CPIError)
-        raise error(
-            f"{shown(cid)} is not a {resource} CID of this CPI (they look like <runtime>-{resource}-1f0c…)"
-        )
+        pattern = f"<runtime>-{resource}-1f0c…"
+        raise error(f"{shown(cid)} is not a {resource} CID of this CPI (they look like {pattern})")
     return name

@@ -1,4 +1,4 @@
-"""One configuration key: what it is called, what it takes, and what it means."""
+"""A configuration key: its name, the values it takes, and what it means."""
 
 from __future__ import annotations
 
