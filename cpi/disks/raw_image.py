@@ -1,8 +1,8 @@
 """Raw disks as files: their layout, growing and copying them.
 
-A disk of this CPI is a sparse file with a GPT and one partition, which begins at 1 MiB and ends 1 MiB
-before the end, with a file system in it. Any tool reads it, and any hypervisor takes it. The GPT's
-GUID is the disk's CID, so that another file in its place is noticed.
+A disk is a sparse file with a GPT and one partition, which begins at 1 MiB and ends 1 MiB before
+the end, with a file system in it. Any tool reads it, and any hypervisor takes it. The GPT's GUID is
+the disk's CID, so that another file in its place is noticed.
 """
 
 import errno

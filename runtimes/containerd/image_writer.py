@@ -1,4 +1,4 @@
-"""Putting an image's layers and documents into containerd, all or nothing."""
+"""Writes an image's layers and documents to containerd, all or nothing."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -40,8 +40,8 @@ class ImageWriter:
     def rootfs(self, path: Path, digest: Callable[[], str], limit: int) -> None:
         """Store and unpack the first layer, a tar.gz, side by side.
 
-        digest: may take reading the file: containerd has to know it before the first byte, to keep
-        for this import what it has already. Raises StemcellError, also for more than `limit` bytes
+        digest: may have to read the file: containerd needs it before the first byte, to keep for
+        this import what it has already. Raises StemcellError, also for more than `limit` bytes
         unpacked, and CloudError.
         """
         key, mounts = self._prepare()
@@ -76,7 +76,7 @@ class ImageWriter:
                 self.layer(file, layer)
 
     def look(self, source: str) -> RootfsFacts:
-        """Read the facts of what the layers make together; `source` is what errors call it."""
+        """Read the facts of all layers together; `source` is what errors call them."""
         key = f"look-{self.lease}"
         mounts = self._store.prepare(key, self.snapshot, lease=self.lease)
         try:
@@ -90,7 +90,7 @@ class ImageWriter:
         self.layer(io.BytesIO(data), oci.plain_layer(data))
 
     def documents(self, config: bytes, manifest: bytes) -> types_pb2.Descriptor:
-        """Store an image's documents; their labels hold everything together."""
+        """Store an image's documents, with the labels that keep all its parts."""
         # containerd's garbage collection follows these labels from the image to the snapshot.
         snapshot = {f"containerd.io/gc.ref.snapshot.{self._store.snapshotter}": self.snapshot}
         references = {"containerd.io/gc.ref.content.config": oci.digest(config)}

@@ -87,10 +87,10 @@ class Imports:
     def _known(
         self, is_same: Callable[[Mapping[str, str]], bool], manifest: Manifest | None = None
     ) -> str | None:
-        """Return the CID of a whole stemcell with such labels, made by this version, if any.
+        """Return the CID of a complete stemcell with such labels, made by this version, if any.
 
-        manifest: it has that version as well, if it tells one. BOSH deletes one version of a
-        stemcell without a thought of another with the same content.
+        manifest: it has that version as well, if given. BOSH deletes one version of a stemcell
+        and keeps another with the same content.
         """
         for image in self._store.find_images(f'name~="^{IMAGE_PREFIX}"'):
             if image.labels.get(oci.LABEL_ADAPTATION) != adapt.VERSION:
@@ -108,7 +108,7 @@ class Imports:
         return None
 
     def _import(self, upload: Upload, folder: Path) -> str:
-        """Import a root file system as it is, or that of a disk; return the CID."""
+        """Import a root file system, or that of a disk; return the CID."""
         if upload.format == ROOTFS:
             with self._writing() as writer:
                 writer.rootfs(upload.path, lambda: upload.digest, upload.means.limit)
@@ -149,20 +149,20 @@ class Imports:
         with self._writing() as writer:
             writer.image(image, upload.means.limit)
             facts = writer.look(reference)
-            # What the image says of itself is not believed, but for what only it can know.
+            # An image's own labels count only where nothing else has the fact.
             ours = image.labels.get(oci.LABEL_ADAPTATION) == adapt.VERSION
             stemcell = oci.stemcell_of(image.labels) if ours else of_properties(upload.properties)
-            said = oci.labels(facts, image.digest, stemcell)
+            own_labels = oci.labels(facts, image.digest, stemcell)
             config, manifest = image.config, image.manifest
             if not ours or image.media_type != oci.MANIFEST:
                 writer.adapt(facts)
-                config, manifest = oci.documents(facts, writer.layers, said)
+                config, manifest = oci.documents(facts, writer.layers, own_labels)
             target = writer.documents(config, manifest)
-            return self._record(writer, facts, target, {**said, **labels})
+            return self._record(writer, facts, target, {**own_labels, **labels})
 
     @contextmanager
     def _writing(self) -> Iterator[ImageWriter]:
-        """Write an image, of which nothing is left when the context fails."""
+        """Write an image; a failure leaves nothing of it."""
         with self._store.lease() as lease:
             yield ImageWriter(self._store, lease, self._mount_point)
 
