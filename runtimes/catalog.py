@@ -1,6 +1,6 @@
-"""The runtimes there are, as strings: nothing of a runtime loads before it is asked for.
+"""All runtimes, as strings: nothing of a runtime is loaded before it is used.
 
-Adding one is a folder, an entry here and a test class.
+A new one needs a folder, an entry here and a test class.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Entry:
-    """One runtime: its name in CIDs and in the configuration, and where its parts are.
+    """A runtime: its name in CIDs and in the configuration, and where its parts are.
 
     class_path: `module:Class`. keys_module: the module whose KEYS the configuration takes, "" for
     none; it holds data only, since `info` loads it. hint: what to do when the class does not load.
@@ -83,7 +83,7 @@ REGISTRY: dict[str, Entry] = {
 
 
 def entry(name: str) -> Entry:
-    """Return the runtime of this name. Raises CPIError, naming those there are."""
+    """Return the runtime of this name. Raises CPIError naming all runtimes."""
     if name not in REGISTRY:
         raise CPIError(f"there is no runtime {ascii(name)[:60]}; known: {', '.join(REGISTRY)}")
     return REGISTRY[name]
@@ -122,7 +122,7 @@ class Runtimes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Have runtimes give back their connections; if that fails, what was done stays done."""
+        """Close the runtimes' connections; a failure is only logged."""
         for name, runtime in self._loaded.items():
             try:
                 runtime.close()
@@ -136,7 +136,7 @@ class Runtimes:
         return self._loaded[name]
 
     def default(self) -> Runtime:
-        """Return the runtime of what does not choose one. Raises CPIError."""
+        """Return the configured runtime. Raises CPIError."""
         return self.get(self.config.text("runtime"))
 
     def of_cid(self, any_cid: str, resource: str) -> Runtime:

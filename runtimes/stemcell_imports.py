@@ -1,8 +1,8 @@
-"""What the imports of stemcells have in common, whatever the runtime.
+"""The common parts of all runtimes' imports of stemcells.
 
-Until an `image` has been read to its end, and hashed on the way, it goes by a key that costs
-nothing: a hash of its size and its beginning. Uploads of one key wait for each other, so the same
-stemcell is never imported twice at once; what else has the same key is told apart by its digest.
+Until an `image` has been read and hashed, it is known by a cheap key: a hash of its size and its
+beginning. Uploads with the same key wait for each other, so the same stemcell is never imported
+concurrently; their digests tell different ones apart.
 """
 
 import hashlib
@@ -45,7 +45,7 @@ class Upload:
 
     @cached_property
     def digest(self) -> str:
-        """The file's digest, for which it is read now, beside the source."""
+        """The file's digest, for which it is read now, besides the source."""
         from stemcell_convert.convert import opened
 
         with opened(self.path, self.means.report) as file:
@@ -61,7 +61,7 @@ class Upload:
 
 
 class StemcellImports:
-    """How one runtime begins its imports."""
+    """Begins the imports of one runtime."""
 
     def __init__(self, runtime: str, config: Config, log: Log) -> None:
         self._runtime = runtime
@@ -95,7 +95,7 @@ class StemcellImports:
 
     @contextmanager
     def folder(self, key: str) -> Iterator[Path]:
-        """Hold the lock of a key (64 hex digits); give an empty folder that is gone at the end."""
+        """Hold the lock of a key (64 hex digits); give an empty folder, removed at the end."""
         folder = Layout.of(self._config).imports / f"{self._runtime}-{key}"
         lock = import_lock(self._runtime, key)
         with locks.hold(self._config.text("run_dir"), lock, log=self._log):
@@ -109,7 +109,7 @@ class StemcellImports:
 
 @contextmanager
 def _errors() -> Iterator[None]:
-    """Translate what is wrong with a stemcell into BOSH's errors."""
+    """Translate StemcellErrors into BOSH's errors."""
     from stemcell_convert.stemcell_errors import (
         RegistryUnreachable,
         StemcellError,

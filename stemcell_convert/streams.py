@@ -1,4 +1,4 @@
-"""Bytes on their way: hashed, counted, and looked at before they are read."""
+"""Streams that hash, count and peek."""
 
 import fcntl
 import hashlib
@@ -11,13 +11,13 @@ CHUNK = 1 << 20  # bytes
 
 
 def widen(pipe: int) -> None:
-    """Have a pipe hold a whole chunk, if the system allows it: then both ends rarely wait."""
+    """Let a pipe hold a whole chunk, if the system allows it: then both ends rarely wait."""
     with suppress(OSError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK)
 
 
 class Readable(Protocol):
-    """What can be read from."""
+    """A stream to read from."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -29,11 +29,7 @@ class Source:
     """
 
     def __init__(
-        self,
-        stream: Readable,
-        name: str,
-        *,
-        show: Callable[[int], None] | None = None,
+        self, stream: Readable, name: str, *, show: Callable[[int], None] | None = None
     ) -> None:
         self.name = name
         self.size = 0  # bytes read so far
@@ -82,7 +78,7 @@ class Written:
 
     @property
     def digest(self) -> str:
-        """Of what is written so far."""
+        """The digest of what is written so far."""
         return f"sha256:{self._sha.hexdigest()}"
 
     def write(self, data: bytes) -> int:

@@ -6,10 +6,10 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,75}"
 
 
 def _keys(runtime: str, scheme: str, path: str, uris: str, pool_path: str) -> tuple[Key, ...]:
-    """The keys that every hypervisor has.
+    """Return the keys that every hypervisor has.
 
-    scheme, path: of its usual URI; uris: what else it can be; pool_path: what the folder of its
-    volumes is.
+    scheme, path: of its default URI; uris: what else it can be; pool_path: of the folder of its
+    volumes.
     """
     return (
         Key(

@@ -1,8 +1,8 @@
-"""Hypervisors as data: what libvirt's driver for each can do, and how it is asked.
+"""Hypervisors as data: what libvirt's driver for each can do, and how to ask for it.
 
-Policy reads these and names no hypervisor; what is VirtualBox' alone is in the modules with its
-name. A new one is a Profile here, a class of three lines in runtime.py, its configuration keys, an
-entry in the registry, and a test class. See docs/adding-a-runtime.md.
+Only `virtualbox` modules are specific to a hypervisor. A new one needs a Profile here, a class of
+three lines in runtime.py, its configuration keys, an entry in the registry, and a test class. See
+docs/adding-a-runtime.md.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Profile:
     second is what runs when the host lacks the first. base_format: of stemcells' volumes and
     clone_format: of what is copied on write from them, in libvirt's words. disk_format: of
     persistent disks that the hypervisor opens. bus: of disks whose stemcell resolves "virtio" and
-    "scsi" paths. settings_device: kind and bus of the device that the settings come on. nic: the
+    "scsi" paths. settings_device: type and bus of the device with the settings. nic: the
     model of network interfaces.
 
     What its driver can do: uploads (volumes are streamed, so libvirt may be elsewhere), hotplug
@@ -33,7 +33,7 @@ class Profile:
     packages: of Debian, that bring the hypervisor and libvirt's driver for it.
 
     document: the dialect of its domains' documents, of vms.DOCUMENTS. without: settings and
-    cloud_properties that its driver has no way for. interfaces: the most that a VM has, or None.
+    cloud_properties that its driver does not support. interfaces: a VM's maximum, or None.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Profile:
     interfaces: int | None = None
 
     def setting(self, config: Config, name: str) -> str:
-        """What the configuration says, "" where there is no choice."""
+        """Return a setting of the configuration, "" for one that the driver does not support."""
         return "" if name in self.without else config.text(f"{self.name}.{name}")
 
 
@@ -121,9 +121,9 @@ VIRTUALBOX = Profile(
 
 
 def require_possible(profile: Profile, wanted: VMProperties, networks: int) -> None:
-    """Raise NotSupported, naming the property, for a VM that the driver has no way to make.
+    """Raise NotSupported, naming the property, for a VM that the driver cannot make.
 
-    networks: how many interfaces it is to have.
+    networks: the number of its interfaces.
     """
     if wanted.host_service:
         raise NotSupported(

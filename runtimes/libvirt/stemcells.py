@@ -1,7 +1,7 @@
-"""Stemcells as volumes: one base for each, which VMs' root disks are copied on write from.
+"""Stemcells as volumes, from which VMs' root disks are copied on write.
 
-`<id>.stemcell` is the disk, `<id>.json` says what is to be known of it. The second is written last:
-without it the first is what a killed import left.
+`<id>.stemcell` is the disk, `<id>.json` has its facts. These are written last: a disk without them
+is what a killed import left.
 """
 
 import hashlib
@@ -34,8 +34,10 @@ _ROOT = ".root"
 
 @dataclass(frozen=True)
 class Base:
-    """A stemcell's disk. path: on libvirt's machine; size: bytes; settings, resolution: as the
-    agent in it expects them (stemcell_convert.machine); key: of the upload it was made of."""
+    """A stemcell's disk. path: on libvirt's machine; size: bytes; key: of its upload.
+
+    settings, resolution: as its agent expects them (stemcell_convert.machine).
+    """
 
     path: str
     format: str
@@ -78,7 +80,7 @@ class Stemcells:
             return stemcell_cid
 
     def share(self, stemcell_cid: str, image: Path, properties: JsonObject) -> None:
-        """Import the `image` of a stemcell that another runtime has named."""
+        """Import the `image` of a stemcell under the CID that another runtime gave it."""
         from stemcell_convert.convert import raw_disk
 
         with self._importing(image, properties) as (upload, folder):
@@ -98,7 +100,7 @@ class Stemcells:
         return facts
 
     def delete(self, stemcell_cid: str) -> None:
-        """Delete a stemcell; one that is gone is no error. Raises CloudError while VMs use it."""
+        """Delete a stemcell, if it exists. Raises CloudError while VMs use it."""
         name = _id(stemcell_cid) + DISK
         volume = self._pool.find(name)
         if volume is not None:
@@ -133,7 +135,7 @@ class Stemcells:
                 yield upload, folder
 
     def _known(self, upload: Upload) -> str | None:
-        """Return the CID of the same stemcell, if it is here. It is read only if one may be it."""
+        """Return the CID of the same stemcell, if it is here. Only an equal key has it read."""
         names = [name.removesuffix(FACTS) for name in self._pool.names() if name.endswith(FACTS)]
         if not any(base.key == upload.key for base in map(self._facts, names) if base):
             return None
@@ -141,9 +143,9 @@ class Stemcells:
         return stemcell_cid if self._facts(_id(stemcell_cid)) else None
 
     def _cid(self, digest: str, manifest: "Manifest") -> str:
-        """What tells a stemcell from others: its content, and its name and version.
+        """Return the CID of a stemcell, from its content, name and version.
 
-        BOSH deletes one version of a stemcell without a thought of another with the same content.
+        BOSH deletes one version of a stemcell and keeps another with the same content.
         """
         identity = f"{manifest.name}\n{manifest.version}\n{digest}"
         digits = hashlib.sha256(identity.encode()).hexdigest()[:_DIGITS]
@@ -152,7 +154,7 @@ class Stemcells:
     def _import(self, raw: Path, name: str, upload: Upload) -> None:
         """Make the volumes of a disk, which is changed where its agent needs that.
 
-        What a killed import left of them is deleted, so no VM may have them.
+        Volumes that a killed import left are replaced, so no VM may have them.
         """
         from stemcell_convert import convert, machine
 
@@ -194,5 +196,5 @@ class Stemcells:
 
 
 def _id(stemcell_cid: str) -> str:
-    """What a stemcell's volumes are called: the last part of its CID, whichever runtime made it."""
+    """Return the name of a stemcell's volumes: its CID's last part, for every runtime."""
     return stemcell_cid.rsplit("-", 1)[1]

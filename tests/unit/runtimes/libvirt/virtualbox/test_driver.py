@@ -17,7 +17,7 @@ from runtimes.libvirt import client
 from runtimes.libvirt.client import AlreadyThere, Connection, is_missing
 from runtimes.libvirt.virtualbox import media, vboxmanage, virtualbox_xml
 from runtimes.libvirt.virtualbox.folder_pool import FolderPool
-from runtimes.libvirt.virtualbox.one_at_a_time import OneAtATime
+from runtimes.libvirt.virtualbox.locked import Locked
 from runtimes.libvirt.xml import domain_xml, storage_xml
 from runtimes.libvirt.xml.domain_xml import Domain, DomainDisk, Facts, Interface
 from tests.support.virtualbox.fake_vbox import Connection as Fake, FakeVBox
@@ -295,7 +295,7 @@ def test_every_call_waits_for_its_turn(world: FakeVBox, wanted: Domain) -> None:
     def held() -> AbstractContextManager[None]:
         return turn()
 
-    raw = OneAtATime(Fake(world), held)
+    raw = Locked(Fake(world), held)
     domain = raw.defineXML(virtualbox_xml.domain(wanted))
     assert domain.name() == "some-vm-1"
     assert [one.UUIDString() for one in raw.listAllDomains()] == [domain.UUIDString()]
