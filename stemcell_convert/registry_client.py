@@ -227,7 +227,7 @@ def _credentials(path: str) -> dict[str, Any]:
     folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
     file = Path(path or f"{folder}/config.json")
     try:
-        document = json.loads(file.read_bytes() or b"{}")  # /dev/null: nobody's
+        document = json.loads(file.read_bytes() or b"{}")  # /dev/null: no credentials
     except FileNotFoundError:
         if path:
             raise StemcellError(f"there is no docker config {path}") from None

@@ -25,7 +25,7 @@ class Readable(Protocol):
 class Source:
     """A stream that is hashed as it is read, and whose beginning can be seen first.
 
-    name: what errors call it; show: is told the bytes read so far.
+    name: what errors call it; show: gets the bytes read so far.
     """
 
     def __init__(

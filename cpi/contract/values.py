@@ -102,8 +102,8 @@ def _any(resource: str) -> Callable[[str, object], str]:
         if not isinstance(value, str):
             raise wrong(where, f"a {resource} CID", value)
         if _HARMLESS.fullmatch(value) is None or ".." in value:
-            not_found = cid.NOT_FOUND.get(resource, CPIError)
-            raise not_found(f"{shown(value)} can be no {resource} CID of any CPI")
+            error = cid.NOT_FOUND.get(resource, CPIError)
+            raise error(f"{shown(value)} can be no {resource} CID of any CPI")
         return value
 
     return check

@@ -54,7 +54,7 @@ class FileSystem(ABC):
 
 
 class Ext4(FileSystem):
-    """ext4, which BOSH's agent uses unless told otherwise."""
+    """ext4, which BOSH's agent uses by default."""
 
     name = "ext4"
     min_mib = 8

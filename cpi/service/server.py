@@ -113,7 +113,7 @@ class _Connection(HTTPConnection):
             self.request_received()
 
     def _shake_hands(self, connection: ssl.SSLSocket) -> None:
-        """Shake hands. Raises OSError for a client without a valid certificate, once it knows."""
+        """Perform the TLS handshake. Raises OSError when it fails, once the client knows."""
         try:
             connection.do_handshake()
         except OSError:

@@ -207,7 +207,7 @@ def _mounts(container: Container) -> list[Spec]:
         # slave: disks that the host mounts later appear, what the VM mounts stays its own.
         _mount(container.disk_folder, "bind", str(container.disks), "rbind", "ro", "rslave"),
     ]
-    if container.systemd:  # runit stemcells keep folders in /run that nobody would make again
+    if container.systemd:  # runit stemcells need their own folders in /run
         mounts.append(_mount("/run", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755", *run))
     return [*mounts, *(_folder(folder) for folder in container.folders)]
 

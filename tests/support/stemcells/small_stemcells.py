@@ -52,9 +52,9 @@ def no_mounts(*arguments: object) -> NoReturn:
     raise AssertionError(f"nothing is to be mounted here: {arguments}")
 
 
-def means(limit: int = 64 << 20, at: Callable[[str], None] = lambda what: None) -> Means:
+def means(limit: int = 64 << 20, on_step: Callable[[str], None] = lambda what: None) -> Means:
     """What conversions without disks work with."""
-    return Means(no_mounts, limit, Quiet(at))
+    return Means(no_mounts, limit, Quiet(on_step))
 
 
 def tar(members: Mapping[str, bytes | str]) -> bytes:
