@@ -36,7 +36,12 @@ FACT_PATHS = tuple(
     dict.fromkeys(
         prefix + path
         for path in (
-            *(AGENT_CONFIG, _OS_RELEASE, *_SYSTEMD, *_RUNIT_INITS, *_PROGRAMS, *_BEHIND_LINKS),
+            AGENT_CONFIG,
+            _OS_RELEASE,
+            *_SYSTEMD,
+            *_RUNIT_INITS,
+            *_PROGRAMS,
+            *_BEHIND_LINKS,
         )
         for prefix in ("", *(["/usr"] if not path.startswith(("/usr", "/etc", "/var")) else []))
     )

@@ -71,7 +71,6 @@ class Written:
     """A new file that is hashed while it is written. Raises FileExistsError."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.file: BinaryIO = path.open("xb")
         self.size = 0
         self._sha = hashlib.sha256()

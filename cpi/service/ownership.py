@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -143,11 +143,9 @@ class Ownership:
                 theirs._replace(cid, _merged(record, old))
         self.forget(cid)
 
-    @contextmanager
-    def stemcells(self, *, deleting: bool) -> Iterator[None]:
+    def stemcells(self, *, deleting: bool) -> AbstractContextManager[None]:
         """Lock out creating stemcells while one is deleted, and vice versa, for all clients."""
-        with _flock(self._all, fcntl.LOCK_EX if deleting else fcntl.LOCK_SH):
-            yield
+        return _flock(self._all, fcntl.LOCK_EX if deleting else fcntl.LOCK_SH)
 
     def _name(self, pending: Path, cid: str, record: OwnershipRecord) -> None:
         with self._locked():
@@ -173,10 +171,8 @@ class Ownership:
                 usage = usage if record is None else usage.plus(record)
         return usage
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with _flock(self._folder, fcntl.LOCK_EX):
-            yield
+    def _locked(self) -> AbstractContextManager[None]:
+        return _flock(self._folder, fcntl.LOCK_EX)
 
 
 def _is_cid(cid: str, resource: str) -> bool:
@@ -244,12 +240,8 @@ def _read(path: Path) -> OwnershipRecord | None:
 def _growth(old: OwnershipRecord | None, fresh: OwnershipRecord) -> OwnershipRecord:
     """Return how much more the fresh record uses, as a record of no resource."""
     old = old or OwnershipRecord("")
-    return OwnershipRecord(
-        "",
-        cpu=fresh.cpu - old.cpu,
-        memory=fresh.memory - old.memory,
-        disk=fresh.disk - old.disk,
-    )
+    cpu, memory = fresh.cpu - old.cpu, fresh.memory - old.memory
+    return OwnershipRecord("", cpu, memory, fresh.disk - old.disk)
 
 
 def _merged(record: OwnershipRecord, other: OwnershipRecord) -> OwnershipRecord:

@@ -36,9 +36,6 @@ class Worker:
         self.idle_since = 0.0
         self.interrupted = False
 
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
     def interrupt(self) -> None:
         """Undo its call, and end its process."""
         self.interrupted = True

@@ -25,17 +25,12 @@ class ImageWriter:
         self.lease = lease
         self._store = store
         self._mount_point = mount_point
-        self._layers: list[oci.Layer] = []
-
-    @property
-    def layers(self) -> list[oci.Layer]:
-        """The layers so far, the lowest first."""
-        return self._layers
+        self.layers: list[oci.Layer] = []  # so far, the lowest first
 
     @property
     def snapshot(self) -> str:
         """The name of the snapshot that holds the layers so far."""
-        return oci.chain_id([layer.diff_id for layer in self._layers])
+        return oci.chain_id([layer.diff_id for layer in self.layers])
 
     def rootfs(self, path: Path, digest: Callable[[], str], limit: int) -> None:
         """Store and unpack the first layer, a tar.gz, side by side.
@@ -68,7 +63,7 @@ class ImageWriter:
         path = image.blob(first.digest)
         if first.media_type == oci.LAYER_GZIP:
             self.rootfs(path, lambda: first.digest, limit)
-            _require_same(first, self._layers[0].diff_id)
+            _require_same(first, self.layers[0].diff_id)
         else:
             others = [first, *others]
         for layer in others:
@@ -94,7 +89,7 @@ class ImageWriter:
         # containerd's garbage collection follows these labels from the image to the snapshot.
         snapshot = {f"containerd.io/gc.ref.snapshot.{self._store.snapshotter}": self.snapshot}
         references = {"containerd.io/gc.ref.content.config": oci.digest(config)}
-        for number, layer in enumerate(self._layers):
+        for number, layer in enumerate(self.layers):
             references[f"containerd.io/gc.ref.content.l.{number}"] = layer.digest
         for document, labels in ((config, snapshot), (manifest, references)):
             self._write(io.BytesIO(document), len(document), oci.digest(document), labels)
@@ -107,12 +102,12 @@ class ImageWriter:
         self._store.write_content(file, size, digest, lease=self.lease, labels=labels)
 
     def _prepare(self) -> tuple[str, Sequence[types_pb2.Mount]]:
-        key = f"extract-{self.lease}-{len(self._layers)}"
-        parent = self.snapshot if self._layers else ""
+        key = f"extract-{self.lease}-{len(self.layers)}"
+        parent = self.snapshot if self.layers else ""
         return key, self._store.prepare(key, parent, lease=self.lease)
 
     def _commit(self, key: str, layer: oci.Layer) -> None:
-        self._layers.append(layer)
+        self.layers.append(layer)
         self._store.commit(self.snapshot, key, lease=self.lease)
 
 

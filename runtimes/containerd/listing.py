@@ -35,14 +35,12 @@ _STATES = {
 def vms(containers: Containers, runtime: str) -> list[VMView]:
     """Return all VMs of a namespace, by CID, and no other containers."""
     tasks = containers.tasks()
-    return sorted(
-        (
-            view(container, tasks.get(container.id), runtime)
-            for container in containers.all()
-            if cid.named_runtime(container.id, cid.VM) == runtime
-        ),
-        key=lambda view: view.cid,
+    views = (
+        view(container, tasks.get(container.id), runtime)
+        for container in containers.all()
+        if cid.named_runtime(container.id, cid.VM) == runtime
     )
+    return sorted(views, key=lambda view: view.cid)
 
 
 def view(

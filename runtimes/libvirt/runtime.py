@@ -119,8 +119,6 @@ class LibvirtRuntime(Runtime):
         self._vms.set_metadata(vm_cid, metadata)
 
     def console(self, vm_cid: str) -> bytes:
-        if not self.profile.console:
-            raise NotSupported(f"{self.name} keeps no console log")
         return self._vms.console(vm_cid)
 
     # For the operator
@@ -295,7 +293,7 @@ class LibvirtRuntime(Runtime):
     @cached_property
     def _nics(self) -> Nics:
         host = None
-        if self._local and self.profile.bridges and not is_unprivileged():
+        if self._local and not is_unprivileged():
             host = Networks(self.config)
         addresses: Addresses = PoolAddresses(self._pool)
         if self._local:

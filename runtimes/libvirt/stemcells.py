@@ -167,18 +167,12 @@ class Stemcells:
             self._pool.delete(name + DISK)
             self._pool.delete(name + FACTS)
             undo.push(lambda: self._pool.delete(name + DISK))
-            size, volume_format = raw.stat().st_size, self._profile.base_format
-            volume = self._pool.create(Volume(name + DISK, size, volume_format, mode=SHARED))
+            size = raw.stat().st_size
+            volume = self._pool.create(Volume(name + DISK, size, mode=SHARED))
             with upload.means.report.progress(f"uploading {name}{DISK}") as show:
                 self._pool.upload(volume, raw, show)
-            base = Base(
-                path_of(volume),
-                volume_format,
-                size,
-                expected.settings,
-                expected.resolution,
-                upload.key,
-            )
+            path, settings, resolution = path_of(volume), expected.settings, expected.resolution
+            base = Base(path, "raw", size, settings, resolution, upload.key)
             document = json.dumps(asdict(base)).encode()
             undo.push(lambda: self._pool.delete(name + FACTS))
             facts = self._pool.create(Volume(name + FACTS, len(document)))

@@ -174,11 +174,9 @@ class VMs:
         wanted, accelerator = spec.properties, self._text("accelerator")
         type_ = domain_type(self.domains.connection, self.profile, accelerator, self.log)
         default_model = "host" if type_ == "kvm" else ""
-        console = f"{disks[0].path.removesuffix(ROOT)}{CONSOLE}" if self.profile.console else ""
         return Domain(
             name=spec.cid,
             type=type_,
-            os_type=self.profile.os_type,
             machine=wanted.machine or self._text("machine") or self.profile.machine,
             firmware=wanted.firmware or self._text("firmware"),
             cpu_model=wanted.cpu_model or self._text("cpu_model") or default_model,
@@ -186,7 +184,7 @@ class VMs:
             memory=wanted.memory or self._default("memory"),
             disks=tuple(disks),
             interfaces=tuple(interfaces),
-            console=console,
+            console=f"{disks[0].path.removesuffix(ROOT)}{CONSOLE}",
             facts=Facts(
                 stemcell=spec.stemcell_cid,
                 settings=base.settings,
@@ -203,8 +201,7 @@ class VMs:
 
     def _delete_volumes(self, vm_cid: str) -> None:
         """Delete a VM's own volumes, not its persistent disks."""
-        if self.profile.console:
-            self.pool.refresh()  # the hypervisor makes consoles without the pool
+        self.pool.refresh()  # the hypervisor makes consoles without the pool
         for name in (*(vm_cid + part for part in PARTS), *self._consoles(vm_cid)):
             self.pool.delete(name)
 

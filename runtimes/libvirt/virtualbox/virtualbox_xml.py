@@ -24,7 +24,7 @@ def domain(wanted: Domain) -> str:
     add_text(root, "memory", str(wanted.memory << 10), unit="KiB")
     add_text(root, "vcpu", str(int(wanted.cpu)))
     system = Xml.SubElement(root, "os")
-    add_text(system, "type", wanted.os_type)
+    add_text(system, "type", "hvm")
     Xml.SubElement(system, "boot", dev="hd")
     features = Xml.SubElement(root, "features")
     for name in ("acpi", "apic", "pae"):  # what is absent is off

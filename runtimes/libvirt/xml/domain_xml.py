@@ -66,7 +66,6 @@ class Domain:
 
     name: str
     type: str
-    os_type: str
     machine: str
     firmware: str
     cpu_model: str
@@ -93,7 +92,7 @@ def domain(wanted: Domain) -> str:
         add_text(tune, "global_quota", str(max(1000, round(wanted.cpu * _PERIOD))))
     system = Xml.SubElement(root, "os", {"firmware": "efi"} if wanted.firmware == "uefi" else {})
     machine = {"machine": wanted.machine} if wanted.machine else {}
-    add_text(system, "type", wanted.os_type, **machine)
+    add_text(system, "type", "hvm", **machine)
     if wanted.firmware == "uefi":  # it does not trust the signatures of stemcells' boot loaders
         loader = Xml.SubElement(system, "firmware")
         Xml.SubElement(loader, "feature", enabled="no", name="secure-boot")

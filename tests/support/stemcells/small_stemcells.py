@@ -34,17 +34,17 @@ ROOTFS: dict[str, bytes | str] = {
 
 
 class Quiet:
-    """A report that nobody reads; `at` is called with every step of every progress."""
+    """A report that nobody reads; `on_step` gets every step of every progress."""
 
-    def __init__(self, at: Callable[[str], None] = lambda what: None) -> None:
-        self._at = at
+    def __init__(self, on_step: Callable[[str], None] = lambda what: None) -> None:
+        self._on_step = on_step
 
     def say(self, text: str) -> None:
-        self._at(text)
+        self._on_step(text)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
-        yield lambda done, total: self._at(what)
+        yield lambda done, total: self._on_step(what)
 
 
 def no_mounts(*arguments: object) -> NoReturn:

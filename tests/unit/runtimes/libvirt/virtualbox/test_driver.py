@@ -51,7 +51,6 @@ def wanted(folder: FolderPool) -> Domain:
     return Domain(
         name="some-vm-1",
         type="vbox",
-        os_type="hvm",
         machine="",
         firmware="",
         cpu_model="",
