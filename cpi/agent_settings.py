@@ -45,9 +45,9 @@ def render(
 def render_network(network: Network) -> dict[str, Json]:
     """Return one network as the agent reads it, and as create_vm returns it.
 
-    `preconfigured` keeps the agent from configuring the interface. `prefix` is the
-    subnet's, as a string: were it empty, 32 or 128, the agent would give every dynamic network the
-    address of the default one.
+    `preconfigured` keeps the agent from configuring the interface. `prefix` is the subnet's, as a
+    string: if it were empty, 32 or 128, the agent would give every dynamic network the address of
+    the default one.
     """
     netmask = ""
     if network.ip is not None and network.prefix is not None:

@@ -1,7 +1,7 @@
-"""CIDs: `<runtime>-<kind>-<id>`, so that every call routes to its runtime without a database.
+"""CIDs: `<runtime>-<resource>-<id>`, so that every call routes to its runtime without a database.
 
 A CID that comes from outside is data. It is parsed here before it meets a path, a label or XML:
-nothing but lower-case letters, digits and single dashes passes.
+only lower-case letters, digits and single dashes pass.
 """
 
 import os
@@ -20,8 +20,7 @@ NETWORK = "network"  # a managed network: its runtime makes the CID as it likes
 # Compiled on first use: `info` does not need it.
 _CID = r"([a-z][a-z0-9]{0,15})-(vm|disk|stemcell|snapshot)-([a-z0-9]{1,48})"
 
-# The error for a CID of this kind that does not exist; CPIError for a snapshot, as BOSH has no
-# other.
+# The error for a CID that does not exist; CPIError for a snapshot, as BOSH has no other.
 NOT_FOUND: dict[str, type[CPIError]] = {
     VM: VMNotFound,
     DISK: DiskNotFound,
@@ -30,27 +29,25 @@ NOT_FOUND: dict[str, type[CPIError]] = {
 }
 
 
-def new(runtime: str, kind: str, identifier: str | None = None) -> str:
-    """Return a new CID; random (128 bits) unless an identifier is given."""
-    return f"{runtime}-{kind}-{identifier or os.urandom(16).hex()}"
+def new(runtime: str, resource: str, identifier: str | None = None) -> str:
+    """Return a new CID of a resource; random (128 bits) unless an identifier is given."""
+    return f"{runtime}-{resource}-{identifier or os.urandom(16).hex()}"
 
 
-def named_runtime(cid: str, kind: str) -> str | None:
-    """Return the runtime that a CID of this kind names, None when it is no such CID."""
+def named_runtime(cid: str, resource: str) -> str | None:
+    """Return the runtime that a CID of this resource names, None when it is no such CID."""
     match = re.fullmatch(_CID, cid)
-    return match[1] if match is not None and match[2] == kind else None
+    return match[1] if match is not None and match[2] == resource else None
 
 
-def runtime_of(cid: str, kind: str) -> str:
-    """Return the runtime that a CID of this kind names.
+def runtime_of(cid: str, resource: str) -> str:
+    """Return the runtime that a CID of this resource names.
 
-    Raises VMNotFound, DiskNotFound, StemcellNotFound or CPIError when it is no such CID, since a
-    thing with that name cannot exist.
+    Raises the resource's error of NOT_FOUND when it is no such CID, since it cannot exist.
     """
-    name = named_runtime(cid, kind)
+    name = named_runtime(cid, resource)
     if name is None:
-        error = NOT_FOUND.get(kind, CPIError)
-        raise error(
-            f"{shown(cid)} is not a {kind} CID of this CPI (they look like <runtime>-{kind}-1f0c…)"
-        )
+        error = NOT_FOUND.get(resource, CPIError)
+        pattern = f"<runtime>-{resource}-1f0c…"
+        raise error(f"{shown(cid)} is not a {resource} CID of this CPI (they look like {pattern})")
     return name

@@ -1,6 +1,6 @@
-"""The JSON documents that come in, and the answer when something is wrong with them.
+"""The JSON documents that come in, and the response to a broken one.
 
-The thin client needs this too, so it imports nothing that it could do without.
+The thin client needs this too, so it imports only what it must.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 
 from cpi.errors import CPIError, InvalidCall
-from cpi.text import kind, shown
+from cpi.text import shown, type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -46,16 +46,16 @@ def _no_constant(name: str) -> None:
 
 
 def require_object(document: object) -> dict[str, object]:
-    """Return a request as the object that it has to be. Raises InvalidCall."""
+    """Return a request that is a JSON object. Raises InvalidCall for any other."""
     if not isinstance(document, dict):
-        raise InvalidCall(f"the request must be a JSON object, got {kind(document)}")
+        raise InvalidCall(f"the request must be a JSON object, got {type_name(document)}")
     return document
 
 
 def failure(error: CPIError, log: Log) -> dict[str, object]:
     """Return the response for an error."""
-    told = {"type": error.type, "message": error.message, "ok_to_retry": error.ok_to_retry}
-    return {"result": None, "error": told, "log": log.text}
+    details = {"type": error.type, "message": error.message, "ok_to_retry": error.ok_to_retry}
+    return {"result": None, "error": details, "log": log.text}
 
 
 def load_file(path: str) -> Mapping[str, object]:
@@ -76,5 +76,5 @@ def load_file(path: str) -> Mapping[str, object]:
 
 
 def named(path: str) -> str:
-    """Name a configuration file for a message."""
+    """Return how messages name a configuration file."""
     return f"configuration file {shown(path)}"

@@ -2,13 +2,13 @@
 
 The director maps `Bosh::Clouds::<Name>` to its classes in external_cpi.rb and turns every other
 type into UnknownError; `StemcellNotFound` is known to the CLI only. `ok_to_retry` is acted on for
-VMCreationFailed alone, but is kept honest everywhere: True means that the same call may succeed
+VMCreationFailed only, but is kept honest everywhere: True means that the same call may succeed
 later with nothing changed by an operator.
 """
 
 
 class CPIError(Exception):
-    """A failure that BOSH is told of: the base of all others.
+    """A failure that BOSH gets as an error: the base of all others.
 
     The message names the thing, the cause and, where there is one, the next step.
     """
@@ -22,7 +22,7 @@ class CPIError(Exception):
 
 
 class CloudError(CPIError):
-    """What runs the VMs failed, or refused what was asked."""
+    """What runs the VMs failed, or refused the request."""
 
     type = "Bosh::Clouds::CloudError"
 
@@ -40,7 +40,7 @@ class NotImplementedInCPI(CPIError):
 
 
 class InvalidCall(CPIError):
-    """The request is not one the contract knows: method, arity or types."""
+    """The request does not match the contract: method, arity or types."""
 
     type = "InvalidCall"
 
@@ -76,7 +76,7 @@ class DiskNotAttached(CPIError):
 
 
 class NoDiskSpace(CPIError):
-    """The host has not enough room for what was asked."""
+    """The host has not enough disk space for the request."""
 
     type = "Bosh::Clouds::NoDiskSpace"
 

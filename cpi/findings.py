@@ -1,4 +1,4 @@
-"""Checks of a host, for `bosh-cpi doctor`: each is one function that returns one finding.
+"""Checks of a host, for `bosh-cpi doctor`: each is a function that returns a finding.
 
     CHECKS = Checks[Config]()
 
@@ -6,7 +6,7 @@
     def _loop_devices(config: Config) -> Finding:
         ...
 
-What a check raises of the CPI's and the system's errors is a failure with that message.
+A CPIError or OSError that a check raises is a failure with that message.
 """
 
 from collections.abc import Callable
@@ -31,17 +31,17 @@ class Finding:
 
 
 def ok(message: str) -> Finding:
-    """All is well."""
+    """Return a finding that all is well."""
     return Finding(OK, message)
 
 
 def warning(message: str, fix: str) -> Finding:
-    """Works, or is not needed by everyone, but somebody may stumble over it."""
+    """Return a finding that matters to some operators only."""
     return Finding(WARNING, message, fix)
 
 
 def failure(message: str, fix: str) -> Finding:
-    """VMs cannot be made or kept like this."""
+    """Return a finding that keeps VMs from being created or run."""
     return Finding(FAILURE, message, fix)
 
 
@@ -63,7 +63,7 @@ class Checks(Generic[Subject]):
         return added
 
     def run(self, subject: Subject) -> list[Finding]:
-        """Run all checks; a failed one does not keep the others from running."""
+        """Run all checks; a failed one does not block the others."""
         return [run(name, lambda check=check: check(subject)) for name, check in self._checks]  # type: ignore[misc]
 
 

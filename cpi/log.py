@@ -12,14 +12,14 @@ LEVELS = ("debug", "info", "warn", "error")
 
 
 class Log:
-    """Collects one request's lines.
+    """Collects a request's lines.
 
     tag: what stderr shows before each line, where several requests write there. quiet: write
     nothing to stderr.
     """
 
     def __init__(self, level: str = "info", *, tag: str = "", quiet: bool = False) -> None:
-        self._least = self._least_shown = LEVELS.index(level)
+        self._min_kept = self._min_shown = LEVELS.index(level)
         self._lines: list[str] = []
         self._tag = f"[{tag}] " if tag else ""
         self._quiet = quiet
@@ -43,18 +43,18 @@ class Log:
 
     def set_level(self, level: str, shown: str = "") -> None:
         """Keep lines from this level on; stderr shows those from `shown` on, if that differs."""
-        self._least = LEVELS.index(level)
-        self._least_shown = LEVELS.index(shown or level)
+        self._min_kept = LEVELS.index(level)
+        self._min_shown = LEVELS.index(shown or level)
 
     def _write(self, level: str, message: str) -> None:
         number = LEVELS.index(level)
-        if number < min(self._least, self._least_shown):
+        if number < min(self._min_kept, self._min_shown):
             return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         line = f"{stamp} {level.upper()} {message}\n"
-        if number >= self._least:
+        if number >= self._min_kept:
             self._lines.append(line)
         # A stderr that is closed (None) or whose reader has gone must not undo what works.
-        if number >= self._least_shown and sys.stderr is not None and not self._quiet:
+        if number >= self._min_shown and sys.stderr is not None and not self._quiet:
             with suppress(OSError, ValueError):
                 sys.stderr.write(f"{self._tag}{line}")

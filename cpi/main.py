@@ -79,7 +79,7 @@ def _guard_stdout() -> int:
     try:
         answer_to = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, 3)
     except OSError:
-        os._exit(0)  # stdout is closed: nobody could learn what became of the request
+        os._exit(0)  # stdout is closed: no one can read the response
     try:
         os.dup2(2, 1)
     except OSError:  # no stderr either
@@ -146,7 +146,7 @@ def _answer(argv: Sequence[str], given: bytes, log: Log) -> dict[str, object]:
     try:
         from cpi.config.load import config_of
         from cpi.contract.handle import handle
-    except ModuleNotFoundError:  # this is the client alone
+    except ModuleNotFoundError:  # only the thin client is installed
         from cpi.client import installed
 
         raise Elsewhere(installed.program(document), given) from None
@@ -185,16 +185,13 @@ def _raise_on_signals() -> None:
 
 
 def _ignore_signals() -> None:
-    """Let nothing interrupt what follows: an undo, or the response."""
+    """Ignore signals during what follows: an undo, or the response."""
     for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
 
 
 def _read_request() -> bytes:
-    """Return stdin until its end; of an endless one only so much that it is known to be too long.
-
-    Raises InvalidCall when stdin cannot be read.
-    """
+    """Return all of stdin, cut off where it is known to be too long. Raises InvalidCall."""
     from cpi.documents import REQUEST_LIMIT
 
     if os.isatty(0):

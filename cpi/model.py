@@ -56,7 +56,7 @@ class VMProperties:
     """VM cloud_properties. None means no limit.
 
     cpu: CPUs (fractions allowed); memory, ephemeral_disk, root_disk: MiB; pids: processes and
-    threads. root_disk, firmware (bios or uefi), machine and cpu_model are for full VMs alone.
+    threads. root_disk, firmware (bios or uefi), machine and cpu_model are for full VMs only.
     host_service: the VM gets the socket for guests of the host's service (cpi.host.guest_socket).
     """
 
@@ -76,9 +76,8 @@ class VMProperties:
 
 @dataclass(frozen=True)
 class DiskProperties:
-    """Disk cloud_properties. filesystem None: what the VM's env asks for, else the usual one.
-
-    given: all of them as they came.
+    """Disk cloud_properties. filesystem None: what the VM's env asks for, else the
+    default. given: all of them as they came.
     """
 
     filesystem: str | None = None
@@ -122,10 +121,10 @@ class VMSpec:
 
 @dataclass(frozen=True)
 class Garbage:
-    """Something that nobody owns, as a killed call leaves it.
+    """An orphaned resource, as a killed call leaves it.
 
-    type, name, why: for people. lock: what must be held while `remove` takes it away, a CID most
-    often. certain: nobody can want it, so that it may go unasked. size: bytes on the host's disk.
+    type, name, why: shown to the operator. lock: held during `remove`, mostly a CID. certain: may
+    be removed without confirmation. size: bytes on the host's disk.
     """
 
     type: str

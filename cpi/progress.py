@@ -1,35 +1,34 @@
-"""How far long work is, as lines of a log."""
+"""Progress of long work, as lines of a log."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cpi.log import Log
+from stemcell_convert.report import Progress
 
-Progress = Callable[[int, int], None]  # bytes done, bytes in all
-
-_EVERY = 10.0  # seconds
+_INTERVAL = 10.0  # seconds
 
 
 class LogReport:
-    """Tells the request's log."""
+    """Reports to the request's log."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
 
     def say(self, text: str) -> None:
-        """Tell what is done now."""
+        """Log what is done now."""
         self._log.info(text)
 
     @contextmanager
     def progress(self, what: str) -> Iterator[Progress]:
-        """Tell how far a step is, if it takes more than a moment."""
-        told = time.monotonic()
+        """Log how far a step is, if it takes more than a moment."""
+        last = time.monotonic()
 
         def show(done: int, total: int) -> None:
-            nonlocal told
-            if time.monotonic() - told >= _EVERY:
-                told = time.monotonic()
+            nonlocal last
+            if time.monotonic() - last >= _INTERVAL:
+                last = time.monotonic()
                 self._log.info(f"{what}: {done >> 20} of {total >> 20} MiB")
 
         yield show

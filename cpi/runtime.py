@@ -1,8 +1,8 @@
-"""The one interface between the contract and what runs the VMs.
+"""The interface between the contract and what runs the VMs.
 
-Coarse verbs, one per CPI method. A runtime may assume that arguments are validated and that the
-caller holds the locks of the CIDs it passes; it promises that a failed create leaves nothing behind
-and that a delete of something already gone succeeds.
+Each CPI method is a method here, of the same name. A runtime may assume that arguments are
+validated and that the caller holds the locks of the CIDs it passes. A failed create leaves nothing
+behind, and deletes are idempotent.
 """
 
 from abc import ABC, abstractmethod
@@ -17,33 +17,26 @@ if TYPE_CHECKING:
     from cpi.config.config import Config
     from cpi.findings import Finding
     from cpi.log import Log
-    from cpi.model import (
-        DiskProperties,
-        Garbage,
-        Json,
-        JsonObject,
-        Network,
-        VMSpec,
-    )
+    from cpi.model import DiskProperties, Garbage, Json, JsonObject, Network, VMSpec
     from cpi.terminal import Streams
     from cpi.views import LogPart, LogPlaces, StemcellView, Usage, VMView
 
 
 class Runtime(ABC):
-    """Runs BOSH VMs. Errors: those of cpi.errors, and nothing else on purpose."""
+    """Runs BOSH VMs. Methods raise the errors of cpi.errors."""
 
     name: ClassVar[str]
-    # Which methods it has of those that raise NotSupported here; of a disk that a running VM has,
-    # also "grow_attached_disk" and "snapshot_attached_disk". The contract's tests hold it to that.
+    # The methods it has of those that raise NotSupported here, and for a disk in use
+    # "grow_attached_disk" and "snapshot_attached_disk". The contract's tests check them.
     supports: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, config: "Config", log: "Log") -> None:
-        """Remember the configuration; connect to nothing yet."""
+        """Keep the configuration; connect to nothing yet."""
         self.config = config
         self.log = log
 
     def close(self) -> None:
-        """Give back connections; called once, after the last operation."""
+        """Close connections; called once, after the last operation."""
         self.log.debug(f"{self.name}: closed")
 
     # Stemcells
@@ -60,7 +53,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def delete_stemcell(self, stemcell_cid: str) -> None:
-        """Delete a stemcell; one that is gone is no error."""
+        """Delete a stemcell, if it exists."""
 
     # VMs
 
@@ -74,7 +67,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def delete_vm(self, vm_cid: str) -> None:
-        """Delete a VM and release its disks, keeping their data; one that is gone is no error."""
+        """Delete a VM, if it exists, and release its disks, whose data stays."""
 
     @abstractmethod
     def has_vm(self, vm_cid: str) -> bool:
@@ -92,10 +85,10 @@ class Runtime(ABC):
         """Replace the VM's metadata. Raises VMNotFound."""
 
     def restore(self, vm_cid: str) -> bool:
-        """Bring a VM back if a restart of the host took it away; tell whether it did.
+        """Start a VM that a restart of the host ended; tell whether it did.
 
-        It has its addresses, networks and disks then as before. A VM that ended by itself is left
-        alone: BOSH's health monitor asks for what is to be done. Twice is once. Raises CloudError.
+        It gets its addresses, networks and disks back. A VM that ended by itself is left to BOSH's
+        health monitor. Idempotent. Raises CloudError.
         """
         return False
 
@@ -107,7 +100,7 @@ class Runtime(ABC):
 
     @abstractmethod
     def delete_disk(self, disk_cid: str) -> None:
-        """Delete a disk; one that is gone raises DiskNotFound, an attached one CloudError."""
+        """Delete a disk. Raises DiskNotFound, and CloudError for an attached one."""
 
     @abstractmethod
     def has_disk(self, disk_cid: str) -> bool:
@@ -117,9 +110,9 @@ class Runtime(ABC):
     def attach_disk(self, vm_cid: str, disk_cid: str, api_version: int) -> "Json":
         """Attach a disk to a running VM and return the hint by which its agent finds it.
 
-        Twice is the same as once. With api_version 1 the hint is also put into the VM's settings,
-        where such agents look for it. Raises VMNotFound, DiskNotFound, CloudError when another VM
-        has the disk.
+        Idempotent. With api_version 1 the hint is also put into the VM's settings, where such
+        agents look for it. Raises VMNotFound, DiskNotFound, CloudError when another VM has the
+        disk.
         """
 
     @abstractmethod
@@ -138,25 +131,22 @@ class Runtime(ABC):
     def share_stemcell(
         self, stemcell_cid: str, image: Path, cloud_properties: "JsonObject"
     ) -> None:
-        """Import a stemcell that another runtime has named, so that this one knows it by that CID.
+        """Import a stemcell under the CID that another runtime gave it.
 
         Raises NotSupported for a format that this runtime does not take, and like create_stemcell.
         """
         raise self._not_supported("stemcells of other runtimes")
 
     def disk_user(self, disk_cid: str) -> str:
-        """Return the CID of the VM that has the disk, or "" for none or a disk that is not there.
-
-        It may be another runtime's, which then does what concerns a disk in use.
-        """
+        """Return the CID of the VM that has the disk, also another runtime's; "" for none."""
         return ""
 
     def garbage(self) -> "list[Garbage]":
-        """Return what of this runtime nobody owns and no running call is at work on."""
+        """Return this runtime's orphaned resources that no running call uses."""
         return []
 
     def console(self, vm_cid: str) -> bytes:
-        """Return what is kept of what a VM has printed on its console. Raises VMNotFound."""
+        """Return what is kept of a VM's console output. Raises VMNotFound."""
         raise self._not_supported("a console log")
 
     def set_disk_metadata(self, disk_cid: str, metadata: "JsonObject") -> None:
@@ -183,7 +173,7 @@ class Runtime(ABC):
         raise self._not_supported("snapshot_disk")
 
     def delete_snapshot(self, snapshot_cid: str) -> None:
-        """Delete a snapshot; one that is gone is no error."""
+        """Delete a snapshot, if it exists."""
         raise self._not_supported("delete_snapshot")
 
     def create_network(self, definition: "JsonObject") -> list["Json"]:
@@ -194,7 +184,7 @@ class Runtime(ABC):
         """Delete a managed network."""
         raise self._not_supported("delete_network")
 
-    # For people (cpi.commands)
+    # For the operator (cpi.commands)
 
     def vms(self) -> "list[VMView]":
         """Return all VMs of this CPI, running or not, by CID."""
@@ -211,7 +201,7 @@ class Runtime(ABC):
     def run_inside(self, vm_cid: str, command: "Sequence[str]", streams: "Streams") -> int:
         """Run a command as root in a running VM and return its exit status.
 
-        Nothing of it is left when this is interrupted. Raises VMNotFound, NotSupported, and
+        An interrupt ends the command. Raises VMNotFound, NotSupported, and
         CloudError when the VM does not run or has no such command.
         """
         raise self._not_supported("running commands in its VMs")
@@ -231,7 +221,7 @@ class Runtime(ABC):
         raise self._not_supported("reading logs in its VMs")
 
     def checks(self) -> "list[Finding]":
-        """Return what is well and what is not, for this runtime on this host."""
+        """Check this runtime on this host."""
         return []
 
     def _not_supported(self, method: str) -> NotSupported:

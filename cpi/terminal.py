@@ -1,4 +1,4 @@
-"""A command elsewhere and the terminal, pipe or file here: bytes carried between descriptors."""
+"""Carries bytes between a command elsewhere and the terminal, pipe or file here."""
 
 import errno
 import fcntl
@@ -26,7 +26,7 @@ class Streams:
 
 
 def ours() -> Streams:
-    """This process' own; a terminal when somebody sits there."""
+    """Return this process' own streams."""
     return Streams(terminal=os.isatty(0) and os.isatty(1))
 
 
@@ -40,7 +40,7 @@ class Remote:
 
 
 class Carrier:
-    """Carries bytes both ways until all that the far side writes has come.
+    """Carries bytes both ways until the far side's output ends.
 
     `closed` is called when the near side's input has ended and the far one is closed.
     """
@@ -104,7 +104,7 @@ class Carrier:
 
 
 def _read(descriptor: int) -> bytes | None:
-    """What is there; b"" at the end, None when there was nothing after all."""
+    """Return what is there; b"" at the end, None for nothing yet."""
     try:
         return os.read(descriptor, _CHUNK)
     except BlockingIOError:
@@ -116,7 +116,7 @@ def _read(descriptor: int) -> bytes | None:
 
 
 def size(descriptor: int) -> tuple[int, int]:
-    """Width and height of a terminal, in characters (ioctl_tty(2), TIOCGWINSZ)."""
+    """Return a terminal's width and height in characters (ioctl_tty(2), TIOCGWINSZ)."""
     answer = fcntl.ioctl(descriptor, termios.TIOCGWINSZ, b"\0" * 8)
     rows, columns = struct.unpack("HHHH", answer)[:2]
     return columns, rows
@@ -124,7 +124,7 @@ def size(descriptor: int) -> tuple[int, int]:
 
 @contextmanager
 def raw(descriptor: int, resized: Callable[[int, int], None]) -> Iterator[None]:
-    """Let a terminal pass on every key, Ctrl-C too, and tell of its size when that changes."""
+    """Let a terminal pass on every key, Ctrl-C too; call `resized` when its size changes."""
 
     def changed(number: int, frame: object) -> None:
         with suppress(Exception):  # a size is no reason to end what runs

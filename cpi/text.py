@@ -3,7 +3,7 @@
 _TYPES = {str: "a string", int: "a number", float: "a fraction", list: "a list", dict: "an object"}
 
 
-def kind(value: object) -> str:
+def type_name(value: object) -> str:
     """Name a JSON value's type for a message."""
     if isinstance(value, bool):
         return "a boolean"

@@ -1,4 +1,4 @@
-"""Checks of documents that come from outside, with one wording for what is wrong with them.
+"""Checks of documents that come from outside, with the same wording for all errors.
 
 A check takes `where` (what the value is, for the message), the value and the class of error to
 raise; it returns the value as the caller keeps it. Functions named after what they take build one.
@@ -7,7 +7,7 @@ A value of the wrong type is shown only when it is a number: a string could be a
 
 from __future__ import annotations
 
-from cpi.text import kind, shown
+from cpi.text import shown, type_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _MAX_PATH = 4096  # characters; PATH_MAX
 def wrong(where: str, wanted: str, value: object, error: type[Error]) -> Error:
     """Return the error for a value of the wrong type or size."""
     number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return error(f"{where} must be {wanted}, got {str(value)[:30] if number else kind(value)}")
+    return error(f"{where} must be {wanted}, got {str(value)[:30] if number else type_name(value)}")
 
 
 def known_keys(
@@ -46,8 +46,8 @@ def known_keys(
 
 
 def suggestion(name: str, known: Collection[str]) -> str:
-    """Show an unknown name, with the known one that it looks like."""
-    import difflib  # only a mistake pays for it
+    """Return an unknown name for a message, with the known one that it resembles."""
+    import difflib  # loaded for a mistake only
 
     close = difflib.get_close_matches(name[:100], list(known), 1)
     return shown(name, 60) + (f" (did you mean {close[0]}?)" if close else "")
@@ -87,7 +87,7 @@ text: Check[str] = _instance(str, "a string")
 
 
 def ip_address(where: str, value: object, error: type[CPIError]) -> IPv4Address | IPv6Address:
-    """An IP address of either family, as an object of `ipaddress`."""
+    """Check an IP address of either family; return it as an object of `ipaddress`."""
     import ipaddress
 
     written = text(where, value, error)
@@ -98,12 +98,12 @@ def ip_address(where: str, value: object, error: type[CPIError]) -> IPv4Address 
 
 
 def integer(minimum: int, maximum: int | None = None, unit: str = "") -> Check[int]:
-    """A whole number from `minimum` to `maximum`."""
+    """Return a check for a whole number from `minimum` to `maximum`."""
     return _in_range(int, "whole number", minimum, maximum, unit)
 
 
 def number(minimum: float, maximum: float | None = None, unit: str = "") -> Check[float]:
-    """A number from `minimum` to `maximum`; whole ones may be written without a fraction."""
+    """Return a check for a number from `minimum` to `maximum`, whole or not."""
     return _in_range(float, "number", minimum, maximum, unit)
 
 
@@ -125,7 +125,7 @@ def _in_range(
 
 
 def choice(known: Collection[str]) -> Check[str]:
-    """One of some words."""
+    """Return a check for one of some words."""
 
     def check(where: str, value: object, error: type[CPIError]) -> str:
         wanted = f"one of {', '.join(known)}"
@@ -139,7 +139,7 @@ def choice(known: Collection[str]) -> Check[str]:
 
 
 def matching(accepts: Callable[[str], object], wanted: str) -> Check[str]:
-    """A string that `accepts` says yes to, such as a pattern's fullmatch."""
+    """Return a check for a string that `accepts`, such as a pattern's fullmatch, takes."""
 
     def check(where: str, value: object, error: type[CPIError]) -> str:
         if not isinstance(value, str):
@@ -151,22 +151,22 @@ def matching(accepts: Callable[[str], object], wanted: str) -> Check[str]:
     return check
 
 
-def path(*without: str, longest: int = _MAX_PATH) -> Check[str]:
-    """An absolute path without some parts; "" is that of a doubled or trailing slash."""
-    limit = f" of at most {longest} printable characters" * (longest != _MAX_PATH)
+def path(*without: str, max_length: int = _MAX_PATH) -> Check[str]:
+    """Return a check for an absolute path without some parts; "" is a doubled or trailing /."""
+    limit = f" of at most {max_length} printable characters" * (max_length != _MAX_PATH)
     parts = " or ".join(part or "// or a / at its end" for part in without)
     wanted = f"an absolute path{limit}{' without ' * bool(parts)}{parts}"
-    return matching(lambda written: is_path(written, *without, longest=longest), wanted)
+    return matching(lambda written: is_path(written, *without, max_length=max_length), wanted)
 
 
-def is_path(written: str, *without: str, longest: int = _MAX_PATH) -> bool:
+def is_path(written: str, *without: str, max_length: int = _MAX_PATH) -> bool:
     """Tell whether a string is such a path."""
-    absolute = written.startswith("/") and written.isprintable() and len(written) <= longest
+    absolute = written.startswith("/") and written.isprintable() and len(written) <= max_length
     return absolute and not set(without) & set(written[1:].split("/"))
 
 
 def list_of(check: Check[Checked], maximum: int | None = None) -> Check[tuple[Checked, ...]]:
-    """A list whose items all pass a check."""
+    """Return a check for a list whose items all pass `check`."""
 
     def check_all(where: str, value: object, error: type[CPIError]) -> tuple[Checked, ...]:
         if not isinstance(value, list):

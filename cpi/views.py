@@ -1,6 +1,6 @@
-"""What commands show of VMs and stemcells, the same for every runtime: plain data.
+"""What commands show of VMs and stemcells: plain data without secrets.
 
-None and "" mean that a runtime does not know; nothing here is secret.
+None and "" mean that a runtime does not know.
 """
 
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ class VMView:
 
 @dataclass(frozen=True)
 class Name:
-    """BOSH's name of a VM, "" for what it does not tell.
+    """BOSH's name of a VM, "" for what it does not give.
 
     Source: bosh-director, MetadataUpdater and VmCreator (deployment, instance_group, job, id,
     index); bosh-cli, deployment/vm (deployment, job, index).

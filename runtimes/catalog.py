@@ -1,6 +1,6 @@
-"""The runtimes there are, as strings: nothing of a runtime loads before it is asked for.
+"""All runtimes, as strings: nothing of a runtime is loaded before it is used.
 
-Adding one is a folder, an entry here and a test class.
+A new one needs a folder, an entry here and a test class.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Entry:
-    """One runtime: its name in CIDs and in the configuration, and where its parts are.
+    """A runtime: its name in CIDs and in the configuration, and where its parts are.
 
     class_path: `module:Class`. keys_module: the module whose KEYS the configuration takes, "" for
     none; it holds data only, since `info` loads it. hint: what to do when the class does not load.
@@ -83,21 +83,20 @@ REGISTRY: dict[str, Entry] = {
 
 
 def entry(name: str) -> Entry:
-    """Return the runtime of this name. Raises CPIError, naming those there are."""
-    found = REGISTRY.get(name)
-    if found is None:
+    """Return the runtime of this name. Raises CPIError naming all runtimes."""
+    if name not in REGISTRY:
         raise CPIError(f"there is no runtime {ascii(name)[:60]}; known: {', '.join(REGISTRY)}")
-    return found
+    return REGISTRY[name]
 
 
 def load(name: str) -> type[Runtime]:
     """Import a runtime's class. Raises CPIError with the install hint when that fails."""
-    found = entry(name)
-    module, _, class_name = found.class_path.partition(":")
+    runtime = entry(name)
+    module, _, class_name = runtime.class_path.partition(":")
     try:
         loaded: type[Runtime] = getattr(importlib.import_module(module), class_name)
     except ImportError as error:
-        raise CPIError(f"the {name} runtime does not load ({error}); {found.hint}") from error
+        raise CPIError(f"the {name} runtime does not load ({error}); {runtime.hint}") from error
     return loaded
 
 
@@ -106,9 +105,9 @@ def configured(config: Config) -> tuple[str, ...]:
     return tuple(dict.fromkeys((config.text("runtime"), *config.strings("runtimes"))))
 
 
-def is_ours(any_cid: str, kind: str) -> bool:
-    """Tell whether this is a CID of this kind, of a runtime that this CPI has."""
-    return cid.named_runtime(any_cid, kind) in REGISTRY
+def is_ours(any_cid: str, resource: str) -> bool:
+    """Tell whether a CID is of this resource and of a runtime that this CPI has."""
+    return cid.named_runtime(any_cid, resource) in REGISTRY
 
 
 class Runtimes:
@@ -123,7 +122,7 @@ class Runtimes:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Have runtimes give back their connections; if that fails, what was done stays done."""
+        """Close the runtimes' connections; a failure is only logged."""
         for name, runtime in self._loaded.items():
             try:
                 runtime.close()
@@ -137,14 +136,14 @@ class Runtimes:
         return self._loaded[name]
 
     def default(self) -> Runtime:
-        """Return the runtime of what does not choose one. Raises CPIError."""
+        """Return the configured runtime. Raises CPIError."""
         return self.get(self.config.text("runtime"))
 
-    def of_cid(self, any_cid: str, kind: str) -> Runtime:
-        """Return the runtime that a CID names. Raises the kind's NotFound error, CPIError."""
-        name = cid.runtime_of(any_cid, kind)
+    def of_cid(self, any_cid: str, resource: str) -> Runtime:
+        """Return the runtime that a CID names. Raises the resource's NotFound error, CPIError."""
+        name = cid.runtime_of(any_cid, resource)
         if name not in REGISTRY:
-            error = cid.NOT_FOUND.get(kind, CPIError)
+            error = cid.NOT_FOUND.get(resource, CPIError)
             raise error(f"{any_cid} is of a runtime that this CPI does not have: {name}")
         return self.get(name)
 
@@ -152,5 +151,5 @@ class Runtimes:
 def keys() -> list[Key]:
     """Return the configuration keys of all runtimes."""
     # Runtimes of one folder have one module.
-    modules = dict.fromkeys(found.keys_module for found in REGISTRY.values() if found.keys_module)
+    modules = dict.fromkeys(entry.keys_module for entry in REGISTRY.values() if entry.keys_module)
     return [key for module in modules for key in importlib.import_module(module).KEYS]

@@ -1,7 +1,7 @@
-"""What a stemcell needs to live in a container, as a second, small OCI layer.
+"""What a stemcell needs to run in a container, as a second, small OCI layer.
 
-The first layer stays the stemcell's own bytes. This one depends on the facts alone, so the same
-stemcell gives the same digests everywhere. Why each thing is here is said beside it.
+The first layer is the stemcell's own bytes. This one depends only on the facts, so the same
+stemcell gives the same digests everywhere. Each entry has its reason.
 """
 
 import io
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from stemcell_convert import bind_mounts
 from stemcell_convert.facts import AGENT_CONFIG, SYSTEMD, RootfsFacts
 
-# Raise this when the content below changes, so that a stemcell imported before is imported anew.
+# Raise this when the content below changes, so that stemcells are imported again.
 VERSION = "3"
 
 # Where persistent disks appear; the agent's bind mode expects what warden made of it.
@@ -64,7 +64,7 @@ MASKED_UNITS = {
     "apparmor.service": "the host's profiles",
 }
 
-# What base_warden writes for the agent (stemcell builder), for a stemcell that is not warden's.
+# The agent's configuration of base_warden (stemcell builder), for other stemcells.
 WARDEN_AGENT_CONFIG = b"""{
   "Platform": {"Linux": {
     "UseDefaultTmpDir": true,
@@ -81,7 +81,7 @@ WARDEN_AGENT_CONFIG = b"""{
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing of the layer: a folder, a link (`target`) or a file (`data`)."""
+    """An entry of the layer: a folder, a link (`target`) or a file (`data`)."""
 
     path: str
     reason: str
@@ -111,7 +111,7 @@ def adaptations(facts: RootfsFacts) -> list[Entry]:
 
 
 def _for_machines(facts: RootfsFacts) -> list[Entry]:
-    """What has to go or change in a root file system that was made for a machine."""
+    """Return what changes in a root file system that was made for a machine."""
     service_manager = b',\n    "ServiceManager": "systemd"' if facts.init == SYSTEMD else b""
     document = WARDEN_AGENT_CONFIG % service_manager
     limits = [Entry(_START_LIMIT, "many containers start at once", data=_START_LIMIT_CONFIG)]
@@ -132,7 +132,7 @@ def _for_machines(facts: RootfsFacts) -> list[Entry]:
 
 def layer(entries: list[Entry]) -> bytes:
     """Return the entries as an uncompressed tar, the same bytes on every machine."""
-    import tarfile  # for this alone, and every create_vm loads this module
+    import tarfile  # only for this, and every create_vm loads this module
 
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:

@@ -4,7 +4,7 @@ In bind mode the agent takes the hint, a folder, for the device: it looks for it
 of `mount`, and unmounts a disk by `umount <hint>`. The kernel puts the file behind the loop device
 into that column, and unmounting the folder leaves /var/vcap/store mounted; so list_disk,
 unmount_disk and migrate_disk go wrong (bosh-agent, platform/disk/linux_mounter.go). The agent's
-PATH begins with /var/vcap/bosh/bin; these two stand there, before the real ones, and only for it:
+PATH begins with /var/vcap/bosh/bin; these two are there, before the real ones, and only for it:
 
 - `mount` without arguments shows a disk's folder as the source of where else the disk is mounted,
   and does not show that folder as mounted itself: as if it were a device;

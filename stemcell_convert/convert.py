@@ -1,7 +1,7 @@
-"""A stemcell, whatever its format, becomes an OCI image.
+"""Converts a stemcell of any format to an OCI image.
 
-The root file system of a warden stemcell is taken as it is. Of a disk the root partition is packed.
-The same stemcell gives the same bytes.
+The root file system of a warden stemcell is unchanged; of a disk the root partition is packed. The
+same stemcell gives the same bytes.
 """
 
 import os
@@ -52,7 +52,7 @@ class Mounter(Protocol):
 
 @dataclass(frozen=True)
 class Means:
-    """What a conversion works with: limit is the most bytes that a stemcell may unpack to."""
+    """The means of a conversion. limit: the most bytes that a stemcell may unpack to."""
 
     mounted: Mounter
     limit: int
@@ -61,7 +61,7 @@ class Means:
 
 @dataclass(frozen=True)
 class Contents:
-    """What was taken out of a stemcell: its root file system, and what that and others tell.
+    """What was taken out of a stemcell: its root file system, facts and manifest.
 
     image_digest, image_format: of its `image`; the format in recognise's words.
     """
@@ -82,7 +82,7 @@ def convert(stemcell: Path, folder: Path, means: Means) -> tuple[Image, Contents
     target = folder / "layout"
     blobs = oci_layout.begin(target)
     contents = take(stemcell, folder, means)
-    layers = [oci.Layer(oci.LAYER_GZIP, *contents.rootfs.described)]
+    layers = [contents.rootfs.layer]
     os.replace(contents.rootfs.path, blobs / contents.rootfs.digest.partition(":")[2])
     data = adapt.layer(adapt.adaptations(contents.facts))
     layers.append(oci.plain_layer(data))
@@ -104,7 +104,7 @@ def take(stemcell: Path, folder: Path, means: Means) -> Contents:
 
 @contextmanager
 def opened(stemcell: Path, report: Report) -> Iterator[Source]:
-    """Open a stemcell's file, with progress shown as it is read. Raises StemcellError."""
+    """Open a stemcell's file, showing progress as it is read. Raises StemcellError."""
     try:
         with stemcell.open("rb") as file, report.progress(f"reading {stemcell.name}") as show:
             size = os.fstat(file.fileno()).st_size
@@ -117,7 +117,7 @@ def opened(stemcell: Path, report: Report) -> Iterator[Source]:
 
 
 def beside(image: Path) -> Manifest | None:
-    """The stemcell.MF that lies beside an `image`, if one does. Raises StemcellError."""
+    """Read the stemcell.MF beside an `image`, if there is one. Raises StemcellError."""
     path = image.with_name(manifests.NAME)
     with suppress(FileNotFoundError), path.open("rb") as file:
         return manifests.parse(file.read(manifests.LIMIT + 1), str(path))
@@ -125,7 +125,7 @@ def beside(image: Path) -> Manifest | None:
 
 
 def _of_tarball(tarball: Source, folder: Path, means: Means) -> Contents:
-    """Find image and manifest in a stemcell's tarball, in whatever order they come."""
+    """Find image and manifest in a stemcell's tarball, in any order."""
     contents: Contents | None = None
     manifest: Manifest | None = None
     light = False
@@ -152,7 +152,7 @@ def _of_tarball(tarball: Source, folder: Path, means: Means) -> Contents:
 def extract(stemcell: Path, folder: Path, means: Means) -> tuple[Path, Manifest]:
     """Unpack a stemcell's `image` and stemcell.MF into a folder, as BOSH does for a CPI.
 
-    An `image` alone stays where it is. Raises StemcellError.
+    A bare `image` stays where it is. Raises StemcellError.
     """
     with opened(stemcell, means.report) as source:
         if recognise(source) != TARBALL:
@@ -192,10 +192,10 @@ def _copy(source: Source, folder: Path, means: Means) -> tuple[Rootfs, RootfsFac
 
         looked = pool.submit(look_in)
         widen(outlet)
-        # When looking ends early, result() says why.
+        # When looking ends early, result() raises.
         with suppress(BrokenPipeError), open(outlet, "wb") as pipe, target.open("xb") as file:
             while data := source.read(CHUNK):
-                # What follows the end of a gzip as zeros is in nothing that is unpacked.
+                # Zeros after the end of a gzip are not counted by the unpacking.
                 if source.size > means.limit:
                     raise over_limit(f"{source.name} has", means.limit)
                 file.write(data)
@@ -257,7 +257,7 @@ def file_systems(raw: Path) -> list[partitions.FileSystem]:
 def _packer(
     system: partitions.FileSystem, folder: Path, means: Means
 ) -> Callable[[Path], tuple[Rootfs, RootfsFacts] | None]:
-    """What to do with a mounted file system: pack it, if it is a root."""
+    """Return what packs a mounted file system, if it is a root."""
 
     def packed(mounted: Path) -> tuple[Rootfs, RootfsFacts] | None:
         with Root(mounted) as root:

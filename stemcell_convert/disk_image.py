@@ -1,4 +1,4 @@
-"""Disk formats made raw, by qemu-img, with what a hostile image could try refused first."""
+"""Converts disk images to raw with qemu-img, after refusing hostile ones."""
 
 import json
 import os
@@ -15,7 +15,7 @@ _VHD_TYPES = (2, 3)  # fixed and dynamic
 
 
 def raw_size(disk: Path) -> int:
-    """The bytes of a raw disk in a file: without the footer that makes it a fixed VHD."""
+    """Return the bytes of a raw disk in a file, without the footer of a fixed VHD."""
     size = disk.stat().st_size
     footer = _read(disk, size - _FOOTER, 8) if size > _FOOTER else b""
     return size - _FOOTER if footer == b"conectix" else size
@@ -31,13 +31,13 @@ def to_raw(disk: Path, target: Path, limit: int) -> Path:
         raise StemcellError(f"{disk} is no disk image that is known")
     if fmt == "raw":
         return disk
-    size = _require_alone(disk, fmt).get("virtual-size", 0)
+    size = _require_standalone(disk, fmt).get("virtual-size", 0)
     if not 0 < size <= limit:
         raise StemcellError(
             f"the disk in the stemcell has {size >> 20} MiB; the limit is {limit >> 20} MiB "
             "(stemcell_limit)"
         )
-    # -f: what the file says of itself further on is not believed. -S: holes stay holes.
+    # -f: the format is not probed again. -S: holes stay holes.
     run(
         ["qemu-img", "convert", "-f", fmt, "-O", "raw", "-S", "4k", "-W", str(disk), str(target)],
         _HINT,
@@ -45,8 +45,8 @@ def to_raw(disk: Path, target: Path, limit: int) -> Path:
     return target
 
 
-def _require_alone(disk: Path, fmt: str) -> dict[str, Any]:
-    """Refuse an image that would have qemu-img read another file; return what qemu-img says."""
+def _require_standalone(disk: Path, fmt: str) -> dict[str, Any]:
+    """Refuse an image that refers to other files; return qemu-img's facts."""
     if fmt == "vmdk" and int.from_bytes(_read(disk, 12, 8), "little") == 0:
         raise StemcellError("the VMDK has no capacity of its own: it describes other files")
     if fmt == "vpc":

@@ -1,4 +1,4 @@
-"""What a container needs to know of a stemcell's root file system, read from its content."""
+"""The facts of a stemcell's root file system that a container needs, read from its content."""
 
 import json
 from dataclasses import dataclass
@@ -31,12 +31,17 @@ _OS_RELEASE = "/etc/os-release"
 _PROGRAMS = ("/bin/sh", "/sbin/init", "/bin/bash", "/bin/busybox")
 _BEHIND_LINKS = ("/bin", "/sbin", "/lib", "/lib64", "/bin/dash", "/usr/lib/os-release")
 
-# All that read_facts may look at, wherever /bin and /lib point.
-LOOKED_AT = tuple(
+# All that read_facts may read, wherever /bin and /lib point.
+FACT_PATHS = tuple(
     dict.fromkeys(
         prefix + path
         for path in (
-            *(AGENT_CONFIG, _OS_RELEASE, *_SYSTEMD, *_RUNIT_INITS, *_PROGRAMS, *_BEHIND_LINKS),
+            AGENT_CONFIG,
+            _OS_RELEASE,
+            *_SYSTEMD,
+            *_RUNIT_INITS,
+            *_PROGRAMS,
+            *_BEHIND_LINKS,
         )
         for prefix in ("", *(["/usr"] if not path.startswith(("/usr", "/etc", "/var")) else []))
     )
@@ -47,9 +52,8 @@ LOOKED_AT = tuple(
 class RootfsFacts:
     """init: systemd or runit, with the command that starts it; settings: the agent's file.
 
-    for_containers: whether its agent.json is a container's, as in a warden stemcell; without that
-    it was made for a machine. architecture is OCI's word (amd64, arm64), read from a program's ELF
-    header.
+    for_containers: whether its agent.json is a container's, as in a warden stemcell; else it was
+    made for a machine. architecture: OCI's name (amd64, arm64), from a program's ELF header.
     """
 
     init: str
@@ -96,9 +100,9 @@ def _parse(document: bytes | None, name: str) -> dict[str, object]:
 
 
 def _init(root: Root, agent: dict[str, object], name: str) -> tuple[str, tuple[str, ...]]:
-    """The agent's own word first (ServiceManager, Noble and newer), then what is installed.
+    """Return the init of agent.json (ServiceManager, Noble and newer), else of the programs.
 
-    A jammy warden stemcell holds systemd as well, but its services are runit's.
+    A jammy warden stemcell has systemd as well, but its services are runit's.
     """
     runit = next((path for path in _RUNIT_INITS if root.exists(path)), None)
     systemd = next((path for path in _SYSTEMD if root.exists(path)), None)
@@ -134,7 +138,7 @@ def _platform(agent: dict[str, object]) -> dict[str, object]:
 
 
 def _settings_path(agent: dict[str, object]) -> str:
-    """The first File source of agent.json (bosh-agent, infrastructure/settings_source.go)."""
+    """Return the first File source of agent.json (bosh-agent, settings_source.go)."""
     infrastructure = agent.get("Infrastructure")
     settings = infrastructure.get("Settings") if isinstance(infrastructure, dict) else None
     sources = settings.get("Sources") if isinstance(settings, dict) else None

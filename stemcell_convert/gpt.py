@@ -29,7 +29,7 @@ class Table(NamedTuple):
 def read_table(read: Read, size: int) -> Table:
     """Return the table at the beginning of a disk of `size` bytes.
 
-    Raises ValueError for a disk without one, or one that is damaged: "is …".
+    Raises ValueError for a missing or corrupt one: "is …".
     """
     header = read(SECTOR, _HEADER_SIZE)
     if len(header) < _HEADER_SIZE or header[:8] != b"EFI PART":

@@ -18,11 +18,7 @@ _RESOLVE_NO_MAGICLINKS, _RESOLVE_IN_ROOT = 0x02, 0x10
 
 
 class _OpenHow(ctypes.Structure):
-    _fields_ = (
-        ("flags", ctypes.c_uint64),
-        ("mode", ctypes.c_uint64),
-        ("resolve", ctypes.c_uint64),
-    )
+    _fields_ = tuple((name, ctypes.c_uint64) for name in ("flags", "mode", "resolve"))
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -55,7 +51,7 @@ class Root:
 
     def open(self, path: str) -> FileIO:
         """Open a regular file to read, links followed inside the root."""
-        # Opening alone could do something: a FIFO holds up, a watchdog's device node starts it.
+        # Opening has side effects: a FIFO blocks, a watchdog's device node starts it.
         descriptor = self._open(path, os.O_PATH)
         try:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -77,7 +73,7 @@ class Root:
         return True
 
     def link_target(self, path: str) -> str | None:
-        """Return where a symbolic link points, or None if it is none or nothing is there."""
+        """Return where a symbolic link points, or None for anything else."""
         folder, name = os.path.split(path)
         try:
             parent = self._open(folder, os.O_PATH | os.O_DIRECTORY)
@@ -103,7 +99,7 @@ class Root:
             os.close(parent)
 
     def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
-        """Put a regular file, root's, in place of whatever has that name; never half of it."""
+        """Write a regular file of root's atomically, in place of anything of that name."""
         folder, name = os.path.split(path)
         self.make_folder(folder)
         parent = self._open(folder, os.O_PATH | os.O_DIRECTORY)
@@ -131,7 +127,7 @@ class Root:
             if fd >= 0:
                 return fd
             number = ctypes.get_errno()
-            # Somebody renamed or mounted something, anywhere, while a ".." was resolved.
+            # A rename or mount anywhere, while a ".." was resolved.
             if number != errno.EAGAIN:
                 break
         raise OSError(number, os.strerror(number), path)

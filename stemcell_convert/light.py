@@ -12,7 +12,7 @@ from stemcell_convert.stemcell_errors import StemcellError
 
 
 def write(target: Path, stemcell: Manifest, reference: str, digest: str) -> None:
-    """Write the light stemcell of an image, for `bosh upload-stemcell`; the same bytes every time.
+    """Write the light stemcell of an image, with the same bytes every time.
 
     reference: registry/repository:tag of the image. Raises StemcellError.
     """

@@ -1,8 +1,7 @@
-"""What a machine stemcell's agent expects of the machine, read from its agent.json, or given to it.
+"""The settings source and device names that a machine stemcell's agent expects.
 
-Which settings source and which device names an agent looks for is in /var/vcap/bosh/agent.json
-(stemcell builder, stages bosh_*_agent_settings). It is read and written with debugfs, so that
-nothing has to be mounted and no root is needed.
+They are in /var/vcap/bosh/agent.json (stemcell builder, stages bosh_*_agent_settings), which is
+read and written with debugfs, so that no mount and no root is needed.
 """
 
 import json
@@ -23,7 +22,7 @@ VIRTIO, SCSI = "virtio", "scsi"
 _PATH = "/var/vcap/bosh/agent.json"
 _HINT = "apt-get install e2fsprogs"
 _LIMIT = 1 << 20  # bytes
-# As the stemcell builder's openstack stage has it.
+# Of the stemcell builder's openstack stage.
 _CONFIG_DRIVE_SOURCE = {
     "Type": "ConfigDrive",
     "DiskPaths": ["/dev/disk/by-label/CONFIG-2", "/dev/disk/by-label/config-2"],
@@ -34,7 +33,7 @@ _CONFIG_DRIVE_SOURCE = {
 
 @dataclass(frozen=True)
 class Expectations:
-    """How an agent gets its settings, how it finds disks, and whether it had to be told so."""
+    """An agent's settings source and disk resolution; adapted: its agent.json was changed."""
 
     settings: str
     resolution: str
@@ -42,7 +41,7 @@ class Expectations:
 
 
 def prepare(raw: Path, systems: list[FileSystem], manifest: Manifest, folder: Path) -> Expectations:
-    """Tell what a raw disk's agent expects, which is made a config drive if nothing else can be.
+    """Return what a raw disk's agent expects; change it to a config drive if it is unsupported.
 
     folder: for small files. Raises StemcellError when the disk has no agent.
     """
@@ -63,7 +62,7 @@ def prepare(raw: Path, systems: list[FileSystem], manifest: Manifest, folder: Pa
 
 
 def expectations(config: Mapping[str, Any]) -> Expectations | None:
-    """What an agent.json says, or None when it names no source that a hypervisor can serve."""
+    """Return what an agent.json says, or None when no hypervisor can serve its sources."""
     sources = _section(config, "Infrastructure", "Settings").get("Sources") or []
     source_types = [source.get("Type") for source in sources if isinstance(source, dict)]
     linux = _section(config, "Platform", "Linux")
@@ -76,7 +75,7 @@ def expectations(config: Mapping[str, Any]) -> Expectations | None:
 
 
 def with_config_drive(config: Mapping[str, Any]) -> dict[str, Any]:
-    """An agent.json whose settings come from a config drive, and whose disks are virtio's."""
+    """Return an agent.json with settings from a config drive, and virtio disks."""
     linux = dict(_section(config, "Platform", "Linux"))
     linux.pop("VirtioDevicePrefix", None)
     linux["DevicePathResolutionType"] = "virtio"
@@ -87,7 +86,7 @@ def with_config_drive(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_infrastructure(manifest: Manifest) -> Expectations:
-    """What stemcells of an infrastructure expect, where their agent.json cannot be read."""
+    """Return what stemcells of an infrastructure expect, if their agent.json is unreadable."""
     if manifest.cloud_properties.get("infrastructure") in ("vsphere", "vcloud"):
         return Expectations(CDROM, SCSI)
     return Expectations(CONFIG_DRIVE, VIRTIO)

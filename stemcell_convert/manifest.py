@@ -1,7 +1,7 @@
-"""stemcell.MF: what a stemcell says of itself.
+"""stemcell.MF, a stemcell's manifest.
 
-Source: stemcell_packager.rb of the stemcell builder; the director's update_stemcell.rb says what
-has to be there.
+Source: stemcell_packager.rb of the stemcell builder; the director's update_stemcell.rb has the
+required keys.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from stemcell_convert.stemcell_errors import StemcellError
 
 NAME = "stemcell.MF"
 LIMIT = 64 << 10  # bytes; YAML takes a time that grows with the square of some documents
-_LONGEST = 256  # characters of one value; containerd's labels end at 4096 with their keys
+_MAX_LENGTH = 256  # characters of one value; containerd's labels end at 4096 with their keys
 _LIGHT_FORMATS = ("docker-light", "warden-light")
 
 
@@ -29,7 +29,7 @@ class Manifest:
 
     @property
     def image(self) -> str:
-        """What a light stemcell names, as registry/repository:tag@digest; "" for another."""
+        """A light stemcell's image, as registry/repository:tag@digest; "" for another stemcell."""
         reference = _text(self.cloud_properties.get("image_reference"))
         digest = _text(self.cloud_properties.get("digest"))
         return f"{reference}@{digest}" if reference and digest else reference
@@ -50,7 +50,7 @@ def parse(document: bytes, source: str) -> Manifest:
 
     try:
         content = yaml.load(document, Loader)  # noqa: S506 (it is a safe one)
-    # yaml's own words for what is no value of its tag are all of these.
+    # yaml raises all of these for invalid values.
     except (
         *(yaml.YAMLError, ValueError, ArithmeticError, LookupError, AttributeError, TypeError),
         RecursionError,
@@ -72,7 +72,7 @@ def parse(document: bytes, source: str) -> Manifest:
 
 
 def of_properties(properties: Mapping[str, Any]) -> Manifest:
-    """What a stemcell's cloud_properties tell, for an `image` without its manifest."""
+    """Return a manifest from cloud_properties, for an `image` without its own."""
     return Manifest(
         name=_text(properties.get("name")),
         version=_text(properties.get("version")),
@@ -81,7 +81,7 @@ def of_properties(properties: Mapping[str, Any]) -> Manifest:
 
 
 def of_light(manifest: Manifest, reference: str, digest: str) -> dict[str, Any]:
-    """The stemcell.MF, as a document, of a light stemcell that names an image in a registry.
+    """Return the stemcell.MF, as a document, of a light stemcell for an image in a registry.
 
     The keys of cloud_properties are the docker and warden CPIs' own. Raises StemcellError when the
     image does not say which stemcell it is, which the director has to know.
@@ -109,16 +109,16 @@ def of_light(manifest: Manifest, reference: str, digest: str) -> dict[str, Any]:
 
 
 def _api_version(text: str) -> int:
-    """A number that may come from an image's label, which can be anything."""
-    return int(text) if text.isdecimal() and len(text) < _LONGEST else 3
+    """Parse a number from an image's label, which may have any text."""
+    return int(text) if text.isdecimal() and len(text) < _MAX_LENGTH else 3
 
 
 def _text(value: object) -> str:
-    """A value that is one word in YAML, as text that may become a label."""
+    """Return a scalar of YAML as text that fits into a label, else ""."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return ""
     # Python refuses to write out a number that is far longer.
-    if isinstance(value, int) and abs(value) >= 10**_LONGEST:
+    if isinstance(value, int) and abs(value) >= 10**_MAX_LENGTH:
         return ""
     text = str(value)
-    return text if len(text) <= _LONGEST and text.isprintable() else ""
+    return text if len(text) <= _MAX_LENGTH and text.isprintable() else ""

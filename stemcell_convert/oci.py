@@ -30,7 +30,7 @@ LABEL_VERSION = "bosh.stemcell.version"
 LABEL_OS = "bosh.stemcell.operating_system"
 LABEL_API = "bosh.stemcell.api_version"
 LABEL_FORMATS = "bosh.stemcell.formats"
-# The same for those who know nothing of BOSH (image-spec, annotations).
+# The same for other tools (image-spec, annotations).
 _TITLE, _VERSION = "org.opencontainers.image.title", "org.opencontainers.image.version"
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386", "armv7l": "arm"}
@@ -52,7 +52,7 @@ def digest(data: bytes) -> str:
 
 
 def host_architecture() -> str:
-    """Return OCI's word for what this machine is."""
+    """Return OCI's name of this machine's architecture."""
     return _ARCHITECTURES.get(os.uname().machine, os.uname().machine)
 
 

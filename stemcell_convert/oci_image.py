@@ -1,7 +1,7 @@
-"""An OCI image as it is found: its documents read, checked, and joined to the blobs they name.
+"""Reads and checks an OCI image's documents, which are untrusted, and finds its blobs.
 
 Source: opencontainers/image-spec (manifest, config, image-index); Docker's older media types mean
-the same. Whatever comes in here may come from anywhere.
+the same.
 """
 
 import json
@@ -18,7 +18,7 @@ DOCUMENT_LIMIT = 4 << 20  # bytes, as registries have it
 _DOCKER = "application/vnd.docker."
 INDEX_TYPES = (oci.INDEX, f"{_DOCKER}distribution.manifest.list.v2+json")
 MANIFEST_TYPES = (oci.MANIFEST, f"{_DOCKER}distribution.manifest.v2+json")
-# Media types of layers, and OCI's word for each.
+# Media types of layers, and OCI's type for each.
 _LAYER_TYPES = {
     oci.LAYER: oci.LAYER,
     oci.LAYER_GZIP: oci.LAYER_GZIP,
@@ -45,13 +45,13 @@ class Image:
 
     @property
     def size(self) -> int:
-        """Bytes of all its blobs."""
+        """The bytes of all its blobs."""
         layers = sum(layer.size for layer in self.layers)
         return len(self.manifest) + len(self.config) + layers
 
     @property
     def labels(self) -> Mapping[str, str]:
-        """What its config says in labels."""
+        """The labels of its config."""
         config = json.loads(self.config).get("config")
         labels = config.get("Labels") if isinstance(config, dict) else None
         items = labels.items() if isinstance(labels, dict) else ()
@@ -59,12 +59,12 @@ class Image:
 
     @property
     def architecture(self) -> str:
-        """OCI's word for it."""
+        """OCI's name of its architecture."""
         return str(json.loads(self.config).get("architecture", ""))
 
     @property
     def media_type(self) -> str:
-        """The manifest's."""
+        """The manifest's media type."""
         return str(json.loads(self.manifest).get("mediaType", oci.MANIFEST))
 
     @property
@@ -74,13 +74,13 @@ class Image:
         return [*layers.items(), (oci.digest(self.config), len(self.config))]
 
     def blob(self, digest: str) -> Path:
-        """Where a blob lies."""
+        """Return the path of a blob."""
         return blob_path(self.folder, digest)
 
 
 @dataclass(frozen=True)
 class ImageManifest:
-    """What a manifest lists: the config, then media type, digest and size (bytes) of each layer."""
+    """A manifest's content: the config, then media type, digest and size (bytes) of each layer."""
 
     config: str
     config_size: int
@@ -88,7 +88,7 @@ class ImageManifest:
 
 
 def blob_path(folder: Path, digest: str) -> Path:
-    """Where a layout has a blob. Raises StemcellError for what is no sha256 digest."""
+    """Return a blob's path in a layout. Raises StemcellError for an invalid digest."""
     if not is_digest(digest):
         raise StemcellError(f"{folder}: {digest!a} is no sha256 digest")
     return folder / "blobs" / "sha256" / digest.partition(":")[2]

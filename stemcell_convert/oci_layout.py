@@ -1,7 +1,7 @@
 """OCI image layouts: a folder with an image's blobs, and the same as an archive.
 
-Source: opencontainers/image-spec, image-layout.md. Every destination takes a layout, and every
-source gives one, so this is where an image is between the two.
+Source: opencontainers/image-spec, image-layout.md. Every source gives a layout, and every
+destination takes one.
 """
 
 import json
@@ -29,7 +29,7 @@ _DOCKER_INDEX = "manifest.json"  # what `docker load` reads, in an archive
 
 @contextmanager
 def scratch(beside: Path) -> Iterator[Path]:
-    """A folder to make a layout in, on the file system of what it will become."""
+    """Make a temporary folder for a layout, on the file system of its destination."""
     beside.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=beside.parent, prefix=f".{beside.name}.") as folder:
         yield Path(folder)
@@ -90,9 +90,9 @@ def copy(image: Image, folder: Path) -> Image:
 
 
 def put(image: Image, target: Path, name: str) -> None:
-    """Move a layout in the making to `target`, or its image into the layout that is there.
+    """Move a new layout to `target`, or its image into an existing layout.
 
-    An image of the same name gives way. Raises StemcellError when something else is there.
+    It replaces an image of the same name. Raises StemcellError when `target` is something else.
     """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         _write_index(image.folder, [_entry(image, name)])
@@ -106,7 +106,7 @@ def put(image: Image, target: Path, name: str) -> None:
 
 
 def write_archive(image: Image, target: Path, name: str) -> None:
-    """Write a layout in the making as a tar that `docker load`, ctr, podman and skopeo take."""
+    """Write a new layout as a tar that `docker load`, ctr, podman and skopeo take."""
     fresh = image.folder.with_suffix(".tar")
     docker = [
         {
@@ -139,7 +139,7 @@ def open_archive(archive: Path, folder: Path) -> None:
             for member, content in members:
                 name = member.name.removeprefix("./")
                 digest = name.removeprefix("blobs/sha256/")
-                # Holes would make of a small archive as much as it likes to say.
+                # Holes would let a small archive unpack to any size.
                 if content is None or member.issparse():
                     continue
                 if not (name in wanted or images.is_digest(f"sha256:{digest}")):
@@ -158,7 +158,7 @@ def _member(digest: str) -> str:
 
 
 def _repository_tag(image: Image, name: str) -> str:
-    """The name that `docker load` gives it: the stemcell's own, in letters that a name may have."""
+    """Return the name for `docker load`: the stemcell's own, without invalid characters."""
     stemcell = oci.stemcell_of(image.labels)
     repository = re.sub(r"[^a-z0-9]+", "-", stemcell.name.lower()).strip("-") or "stemcell"
     tag = re.sub(r"[^A-Za-z0-9._-]+", "-", stemcell.version or name).lstrip(".-")[:128]

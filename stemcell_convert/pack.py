@@ -1,4 +1,4 @@
-"""Packs a folder into a tar.gz: the same bytes for the same files."""
+"""Packs a folder into a tar.gz, with the same bytes for the same files."""
 
 import hashlib
 import os
@@ -10,15 +10,16 @@ from typing import BinaryIO, cast
 
 from isal import igzip
 
-from stemcell_convert.programs import ENVIRONMENT, last_words
+from stemcell_convert import oci
+from stemcell_convert.programs import ENVIRONMENT, last_lines
 from stemcell_convert.report import Progress
 from stemcell_convert.stemcell_errors import StemcellError
 from stemcell_convert.streams import CHUNK, Written, widen
 
 _LEVEL = 1  # of igzip: as fast as the disk, and a third of the size
 
-# Names sorted and no time but that of each file's content, so that the bytes depend on the disk
-# alone. The disk's own extended attributes, file capabilities among them, and holes are kept.
+# Names sorted and only the files' mtimes, so that the bytes depend only on the disk. Its extended
+# attributes, file capabilities among them, and holes are kept.
 _TAR = (
     "tar",
     "--create",
@@ -49,9 +50,9 @@ class Rootfs:
     diff_id: str
 
     @property
-    def described(self) -> tuple[str, int, str]:
-        """Digest, size and diff ID, as a layer has them."""
-        return self.digest, self.size, self.diff_id
+    def layer(self) -> oci.Layer:
+        """The file as a layer."""
+        return oci.Layer(oci.LAYER_GZIP, self.digest, self.size, self.diff_id)
 
 
 def pack(root: Path, target: Path, show: Progress) -> Rootfs:
@@ -59,14 +60,14 @@ def pack(root: Path, target: Path, show: Progress) -> Rootfs:
     space = os.statvfs(root)
     total = (space.f_blocks - space.f_bfree) * space.f_frsize
     sha, done = hashlib.sha256(), 0
-    # A pipe for what it complains of could fill up, and both would wait for ever.
+    # A pipe for its stderr could fill up and block both.
     with (
-        tempfile.TemporaryFile() as complaints,
+        tempfile.TemporaryFile() as stderr,
         subprocess.Popen(
             [*_TAR, f"--directory={root}", "."],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=stderr,
             env=ENVIRONMENT,
         ) as tar,
     ):
@@ -90,5 +91,5 @@ def pack(root: Path, target: Path, show: Progress) -> Rootfs:
             tar.kill()
             raise
         if tar.wait():
-            raise StemcellError(f"the root file system cannot be packed: {last_words(complaints)}")
+            raise StemcellError(f"the root file system cannot be packed: {last_lines(stderr)}")
     return Rootfs(target, written.digest, written.size, f"sha256:{sha.hexdigest()}")

@@ -1,4 +1,4 @@
-"""Where file systems lie in a raw disk: MBR, GPT or none, read from the bytes.
+"""Finds the file systems of a raw disk with an MBR, a GPT or neither.
 
 The kernel is not asked: some kernels read no partition tables on loop devices. BOSH's stemcells
 have their root on the last partition (stemcell builder, image_create): MBR with ext4 at sector 63,
@@ -13,8 +13,8 @@ from stemcell_convert.gpt import SECTOR, Partition, Read, read_table
 from stemcell_convert.stemcell_errors import StemcellError
 
 _ENTRIES = 446  # where the MBR's four entries begin
-_PROTECTIVE = 0xEE  # the MBR type that says: look at the GPT
-_EXTENDED = (0x05, 0x0F, 0x85)  # a box of logical partitions; no stemcell has its root in one
+_PROTECTIVE = 0xEE  # the MBR type of a disk with a GPT
+_EXTENDED = (0x05, 0x0F, 0x85)  # holds logical partitions; no stemcell has its root in one
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def _mbr(sector: bytes) -> Iterator[tuple[int, Partition]]:
 
 
 def fstype_at(read: Read, offset: int) -> str:
-    """Tell a file system by its magic bytes (ext4: super.h, xfs: xfs_format.h), "" for none."""
+    """Return a file system's type by its magic bytes (ext4: super.h, xfs: xfs_format.h), or ""."""
     if read(offset, 4) == b"XFSB":
         return "xfs"
     if read(offset + 1080, 2) == b"\x53\xef":

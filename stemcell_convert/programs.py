@@ -1,4 +1,4 @@
-"""Other programs, as this package runs them."""
+"""Runs other programs."""
 
 import subprocess
 from typing import BinaryIO
@@ -20,8 +20,8 @@ def run(argv: list[str], hint: str) -> bytes:
     return done.stdout
 
 
-def last_words(complaints: BinaryIO) -> str:
-    """The last three lines of what a program wrote to a file."""
-    complaints.seek(max(0, complaints.seek(0, 2) - 4096))
-    lines = complaints.read().decode(errors="replace").strip().splitlines()
+def last_lines(file: BinaryIO) -> str:
+    """Return the last three lines of what a program wrote to a file."""
+    file.seek(max(0, file.seek(0, 2) - 4096))
+    lines = file.read().decode(errors="replace").strip().splitlines()
     return "; ".join(lines[-3:])

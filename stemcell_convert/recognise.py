@@ -1,4 +1,4 @@
-"""Says what a stemcell or its `image` file is, by its content and never by its name.
+"""Recognises the format of a stemcell or its `image` file by its content, never by its name.
 
 The formats are those of BOSH's stemcell builder (stemcell_packager.rb): a root file system in a
 tar.gz (warden), a disk in a tar.gz or tar (openstack, aws, google, azure, vsphere's OVA), a bzip2'd
@@ -17,7 +17,7 @@ GZIP, BZIP2 = b"\x1f\x8b", b"BZh"
 ROOTFS, ARCHIVE, BZIPPED, DISK = "rootfs", "archive", "bzip2", "disk"
 LIGHT, TARBALL = "light", "tarball"
 
-HEAD = 4096  # bytes that tell what a file is
+HEAD = 4096  # bytes to recognise a file by
 _INFLATED = 64 << 10  # bytes; a first member's headers and its HEAD
 _USTAR = (257, b"ustar")
 _MAGIC = (
@@ -49,11 +49,10 @@ def disk_format_of(head: bytes) -> str:
 
 
 def recognise(source: Source) -> str:
-    """Return what a stemcell, or its `image`, is, from its beginning, which stays to be read.
+    """Return the format of a stemcell, or its `image`, without consuming it.
 
     ROOTFS, ARCHIVE (with a disk in it), BZIPPED or DISK; LIGHT if it is empty; TARBALL if it is a
-    whole stemcell. Raises UnsupportedStemcell, saying what it is instead, and StemcellError when it
-    is damaged.
+    whole stemcell. Raises UnsupportedStemcell naming the format, StemcellError for a corrupt one.
     """
     head = source.peek()
     if not head:
@@ -74,7 +73,7 @@ def recognise(source: Source) -> str:
 
 
 def _inflated(head: bytes, name: str) -> bytes:
-    """The beginning of what is in a gzip, never more than a little of it."""
+    """Return the beginning of a gzip's content, within a limit."""
     try:
         return zlib.decompressobj(wbits=zlib.MAX_WBITS | 16).decompress(head, _INFLATED)
     except zlib.error as error:

@@ -1,7 +1,6 @@
 """Names of images in registries: registry/repository:tag@digest.
 
-Source: distribution's reference grammar, as docker and everyone else has it. A name without a
-registry is Docker Hub's.
+Source: distribution's reference grammar. A name without a registry is Docker Hub's.
 """
 
 import re
@@ -18,7 +17,7 @@ _REST = re.compile(
     rf"(?P<repository>{_PART}(?:/{_PART})*)"
     r"(?::(?P<tag>[A-Za-z0-9_][A-Za-z0-9._-]{0,127}))?(?:@(?P<digest>sha256:[0-9a-f]{64}))?"
 )
-_LONGEST = 512  # characters, of the whole name
+_MAX_LENGTH = 512  # characters, of the whole name
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class Reference:
 def parse(text: str) -> Reference:
     """Read an image's name; written out, the result reads the same. Raises StemcellError."""
     host, slash, rest = text.partition("/")
-    # What docker takes for a registry: anything else is the first part of Docker Hub's names.
+    # docker's rule for a registry; anything else is the first part of a name on Docker Hub.
     if not slash or not (set(".:[") & set(host) or host == "localhost"):
         host, rest = _HUB, text
     if host == "index.docker.io":
@@ -52,9 +51,9 @@ def parse(text: str) -> Reference:
     if host == _HUB and "/" not in rest:
         rest = f"library/{rest}"
     match = _REST.fullmatch(rest)
-    if match is None or not _HOST.fullmatch(host) or len(f"{host}/{rest}") > _LONGEST:
+    if match is None or not _HOST.fullmatch(host) or len(f"{host}/{rest}") > _MAX_LENGTH:
         raise StemcellError(
-            f"{text[:_LONGEST]!a} is no image reference; it looks like "
+            f"{text[:_MAX_LENGTH]!a} is no image reference; it looks like "
             "ghcr.io/team/stemcell:1.2 or ghcr.io/team/stemcell@sha256:…"
         )
     repository, tag, digest = match.group("repository", "tag", "digest")

@@ -1,7 +1,7 @@
 """Images in registries: push and pull.
 
-Layers are streamed both ways and taken up again where a connection broke. Whatever a registry sends
-is checked against the digest that names it.
+Layers are streamed both ways and resumed where a connection broke. All that a registry sends is
+checked against its digest.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from stemcell_convert.report import Progress, Report
 from stemcell_convert.stemcell_errors import RegistryUnreachable, StemcellError
 from stemcell_convert.streams import CHUNK
 
-_TRIES = 3  # for a transfer that gets no further
+_TRIES = 3  # of a transfer without progress
 
 
 class Registry:
@@ -30,7 +30,7 @@ class Registry:
         self._client = RegistryClient(reference, access)
 
     def manifest(self, reference: Reference) -> tuple[str, bytes]:
-        """Return digest and bytes of what a reference's digest or tag names."""
+        """Return digest and bytes of the manifest of a reference."""
         wanted = reference.digest or reference.tag or oci_layout.DEFAULT_NAME
         accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
         with self._client.answer("GET", f"manifests/{wanted}", headers=accept) as response:
@@ -50,7 +50,7 @@ class Registry:
     def pull(self, reference: Reference, folder: Path, architecture: str) -> Image:
         """Fetch an image into an empty folder, as a layout without an index.
 
-        architecture: OCI's word for the one to take where there are several.
+        architecture: OCI's name of the one to take where there are several.
         """
         try:
             image = self.look(reference, folder, architecture)
@@ -64,7 +64,7 @@ class Registry:
             raise StemcellError(f"cannot store {reference}: {error.strerror or error}") from None
 
     def look(self, reference: Reference, folder: Path, architecture: str) -> Image:
-        """Fetch an image's documents alone into an empty folder."""
+        """Fetch only an image's documents into an empty folder."""
         source = str(reference)
         digest, document = self.manifest(reference)
         index = images.parse_json(document, source)
@@ -79,7 +79,7 @@ class Registry:
         return Image(folder, document, config, images.layers_of(manifest, config, source))
 
     def push(self, image: Image, tag: str) -> None:
-        """Send an image under a tag; what is there already is not sent."""
+        """Send an image under a tag; existing blobs are not sent."""
         with self._report.progress(f"pushing {self._name}") as show:
             done, total = 0, sum(size for _, size in image.blobs)
             for digest, size in image.blobs:
@@ -101,7 +101,7 @@ class Registry:
             )
 
     def _download(self, digest: str, size: int, target: Path, show: Progress) -> None:
-        """Fetch a blob, going on after a broken connection; what it is must be its digest."""
+        """Fetch a blob, resuming after a broken connection, and check its digest."""
         sha, done, failures = hashlib.sha256(), 0, 0
         with target.open("xb") as file:
             while done < size or not size:

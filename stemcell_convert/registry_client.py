@@ -1,7 +1,7 @@
 """Requests to a registry: the OCI distribution protocol, through oras.
 
-oras knows credentials, tokens and references. What it lacks for layers of a gigabyte is here:
-bodies as streams, time-outs, and errors that say what to do.
+oras has credentials, tokens and references. This adds what layers of a gigabyte need: streamed
+bodies, timeouts, and errors that say what to do.
 """
 
 import functools
@@ -25,9 +25,9 @@ from stemcell_convert.reference import Reference
 from stemcell_convert.stemcell_errors import RegistryUnreachable, StemcellError
 
 _HUB, _HUB_HOST, _HUB_KEY = "docker.io", "registry-1.docker.io", "https://index.docker.io/v1/"
-_PIECE = 64 << 10  # bytes; less than that is lost when a connection breaks
+_PIECE = 64 << 10  # bytes; the most that is lost when a connection breaks
 _TIMEOUTS = (15, 60)  # seconds to connect, and between two pieces of an answer
-_CERTIFICATES = Path("/etc/docker/certs.d")  # docker's own place, a folder for each registry
+_CERTIFICATES = Path("/etc/docker/certs.d")  # docker's, a folder for each registry
 _BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError)
 
 logging.getLogger("oras.logger").setLevel(logging.CRITICAL)
@@ -47,7 +47,7 @@ class Access:
 
 
 class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
-    """oras' client for one repository: its requests, with time-outs, log-ins and errors of ours."""
+    """oras' client for one repository, with timeouts, log-ins and StemcellErrors."""
 
     def __init__(self, reference: Reference, access: Access) -> None:
         host = _HUB_HOST if reference.host == _HUB else reference.host
@@ -64,7 +64,7 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
         self._known = any(self.auth._load_auth(name) for name in names)
 
     def _backend(self, verify: bool | str) -> str:
-        """Ask the registry how it wants log-ins; oras has to be told."""
+        """Ask the registry which log-in it wants, for oras."""
         with self._errors("GET"):
             answer = requests.get(self._base, timeout=_TIMEOUTS, verify=verify)
         challenge = answer.headers.get("WWW-Authenticate", "")
@@ -92,7 +92,7 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
 
     @contextmanager
     def blob(self, digest: str, offset: int) -> Iterator[Iterator[bytes]]:
-        """The bytes of a blob from an offset on."""
+        """Give the bytes of a blob from an offset on."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         with self.answer("GET", f"blobs/{digest}", headers=headers) as response:
             pieces: Iterator[bytes] = response.raw.stream(_PIECE, decode_content=False)
@@ -114,7 +114,7 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
     ) -> AbstractContextManager[requests.Response]:
         """Make a request, logging in if the registry asks for it."""
         headers = dict(options.get("headers", {}))
-        # Credentials are the registry's alone: an upload may go to somebody else's store.
+        # Credentials go only to the registry: an upload may go to another's store.
         if url.startswith(self._base) and (self._known or getattr(self.auth, "token", None)):
             headers |= self._first_header()
 
@@ -143,12 +143,12 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
         return header
 
     def _may_log_in(self) -> bool:
-        """Without credentials there is a token for everyone, but no password for everyone."""
+        """Tell whether to log in: without credentials there are tokens, but no passwords."""
         return self._known or hasattr(self.auth, "token")
 
     @contextmanager
     def _errors(self, method: str) -> Iterator[None]:
-        """Say what is wrong with a connection in words that help."""
+        """Translate errors of a connection into StemcellErrors."""
         try:
             yield
         except requests.exceptions.SSLError as error:
@@ -156,7 +156,7 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
         except _BROKEN as error:
             reason = _innermost(error)
             raise RegistryUnreachable(f"{method} to the registry {self._host}: {reason}") from None
-        except ValueError as error:  # oras' word for a log-in that failed
+        except ValueError as error:  # oras' error for a failed log-in
             raise StemcellError(f"{self._host}: {error}") from None
 
     def _refusal(self, response: requests.Response, method: str, path: str) -> str:
@@ -171,7 +171,7 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
 
 
 def _after(pieces: Iterator[bytes], offset: int) -> Iterator[bytes]:
-    """What comes after an offset, from a registry that sends it all again."""
+    """Skip the bytes before an offset, from a registry that ignores Range."""
     for data in pieces:
         skipped = min(offset, len(data))
         offset -= skipped
@@ -180,7 +180,7 @@ def _after(pieces: Iterator[bytes], offset: int) -> Iterator[bytes]:
 
 
 def _errors_of(response: requests.Response) -> str:
-    """The registry's own words (distribution-spec, error codes)."""
+    """Return the registry's own errors (distribution-spec, error codes)."""
     try:
         errors = json.loads(response.raw.read(64 << 10, decode_content=True))["errors"]
         return "; ".join(str(entry.get("message") or entry.get("code")) for entry in errors)[:300]
@@ -205,7 +205,7 @@ def _tls_trouble(error: Exception) -> str:
 
 
 def _innermost(error: BaseException) -> str:
-    """What really happened, below what the libraries say of it."""
+    """Return the text of the original error below those of the libraries."""
     reason = error.args[0] if error.args else None
     inner = getattr(reason, "reason", None) or error.__context__
     if isinstance(inner, BaseException) and not isinstance(inner, ssl.SSLError):
@@ -214,7 +214,7 @@ def _innermost(error: BaseException) -> str:
 
 
 def _certificates(host: str, ca_file: str) -> bool | str:
-    """What to trust: what is named, docker's own for this registry, or the system's."""
+    """Return what to trust: the given CA, docker's own for this registry, or the system's."""
     own = _CERTIFICATES / host / "ca.crt"
     if ca_file or own.is_file():
         return ca_file or str(own)
@@ -223,11 +223,11 @@ def _certificates(host: str, ca_file: str) -> bool | str:
 
 
 def _credentials(path: str) -> dict[str, Any]:
-    """The parts of a docker config that tell credentials."""
+    """Return the credentials of a docker config."""
     folder = os.environ.get("DOCKER_CONFIG") or os.path.expanduser("~/.docker")
     file = Path(path or f"{folder}/config.json")
     try:
-        document = json.loads(file.read_bytes() or b"{}")  # /dev/null: nobody's
+        document = json.loads(file.read_bytes() or b"{}")  # /dev/null: no credentials
     except FileNotFoundError:
         if path:
             raise StemcellError(f"there is no docker config {path}") from None

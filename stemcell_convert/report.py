@@ -1,4 +1,4 @@
-"""How long work tells how far it is, to a terminal, a log or nobody."""
+"""The interface for progress of long work, on a terminal or in a log."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -8,7 +8,7 @@ Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 
 class Report(Protocol):
-    """What a conversion tells while it runs."""
+    """The progress of a conversion."""
 
     def say(self, text: str) -> None:
         """Tell what is done now, in one line."""

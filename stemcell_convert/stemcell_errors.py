@@ -1,4 +1,4 @@
-"""What can be wrong with a stemcell."""
+"""Errors of stemcells."""
 
 
 class StemcellError(Exception):
@@ -6,17 +6,17 @@ class StemcellError(Exception):
 
 
 class UnsupportedStemcell(StemcellError):
-    """The stemcell is sound as far as was read, but of a format that is not taken."""
+    """The stemcell's format is not supported."""
 
 
 def over_limit(what: str, limit: int) -> StemcellError:
-    """The error for more than `limit` bytes; `what` ends in "has" or "have"."""
+    """Return the error for more than `limit` bytes; `what` ends in "has" or "have"."""
     return StemcellError(f"{what} more than {limit >> 20} MiB, which is the limit (stemcell_limit)")
 
 
 class LightStemcell(UnsupportedStemcell):
-    """There is nothing in the stemcell but the name of an image in a registry."""
+    """The stemcell only names an image in a registry."""
 
 
 class RegistryUnreachable(StemcellError):
-    """A registry did not answer, or a connection to it broke; it may work the next time."""
+    """A registry did not answer, or a connection to it broke; retryable."""

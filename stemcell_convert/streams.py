@@ -1,4 +1,4 @@
-"""Bytes on their way: hashed, counted, and looked at before they are read."""
+"""Streams that hash, count and peek."""
 
 import fcntl
 import hashlib
@@ -11,13 +11,13 @@ CHUNK = 1 << 20  # bytes
 
 
 def widen(pipe: int) -> None:
-    """Have a pipe hold a whole chunk, if the system allows it: then both ends rarely wait."""
+    """Let a pipe hold a whole chunk, if the system allows it: then both ends rarely wait."""
     with suppress(OSError):
         fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, CHUNK)
 
 
 class Readable(Protocol):
-    """What can be read from."""
+    """A stream to read from."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -25,15 +25,11 @@ class Readable(Protocol):
 class Source:
     """A stream that is hashed as it is read, and whose beginning can be seen first.
 
-    name: what errors call it; show: is told the bytes read so far.
+    name: what errors call it; show: gets the bytes read so far.
     """
 
     def __init__(
-        self,
-        stream: Readable,
-        name: str,
-        *,
-        show: Callable[[int], None] | None = None,
+        self, stream: Readable, name: str, *, show: Callable[[int], None] | None = None
     ) -> None:
         self.name = name
         self.size = 0  # bytes read so far
@@ -75,14 +71,13 @@ class Written:
     """A new file that is hashed while it is written. Raises FileExistsError."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
         self.file: BinaryIO = path.open("xb")
         self.size = 0
         self._sha = hashlib.sha256()
 
     @property
     def digest(self) -> str:
-        """Of what is written so far."""
+        """The digest of what is written so far."""
         return f"sha256:{self._sha.hexdigest()}"
 
     def write(self, data: bytes) -> int:

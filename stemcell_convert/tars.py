@@ -1,9 +1,8 @@
-"""Reads tars that come from anywhere, one member after the other.
+"""Reads untrusted tars, one member after the other.
 
-tarfile takes what extends a header (pax, long names) into memory whatever its size, follows such
-headers into the next until Python's stack ends, and searches them in a time that grows with their
-square. So it never gets to see them: here they are members of their own, and only a size in them
-counts.
+tarfile reads what extends a header (pax, long names) into memory at any size, recurses from such
+headers into the next until Python's stack ends, and searches them in quadratic time. So they are
+hidden from it: here they are members of their own, of which only a size is used.
 """
 
 import tarfile
@@ -17,7 +16,7 @@ from isal import igzip, igzip_lib
 from stemcell_convert.stemcell_errors import StemcellError, UnsupportedStemcell, over_limit
 from stemcell_convert.streams import CHUNK, Readable
 
-_MOST = 10_000  # members; no stemcell and no image has that many
+_MAX_MEMBERS = 10_000  # members; no stemcell and no image has that many
 _HEADERS = 1 << 20  # bytes between the contents of two members, or in what extends a header
 
 # What extends the header after it, under names that no header can have: those are of one byte.
@@ -56,7 +55,7 @@ def opened(
 
 
 def files(members: Iterator[Member]) -> Iterator[tuple[str, BinaryIO]]:
-    """The files among members, each with its name, without the "./" that it may have."""
+    """Yield the files among members, each with its name, without a "./"."""
     for member, content in members:
         if content is not None:
             yield member.name.removeprefix("./"), content
@@ -80,7 +79,7 @@ class _Header(tarfile.TarInfo):
 
 
 class _Bounded:
-    """A stream that may be read up to a place, and not beyond its end as tarfile would for ever."""
+    """A stream with a limit, which raises at its end, where tarfile would read for ever."""
 
     def __init__(self, stream: Readable) -> None:
         self._stream = stream
@@ -103,7 +102,7 @@ def _members(
     tar: tarfile.TarFile, bounded: _Bounded, name: str, limit: int | None
 ) -> Iterator[Member]:
     total, size = 0, None
-    for _ in range(_MOST):
+    for _ in range(_MAX_MEMBERS):
         member = tar.next()
         if member is None:
             return
@@ -122,11 +121,11 @@ def _members(
             raise over_limit(f"the files in {name} have", limit)
         if member.type not in (_PAX, _IGNORED):
             yield member, cast("BinaryIO | None", content)
-    raise StemcellError(f"{name} has more than {_MOST} members, as no stemcell has")
+    raise StemcellError(f"{name} has more than {_MAX_MEMBERS} members, as no stemcell has")
 
 
 def _size_in_pax(tar: tarfile.TarFile, member: tarfile.TarInfo, name: str) -> int | None:
-    """The size of the next member as a pax header says it, which is for more than 8 GiB."""
+    """Return the size in a pax header, of a next member of more than 8 GiB, or None."""
     content = tar.extractfile(member)
     if content is None or member.size > _HEADERS:
         raise ReadError(f"a pax header has {member.size} bytes")

@@ -1,4 +1,4 @@
-"""Unpacks a root file system's tar.gz while its bytes come in.
+"""Unpacks a root file system's tar.gz as it is read.
 
 Decompression, hashing and tar(1) run side by side, so it costs little more than writing the files.
 """
@@ -14,8 +14,8 @@ from typing import BinaryIO, cast
 
 from isal import igzip, igzip_lib
 
-from stemcell_convert.facts import LOOKED_AT
-from stemcell_convert.programs import ENVIRONMENT, last_words
+from stemcell_convert.facts import FACT_PATHS
+from stemcell_convert.programs import ENVIRONMENT, last_lines
 from stemcell_convert.stemcell_errors import StemcellError, over_limit
 from stemcell_convert.streams import CHUNK, Readable, widen
 
@@ -38,13 +38,13 @@ _ALL = (
 # It reads 2048 blocks of 512 bytes at once, as much as the pipe holds, where it would read 20.
 _BLOCKS = "--blocking-factor=2048"
 
-# Only what tells the facts of a stemcell, as any user, and no matter what of it is missing. A hard
-# link becomes the file itself where both are wanted, else it is missing as well.
+# Only what read_facts reads, as any user; what is missing is ignored. A hard link becomes the file
+# itself where both are wanted, else it is missing as well.
 _A_LOOK = (
     "--no-same-owner",
     "--no-same-permissions",
     "--no-recursion",
-    *(f"{dot}{path}" for path in LOOKED_AT for dot in (".", "")),
+    *(f"{dot}{path}" for path in FACT_PATHS for dot in (".", "")),
 )
 _MEMORY = 512 << 20  # bytes that tar may take; the folders of a root file system take a few MiB
 
@@ -62,7 +62,7 @@ def unpack(stream: Readable, name: str, folder: Path, limit: int) -> str:
 
 
 def look_into(stream: Readable, name: str, folder: Path, limit: int) -> str:
-    """Unpack only what read_facts looks at, which takes no root; return the diff ID all the same.
+    """Unpack only what read_facts reads, which needs no root; return the diff ID as well.
 
     Raises StemcellError as unpack does.
     """
@@ -75,20 +75,20 @@ def look_into(stream: Readable, name: str, folder: Path, limit: int) -> str:
 def _through_tar(
     stream: Readable, name: str, folder: Path, limit: int, options: Sequence[str]
 ) -> tuple[str, str]:
-    """Feed tar; return the diff ID, "" if tar ended early, and what tar says if it failed."""
-    # A pipe for what it complains of could fill up, and both would wait for ever.
+    """Feed tar; return the diff ID, "" if tar ended early, and tar's error."""
+    # A pipe for its stderr could fill up and block both.
     with (
-        tempfile.TemporaryFile() as complaints,
+        tempfile.TemporaryFile() as stderr,
         subprocess.Popen(
             ["tar", "--extract", "--file=-", _BLOCKS, f"--directory={folder}", *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=complaints,
+            stderr=stderr,
             env=ENVIRONMENT,
         ) as tar,
     ):
         # A header may have any size, and tar takes each into memory.
-        with suppress(ProcessLookupError):  # it may have ended, with a complaint
+        with suppress(ProcessLookupError):  # it may have failed already
             resource.prlimit(tar.pid, resource.RLIMIT_AS, (_MEMORY, _MEMORY))
         pipe = cast(BinaryIO, tar.stdin)
         widen(pipe.fileno())
@@ -100,7 +100,7 @@ def _through_tar(
         except BaseException:
             tar.kill()
             raise
-        return digest, last_words(complaints) if tar.wait() else ""
+        return digest, last_lines(stderr) if tar.wait() else ""
 
 
 def _feed(stream: Readable, name: str, pipe: BinaryIO, limit: int) -> str:

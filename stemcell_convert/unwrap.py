@@ -1,4 +1,4 @@
-"""Takes the disk out of what a stemcell wraps around it: tar, gzip, bzip2."""
+"""Extracts the disk of a stemcell from tar, gzip and bzip2."""
 
 import bz2
 import os
@@ -38,7 +38,7 @@ def unwrap(source: Source, image_format: str, target: Path, limit: int) -> Path:
     except EOFError as error:
         raise StemcellError(f"{name} is cut short or damaged: {error}") from None
     except OSError as error:
-        if error.errno is None:  # bz2's word for a damaged stream
+        if error.errno is None:  # bz2's error for a corrupt stream
             raise StemcellError(f"{name} is cut short or damaged: {error}") from None
         raise StemcellError(f"the disk in {name} cannot be unpacked: {error}") from None
     raise StemcellError(f"{name} is an archive without a disk in it")

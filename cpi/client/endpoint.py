@@ -1,6 +1,6 @@
 """Where the host's service is, and a connection to it: a unix socket, or TCP with mutual TLS.
 
-Part of the thin client: standard library alone, and `ssl` only where it is used.
+Part of the thin client: standard library only, and `ssl` only where it is used.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Endpoint:
             )
 
     def _checked(self, tls: Mapping[str, object]) -> dict[str, str]:
-        found = {}
+        checked = {}
         for key in _TLS_KEYS:
             value = tls.get(key)
             if not isinstance(value, str) or not value.strip():
@@ -58,11 +58,11 @@ class Endpoint:
                     f"endpoint {self.text} needs tls.{key}, as PEM text or an absolute path: "
                     "the service wants to know its clients, and they it"
                 )
-            found[key] = value
-        return found
+            checked[key] = value
+        return checked
 
     def connect(self) -> socket.socket:
-        """Connect. Raises CPIError, retryable where the service may just not be there yet."""
+        """Connect. Raises CPIError, retryable where the service may still start."""
         return self._unix() if self.path else self._tcp()
 
     def _unix(self) -> socket.socket:
@@ -98,7 +98,7 @@ class Endpoint:
         return secured
 
     def _context(self) -> ssl.SSLContext:
-        """Raises CPIError for certificates and keys that cannot be used."""
+        """Load certificates and key. Raises CPIError naming what cannot be used."""
         import ssl
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -120,7 +120,7 @@ class Endpoint:
         return context
 
     def failed(self, error: OSError) -> CPIError:
-        """Return BOSH's error for what happened on a connection."""
+        """Return BOSH's error for an error of a connection."""
         import ssl
 
         if isinstance(error, ssl.SSLCertVerificationError):
@@ -129,9 +129,9 @@ class Endpoint:
                 "with what signed the service's certificate, and its names with the endpoint"
             )
         if isinstance(error, ssl.SSLError) and error.reason and "ALERT" in error.reason:
-            said = error.reason.replace("_", " ").lower()
+            alert = error.reason.replace("_", " ").lower()
             return self.error(
-                f"it does not take our certificate (it says: {said}); tls.certificate must be "
+                f"it does not take our certificate (it says: {alert}); tls.certificate must be "
                 "valid and signed by the CA in the service's service.tls_client_ca"
             )
         reason = getattr(error, "reason", None) or error.strerror or str(error)
@@ -147,7 +147,7 @@ def _no_password() -> str:
 
 
 def _with_file(pem_or_path: str, use: Callable[[str], object]) -> None:
-    """Give `use` a path: OpenSSL reads keys from files alone. Text touches no disk on Linux."""
+    """Give `use` a path: OpenSSL reads only files. On Linux, text is not written to disk."""
     if not pem_or_path.lstrip().startswith("-----"):
         use(pem_or_path)
     elif hasattr(os, "memfd_create"):

@@ -1,7 +1,7 @@
-"""The thin client: BOSH's request goes to the service of the host, and its answer back.
+"""The thin client: it sends BOSH's request to the host's service and returns the response.
 
-No privilege, no runtime and nothing but the standard library is needed where this runs. It speaks
-HTTP by hand, as the standard library's module for it takes longer to load than all the rest.
+It needs no privilege, no runtime and only the standard library. It speaks HTTP by hand, as the
+standard library's module for it takes longer to load than all the rest.
 
 One call is one POST: a JSON document {"request": BOSH's own, "config": our configuration}, after it
 the files that only we can read. The header Cpi-Parts gives their sizes in bytes.
@@ -30,23 +30,23 @@ PROTOCOL = "v1"
 PATH = f"/{PROTOCOL}/call"
 DOCUMENT, MANIFEST, IMAGE = "call", "stemcell.MF", "image"
 
-# What concerns only this side of the connection.
+# Keys of this side of the connection.
 OWN_KEYS = ("endpoint", "tls", "program")
 
 _CHUNK = 1 << 20  # bytes
 _ANSWER_LIMIT = 64 << 20  # bytes
-_TELL_EVERY = 10.0  # seconds
+_PROGRESS_INTERVAL = 10.0  # seconds
 
 
 def endpoint_of(config: Mapping[str, object], context: Mapping[str, object]) -> Endpoint:
-    """Return the service that these name; the context comes before the file. Raises CPIError."""
+    """Return the service that these name; the context overrides the file. Raises CPIError."""
     text = context.get("endpoint") or config.get("endpoint")
     if not isinstance(text, str):
         raise CPIError("endpoint must be a string")
     tls: dict[str, object] = {}
-    for found in (config.get("tls"), context.get("tls")):
-        if isinstance(found, dict):
-            tls.update({key: value for key, value in found.items() if value})
+    for given in (config.get("tls"), context.get("tls")):
+        if isinstance(given, dict):
+            tls.update({key: value for key, value in given.items() if value})
     return Endpoint(text, tls)
 
 
@@ -54,21 +54,20 @@ def forward(
     endpoint: Endpoint, request: Mapping[str, object], config: Mapping[str, object], log: Log
 ) -> dict[str, object]:
     """Send a request and return the response. Raises CPIError when there is none."""
-    document = {"request": _without_own(request), "config": _mine(config)}
+    document = json.dumps({"request": _without_own(request), "config": _mine(config)}).encode()
     with ExitStack() as stack:
         files = _files(request, stack)
-        parts = {DOCUMENT: json.dumps(document).encode()}
-        sizes = {name: len(data) for name, data in parts.items()}
+        sizes = {DOCUMENT: len(document)}
         sizes |= {name: os.fstat(file.fileno()).st_size for name, file in files.items()}
         connection = stack.enter_context(endpoint.connect())
+        failure = None
         try:
-            connection.sendall(_head(endpoint, sizes) + parts[DOCUMENT])
+            connection.sendall(_head(endpoint, sizes) + document)
             for name, file in files.items():
                 _send(connection, name, file, sizes[name], log)
-        except OSError as error:
-            # It may have refused before it had all, and said why.
-            return _answered(endpoint, _read(connection, error, endpoint), log)
-        return _answered(endpoint, _read(connection, None, endpoint), log)
+        except OSError as error:  # it may have refused before it had all, and said why
+            failure = error
+        return _answered(endpoint, _read(connection, failure, endpoint), log)
 
 
 def _mine(config: Mapping[str, object]) -> dict[str, object]:
@@ -76,7 +75,7 @@ def _mine(config: Mapping[str, object]) -> dict[str, object]:
 
 
 def _without_own(request: Mapping[str, object]) -> dict[str, object]:
-    """A request whose context says nothing of this connection: keys stay here."""
+    """Return a request whose context has no keys of this connection: they stay here."""
     context = request.get("context")
     return {**request, "context": _mine(context)} if isinstance(context, dict) else {**request}
 
@@ -114,15 +113,15 @@ def _head(endpoint: Endpoint, sizes: Mapping[str, int]) -> bytes:
 
 def _send(connection: socket.socket, name: str, file: BinaryIO, size: int, log: Log) -> None:
     """Send just `size` bytes of a file."""
-    left, told = size, time.monotonic()
+    left, last = size, time.monotonic()
     while left:
         chunk = file.read(min(left, _CHUNK))
         if not chunk:
             raise CloudError(f"the {name} became shorter while it was being sent")
         connection.sendall(chunk)
         left -= len(chunk)
-        if time.monotonic() - told >= _TELL_EVERY:
-            told = time.monotonic()
+        if time.monotonic() - last >= _PROGRESS_INTERVAL:
+            last = time.monotonic()
             log.info(f"sent {(size - left) >> 20} of {size >> 20} MiB of the {name}")
 
 

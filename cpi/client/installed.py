@@ -1,7 +1,7 @@
-"""The host's own installation of this CPI, for a client that has no service to talk to.
+"""The host's own installation of this CPI, for a thin client without an endpoint.
 
-The BOSH release brings the thin client alone. Without an endpoint it has the CPI that is installed
-on the host do the work, as root: so `bosh create-env` needs no service.
+The BOSH release has only the thin client. Without an endpoint it runs the CPI that is installed on
+the host, as root: so `bosh create-env` needs no service.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-USUAL = ("/usr/local/bin/cpi", "/opt/bosh-containerd-cpi/bin/cpi")
+DEFAULT_PATHS = ("/usr/local/bin/cpi", "/opt/bosh-containerd-cpi/bin/cpi")
 
 _INSTALL = (
     "install it there (in a checkout of bosh-containerd-cpi, as root: make install), or set "
@@ -23,13 +23,13 @@ _INSTALL = (
 
 
 def program(config: Mapping[str, object]) -> str:
-    """Return the path of the installed `cpi`. Raises CPIError telling how to install it."""
+    """Return the path of the installed `cpi`. Raises CPIError that says how to install it."""
     if not hasattr(os, "memfd_create"):
         raise CPIError("no endpoint is set, and only Linux can run the CPI itself; set `endpoint`")
     given = config.get("program") or ""
     if not isinstance(given, str) or (given and not given.startswith("/")):
         raise CPIError("program must be the absolute path of an installed cpi")
-    places = (given,) if given else USUAL
+    places = (given,) if given else DEFAULT_PATHS
     for place in places:
         if os.access(place, os.X_OK):
             return place

@@ -1,8 +1,8 @@
 """The CPI's configuration: the file given by `-c`, and what overrides it in a call's context.
 
 BOSH merges a cpi-config's properties flat into the context, beside keys of its own; so a key that
-is unknown is an error in the file, but only a name in the log when it comes with the context. Which
-keys there are is handed in; cpi.config.load knows them all.
+is unknown is an error in the file, and only logged when it comes with the context. The keys are
+handed in; cpi.config.load has them all.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from cpi.errors import CPIError
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from typing import TypeVar
 
     from cpi.config.key import Key
+
+    Value = TypeVar("Value")
 
 # What the director and the CLI put into the context themselves.
 CONTEXT_OWN = frozenset({"director_uuid", "request_id", "vm"})
@@ -45,8 +48,7 @@ class Config:
         documents: the call's context, after the client's own configuration where it has one; the
         last one that sets a key wins. A key of type object is replaced as a whole. The director's
         own keys are neither used nor reported. of_client: they come from a client of the service,
-        which sets only keys that are its own business. Raises CPIError for a key with a wrong
-        value.
+        which may set only keys marked `client`. Raises CPIError for a wrong value.
         """
         given: dict[str, object] = {}
         for document in documents:
@@ -78,37 +80,28 @@ class Config:
 
     def text(self, name: str) -> str:
         """Return a key of type string or path."""
-        value = self._values[name]
-        if not isinstance(value, str):
-            raise KeyError(f"{name} is no string")
-        return value
+        return self._get(name, str)
 
     def integer(self, name: str) -> int:
         """Return a key of type integer, in the key's unit."""
-        value = self._values[name]
-        if not isinstance(value, int) or isinstance(value, bool):
-            raise KeyError(f"{name} is no integer")
-        return value
+        return self._get(name, int)
 
     def flag(self, name: str) -> bool:
         """Return a key of type boolean."""
-        value = self._values[name]
-        if not isinstance(value, bool):
-            raise KeyError(f"{name} is no boolean")
-        return value
+        return self._get(name, bool)
 
     def strings(self, name: str) -> tuple[str, ...]:
         """Return a key of type list of strings or list of paths."""
-        value = self._values[name]
-        if not isinstance(value, tuple):
-            raise KeyError(f"{name} is no list")
-        return value
+        return self._get(name, tuple)
 
     def mapping(self, name: str) -> Mapping[str, object]:
         """Return a key of type object."""
+        return self._get(name, dict)
+
+    def _get(self, name: str, type_: type[Value]) -> Value:
         value = self._values[name]
-        if not isinstance(value, dict):
-            raise KeyError(f"{name} is no object")
+        if not isinstance(value, type_) or isinstance(value, bool) != (type_ is bool):
+            raise KeyError(f"{name} is not of type {type_.__name__}")
         return value
 
 

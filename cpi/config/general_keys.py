@@ -9,7 +9,6 @@ from runtimes import catalog
 KEYS = (
     Key(
         "runtime",
-        type="string",
         default=catalog.DEFAULT,
         client=True,
         doc="What runs VMs that do not choose themselves. A VM's cloud_properties come first, "
@@ -35,12 +34,7 @@ KEYS = (
         default="/run/bosh-containerd-cpi",
         doc="What a restart of the host may lose: locks, namespaces, sockets.",
     ),
-    Key(
-        "disk_dir",
-        type="path",
-        default="",
-        doc="Persistent disks. Empty means `<state_dir>/disks`.",
-    ),
+    Key("disk_dir", type="path", doc="Persistent disks. Empty means `<state_dir>/disks`."),
     Key(
         "disk_stores",
         type="object",
@@ -65,14 +59,12 @@ KEYS = (
     Key(
         "registry.ca_file",
         type="path",
-        default="",
         doc="Certificates to trust registries by (PEM). Empty means docker's "
         "`/etc/docker/certs.d/<registry>/ca.crt` where there is one, else the system's.",
     ),
     Key(
         "registry.docker_config",
         type="path",
-        default="",
         doc="Docker config with credentials for registries, as `docker login` writes it, with "
         "its credential helpers. Empty means that of the user the CPI runs as.",
     ),
@@ -84,44 +76,25 @@ KEYS = (
     ),
     Key(
         "endpoint",
-        type="string",
-        default="",
         doc="The host's service (`bosh-cpi serve`) that does the work: `unix:///run/….sock` or "
         "`https://host:port`. Empty means this process, as root on the host.",
     ),
     Key(
         "tls.ca",
-        type="string",
-        default="",
         doc="CA of the service's certificate, with an `https` endpoint: PEM text, or an absolute "
         "path, as the next two.",
     ),
-    Key(
-        "tls.certificate",
-        type="string",
-        default="",
-        doc="Our certificate, by which the service knows us.",
-    ),
-    Key("tls.private_key", type="string", default="", doc="Its key, without a password."),
+    Key("tls.certificate", doc="Our certificate, by which the service knows us."),
+    Key("tls.private_key", doc="Its key, without a password."),
     Key(
         "program",
         type="path",
-        default="",
         doc="The `cpi` that is installed on the host, for the BOSH release's client when it has "
         "no endpoint. Empty means `/usr/local/bin/cpi`, then `/opt/bosh-containerd-cpi/bin/cpi`.",
     ),
-    Key(
-        "log_level",
-        type="string",
-        default="info",
-        choices=LEVELS,
-        client=True,
-        doc="Least severe lines to log.",
-    ),
+    Key("log_level", default="info", choices=LEVELS, client=True, doc="Least severe lines to log."),
     Key(
         "agent.mbus",
-        type="string",
-        default="",
         client=True,
         doc="Message bus URL for agents, with its password; `env.bosh.mbus` overrides it.",
     ),
@@ -138,7 +111,6 @@ KEYS = (
     ),
     Key(
         "network.bridge",
-        type="string",
         default="bosh0",
         pattern=r"[A-Za-z0-9][A-Za-z0-9._-]{0,14}",
         client=True,
@@ -181,39 +153,30 @@ KEYS = (
     Key(
         "service.socket",
         type="path",
-        default="",
         doc="Unix socket of the service. Empty means `<run_dir>.sock`.",
     ),
     Key(
         "service.socket_mode",
-        type="string",
         default="0660",
         pattern="0?[0-7]{3}",
         doc="Mode of that socket, in octal digits.",
     ),
     Key(
         "service.socket_group",
-        type="string",
-        default="",
         pattern=r"[a-z_][a-z0-9_-]{0,31}",
         doc="Group that owns that socket, and so may use it. Empty means root's.",
     ),
     Key(
         "service.tcp",
-        type="string",
-        default="",
         pattern=r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9.-]+):[0-9]{1,5}",
         doc="Address to listen on besides, with mutual TLS: `0.0.0.0:9443`, `[::]:9443`. Empty "
         "means none.",
     ),
-    Key("service.tls_certificate", type="path", default="", doc="The service's certificate (PEM)."),
-    Key(
-        "service.tls_private_key", type="path", default="", doc="Its key (PEM, without a password)."
-    ),
+    Key("service.tls_certificate", type="path", doc="The service's certificate (PEM)."),
+    Key("service.tls_private_key", type="path", doc="Its key (PEM, without a password)."),
     Key(
         "service.tls_client_ca",
         type="path",
-        default="",
         doc="CA that has signed the certificates of clients (PEM). A client's name is its "
         "certificate's common name.",
     ),

@@ -1,4 +1,4 @@
-"""One configuration key: what it is called, what it takes, and what it means."""
+"""A configuration key: its name, the values it takes, and what it means."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Key:
         self,
         name: str,
         *,
-        type: str,
-        default: object,
         doc: str,
+        type: str = "string",
+        default: object = "",
         unit: str = "",
         choices: tuple[str, ...] = (),
         pattern: str = "",

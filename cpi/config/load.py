@@ -1,4 +1,4 @@
-"""Loads the configuration: the file given by `-c`, checked by the keys there are.
+"""Loads the configuration: the file given by `-c`, checked by all declared keys.
 
 Every key is declared once, beside this or in the keys of its runtime, and docs/configuration.md is
 made from that.

@@ -1,4 +1,4 @@
-"""What manifests say of persistent disks: disk cloud_properties, and a VM's env; checked."""
+"""Checks what manifests say of persistent disks: disk cloud_properties, and a VM's env."""
 
 from __future__ import annotations
 

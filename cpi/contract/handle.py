@@ -1,8 +1,7 @@
 """One request in, one response out: the same for the `cpi` process and for a host service.
 
-Nothing here belongs to the process: no globals, no stdin, no stdout. Whatever goes wrong becomes
-the response's error; only what is no Exception (an interrupt) passes through, after runtimes have
-undone their work.
+Nothing here belongs to the process: no globals, no stdin, no stdout. Any Exception becomes the
+response's error; others (an interrupt) pass through, after runtimes have undone their work.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import time
 from cpi.contract import methods
 from cpi.documents import decode, failure, require_object
 from cpi.errors import CPIError, InvalidCall, NoDiskSpace, NotSupported, VMCreationFailed
-from cpi.text import kind, shown
+from cpi.text import shown, type_name
 from runtimes import catalog
 
 TYPE_CHECKING = False
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from cpi.log import Log
 
     class CallGuard(Protocol):
-        """What stands between a client of the host's service and the methods."""
+        """Checks what a client of the host's service asks for."""
 
         def run(
             self, call: methods.Call, arguments: Sequence[object], go: Callable[[], object]
@@ -41,7 +40,7 @@ def handle(
 ) -> dict[str, object]:
     """Answer one request, given as bytes of JSON or as the object that they are.
 
-    guard: what holds a client of the service to what the host allows it. client_config: its own
+    guard: enforces what the host allows a client of the service. client_config: its own
     configuration file, which overrides `config` and is overridden by the request's context. Raises
     no Exception.
     """
@@ -62,8 +61,8 @@ def handle(
             objects = [value for value in given if isinstance(value, dict)]
             typed = _unexpected(name, error, log, objects, overrides, _agent_secrets(config))
         # The director asks for what a runtime may not support, and then does it another way.
-        tell = log.info if isinstance(typed, NotSupported) else log.error
-        tell(f"{name} failed after {_since(started)}: {typed.type}: {typed.message}")
+        write = log.info if isinstance(typed, NotSupported) else log.error
+        write(f"{name} failed after {_since(started)}: {typed.type}: {typed.message}")
         return failure(typed, log)
     log.info(f"{name} done in {_since(started)}{_created(name, result)}")
     return {"result": result, "error": None, "log": log.text}
@@ -74,25 +73,21 @@ def _envelope(document: object) -> tuple[str, list[object], dict[str, object], i
     document = require_object(document)
     name = document.get("method")
     if not isinstance(name, str):
-        got = kind(name) if "method" in document else "none"
+        got = type_name(name) if "method" in document else "none"
         raise InvalidCall(f"the request's method must be a string, got {got}")
     given = document.get("arguments")
     if not isinstance(given, list):
-        got = kind(given) if "arguments" in document else "none"
+        got = type_name(given) if "arguments" in document else "none"
         raise InvalidCall(f"the request's arguments must be a list, got {got}")
     context = document.get("context")
     if context is not None and not isinstance(context, dict):
-        raise InvalidCall(f"the request's context must be an object or null, got {kind(context)}")
+        got = type_name(context)
+        raise InvalidCall(f"the request's context must be an object or null, got {got}")
     api_version = document.get("api_version")
     if api_version is None:  # the director's info has none
         api_version = 1
-    known = range(1, methods.API_VERSION + 1)
-    if (
-        not isinstance(api_version, int)
-        or isinstance(api_version, bool)
-        or api_version not in known
-    ):
-        got = str(api_version)[:20] if type(api_version) is int else kind(api_version)
+    if type(api_version) is not int or not 1 <= api_version <= methods.API_VERSION:
+        got = str(api_version)[:20] if type(api_version) is int else type_name(api_version)
         raise InvalidCall(
             f"the request's api_version must be 1 to {methods.API_VERSION}, got {got}"
         )
@@ -109,13 +104,13 @@ def _run(
     guard: CallGuard | None,
 ) -> object:
     """Run a method. Raises what is wrong with the call, and whatever its runtime raises."""
-    # What the host's own log has of its clients is not for them to say.
+    # Clients do not set the level of the host's own log.
     shown_level = "" if guard is None else config.text("log_level")
     config, ignored = config.with_context(*overrides, of_client=guard is not None)
     log.set_level(config.text("log_level"), shown_level)
     method = methods.find(name, api_version)
     log.info(_started(name, method, given, overrides[-1]))
-    _tell_ignored(ignored, config, log)
+    _log_ignored(ignored, config, log)
     with catalog.Runtimes(config, log) as runtimes:
         call = methods.Call(name, api_version, runtimes)
         arguments = methods.parsed(call, method, given)
@@ -124,14 +119,14 @@ def _run(
         return guard.run(call, arguments, lambda: method.run(call, *arguments))
 
 
-def _tell_ignored(ignored: list[str], config: Config, log: Log) -> None:
-    """Name the keys of the context that are not used, and why."""
+def _log_ignored(ignored: list[str], config: Config, log: Log) -> None:
+    """Log the keys of the context that are not used, and why."""
     hosts = [name for name in ignored if config.knows(name)]
     unknown = [name for name in ignored if name not in hosts]
     for reason, names in (("", unknown), (", as they are the host's to decide", hosts)):
         if names:
-            told = ", ".join(shown(name, 60) for name in names)
-            log.info(f"not used from the context{reason}: {told}")
+            listed = ", ".join(shown(name, 60) for name in names)
+            log.info(f"not used from the context{reason}: {listed}")
 
 
 def _started(
@@ -141,8 +136,8 @@ def _started(
     pairs = list(zip((parameter.name for parameter in method.parameters), given, strict=False))
     pairs = [(key, value) for key, value in pairs if key.endswith("_cid")]
     pairs += [(key, context.get(key)) for key in ("request_id", "director_uuid")]
-    told = [f"{key}={shown(value)}" for key, value in pairs if isinstance(value, str)]
-    return " ".join([name, *told])
+    words = [f"{key}={shown(value)}" for key, value in pairs if isinstance(value, str)]
+    return " ".join([name, *words])
 
 
 def _created(name: str, result: object) -> str:
@@ -159,10 +154,10 @@ def _since(started: float) -> str:
 
 
 def _unexpected(name: str, error: Exception, log: Log, *secret: object) -> CPIError:
-    """Return the error that BOSH gets for an exception nobody foresaw.
+    """Return the error that BOSH gets for an unexpected exception.
 
-    Its text comes from anywhere, so everything that the caller sent and the agent's own secrets are
-    taken out. The traceback is for the debug log alone.
+    Its text comes from anywhere, so all that the caller sent and the agent's own secrets are
+    redacted. The traceback goes to the debug log only.
     """
     import traceback
 
@@ -177,5 +172,5 @@ def _unexpected(name: str, error: Exception, log: Log, *secret: object) -> CPIEr
 
 
 def _agent_secrets(config: Config) -> list[object]:
-    """Return what of the configuration file must not be shown."""
+    """Return the configuration's values that must not be shown."""
     return [config.text("agent.mbus"), config.mapping("agent.blobstore")]

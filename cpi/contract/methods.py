@@ -1,8 +1,8 @@
 """Every CPI method: its arguments, and what it asks of a runtime.
 
-What a runtime gets is checked: CIDs are of this CPI and of the right kind (not necessarily of
-something that exists), sizes are positive, networks and properties are parsed. The locks of the
-CIDs are held for all calls that change something; has_*, get_disks and create_stemcell take none.
+What a runtime gets is checked: CIDs are of this CPI and of the right resource (which may not
+exist), sizes are positive, networks and properties are parsed. The locks of the CIDs are held for
+all calls that change something; has_*, get_disks and create_stemcell take none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from runtimes import catalog
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import AbstractContextManager
 
     from cpi.config.config import Config
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 API_VERSION = 3
 
-# Methods of old that no current director calls.
+# Methods that no current director calls.
 LEGACY = ("configure_networks", "current_vm_id", "ping")
 
 
 class Parameter:
-    """One argument: its name, its check (cpi.contract.values) and whether it may be left out."""
+    """An argument: its name, its check (cpi.contract.values) and whether it may be left out."""
 
     __slots__ = ("check", "name", "optional")
 
@@ -42,9 +42,9 @@ class Parameter:
 
 
 class Method:
-    """One method: what runs it, its parameters and the first API version that has it.
+    """A method: what runs it, its parameters and the first API version that has it.
 
-    parse: makes of the call and the checked arguments those that `run` takes, where they differ.
+    parse: turns the call and the checked arguments into those that `run` takes, where they differ.
     """
 
     __slots__ = ("parameters", "parse", "run", "since")
@@ -75,11 +75,11 @@ class Call:
 
     @property
     def config(self) -> Config:
-        """The configuration that the request is done with."""
+        """The configuration of the request."""
         return self.runtimes.config
 
     def runtime_using(self, disk: str) -> Runtime:
-        """Return the runtime of the VM that has a disk, else the disk's own; lock the disk before.
+        """Return the runtime of the VM that has a locked disk, else the disk's own.
 
         Raises DiskNotFound, CPIError.
         """
@@ -97,7 +97,7 @@ class Call:
 def find(name: str, api_version: int) -> Method:
     """Return a method. Raises InvalidCall for one that does not exist in this API version.
 
-    The director takes "Method is not known, got" for NotImplemented.
+    To the director, "Method is not known, got" means NotImplemented.
     """
     if name in LEGACY:
         raise NotImplementedInCPI(f"{name} is a method of old that this CPI does not implement")
@@ -108,21 +108,38 @@ def find(name: str, api_version: int) -> Method:
 
 
 def parsed(call: Call, method: Method, given: list[object]) -> Sequence[object]:
-    """Return the arguments that a method runs with: checked, and of their final types.
+    """Return the arguments that a method runs with, checked and parsed.
 
     Raises InvalidCall, the NotFound errors, CloudError, NotSupported.
     """
     name, parameters = call.method, method.parameters
-    least = sum(not parameter.optional for parameter in parameters)
-    if not least <= len(given) <= len(parameters):
+    minimum = sum(not parameter.optional for parameter in parameters)
+    if not minimum <= len(given) <= len(parameters):
         names = ", ".join(parameter.name for parameter in parameters) or "none"
-        count = str(least) if least == len(parameters) else f"{least} to {len(parameters)}"
+        count = str(minimum) if minimum == len(parameters) else f"{minimum} to {len(parameters)}"
         raise InvalidCall(f"{name} takes {count} arguments ({names}), got {len(given)}")
     arguments = [
         parameter.check(f"{name}: {parameter.name}", value)
         for parameter, value in zip(parameters, given, strict=False)
     ]
     return arguments if method.parse is None else method.parse(call, *arguments)
+
+
+def _locked(resource: str) -> Callable[..., object]:
+    """Return what runs a call as its runtime's method of that name, with the CID's lock held."""
+
+    def run(call: Call, own_cid: str, *arguments: object) -> object:
+        runtime = call.runtimes.of_cid(own_cid, resource)
+        with call.hold(own_cid):
+            return getattr(runtime, call.method)(own_cid, *arguments)
+
+    return run
+
+
+def _locked_in_use(call: Call, disk: str, *arguments: object) -> object:
+    """Run a call on a disk as `_locked` does, by the runtime of the VM that has it."""
+    with call.hold(disk):
+        return getattr(call.runtime_using(disk), call.method)(disk, *arguments)
 
 
 # Stemcells
@@ -177,7 +194,7 @@ def _parse_create_vm(
     disks: tuple[str, ...],
     env: JsonObject,
 ) -> tuple[VMSpec]:
-    # No other method pays for what these import.
+    # Imported here, as no other method needs them.
     from cpi.contract import disk_properties, vm_networks, vm_properties
     from cpi.model import VMSpec
 
@@ -218,26 +235,8 @@ def _agent_config(config: Config) -> AgentConfig:
     )
 
 
-def _delete_vm(call: Call, vm: str) -> None:
-    runtime = call.runtimes.of_cid(vm, cid.VM)
-    with call.hold(vm):
-        runtime.delete_vm(vm)
-
-
 def _has_vm(call: Call, vm: str) -> bool:
     return catalog.is_ours(vm, cid.VM) and call.runtimes.of_cid(vm, cid.VM).has_vm(vm)
-
-
-def _reboot_vm(call: Call, vm: str) -> None:
-    runtime = call.runtimes.of_cid(vm, cid.VM)
-    with call.hold(vm):
-        runtime.reboot_vm(vm)
-
-
-def _set_vm_metadata(call: Call, vm: str, metadata: Mapping[str, str]) -> None:
-    runtime = call.runtimes.of_cid(vm, cid.VM)
-    with call.hold(vm):
-        runtime.set_vm_metadata(vm, metadata)
 
 
 def _calculate_vm_cloud_properties(call: Call, resources: JsonObject) -> object:
@@ -253,12 +252,6 @@ def _create_disk(call: Call, size: int, properties: DiskProperties, vm: str | No
     # The disk belongs with the VM that it is for, which may have chosen its own runtime.
     runtime = call.runtimes.of_cid(vm, cid.VM) if vm else call.runtimes.default()
     return runtime.create_disk(size, properties, vm)
-
-
-def _delete_disk(call: Call, disk: str) -> None:
-    runtime = call.runtimes.of_cid(disk, cid.DISK)
-    with call.hold(disk):
-        runtime.delete_disk(disk)
 
 
 def _has_disk(call: Call, disk: str) -> bool:
@@ -280,33 +273,6 @@ def _detach_disk(call: Call, vm: str, disk: str) -> None:
 
 def _get_disks(call: Call, vm: str) -> object:
     return call.runtimes.of_cid(vm, cid.VM).get_disks(vm)
-
-
-def _set_disk_metadata(call: Call, disk: str, metadata: Mapping[str, str]) -> None:
-    runtime = call.runtimes.of_cid(disk, cid.DISK)
-    with call.hold(disk):
-        runtime.set_disk_metadata(disk, metadata)
-
-
-def _resize_disk(call: Call, disk: str, size: int) -> None:
-    with call.hold(disk):
-        call.runtime_using(disk).resize_disk(disk, size)
-
-
-def _update_disk(call: Call, disk: str, size: int, properties: DiskProperties) -> object:
-    with call.hold(disk):
-        return call.runtime_using(disk).update_disk(disk, size, properties)
-
-
-def _snapshot_disk(call: Call, disk: str, metadata: Mapping[str, str]) -> object:
-    with call.hold(disk):
-        return call.runtime_using(disk).snapshot_disk(disk, metadata)
-
-
-def _delete_snapshot(call: Call, snapshot: str) -> None:
-    runtime = call.runtimes.of_cid(snapshot, cid.SNAPSHOT)
-    with call.hold(snapshot):
-        runtime.delete_snapshot(snapshot)
 
 
 # Managed networks
@@ -346,26 +312,26 @@ METHODS: dict[str, Method] = {
         Parameter("env", check.mapping),
         parse=_parse_create_vm,
     ),
-    "delete_vm": Method(_delete_vm, _VM),
+    "delete_vm": Method(_locked(cid.VM), _VM),
     "has_vm": Method(_has_vm, Parameter("vm_cid", check.any_vm_cid)),
-    "reboot_vm": Method(_reboot_vm, _VM),
-    "set_vm_metadata": Method(_set_vm_metadata, _VM, _METADATA),
+    "reboot_vm": Method(_locked(cid.VM), _VM),
+    "set_vm_metadata": Method(_locked(cid.VM), _VM, _METADATA),
     "calculate_vm_cloud_properties": Method(
         _calculate_vm_cloud_properties, Parameter("resources", check.mapping)
     ),
     "create_disk": Method(
         _create_disk, _SIZE, _DISK_PROPERTIES, Parameter("vm_cid", check.optional_vm_cid)
     ),
-    "delete_disk": Method(_delete_disk, _DISK),
+    "delete_disk": Method(_locked(cid.DISK), _DISK),
     "has_disk": Method(_has_disk, Parameter("disk_cid", check.any_disk_cid)),
     "attach_disk": Method(_attach_disk, _VM, _DISK),
     "detach_disk": Method(_detach_disk, _VM, _DISK),
     "get_disks": Method(_get_disks, _VM),
-    "set_disk_metadata": Method(_set_disk_metadata, _DISK, _METADATA),
-    "resize_disk": Method(_resize_disk, _DISK, _SIZE),
-    "update_disk": Method(_update_disk, _DISK, _SIZE, _DISK_PROPERTIES, since=2),
-    "snapshot_disk": Method(_snapshot_disk, _DISK, _METADATA),
-    "delete_snapshot": Method(_delete_snapshot, Parameter("snapshot_cid", check.snapshot_cid)),
+    "set_disk_metadata": Method(_locked(cid.DISK), _DISK, _METADATA),
+    "resize_disk": Method(_locked_in_use, _DISK, _SIZE),
+    "update_disk": Method(_locked_in_use, _DISK, _SIZE, _DISK_PROPERTIES, since=2),
+    "snapshot_disk": Method(_locked_in_use, _DISK, _METADATA),
+    "delete_snapshot": Method(_locked(cid.SNAPSHOT), Parameter("snapshot_cid", check.snapshot_cid)),
     "create_network": Method(_create_network, Parameter("definition", check.mapping)),
     "delete_network": Method(_delete_network, Parameter("network_cid", check.any_network_cid)),
 }

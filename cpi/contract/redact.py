@@ -1,6 +1,6 @@
-"""Takes secrets out of text that nobody wrote with care: the messages of unexpected exceptions.
+"""Redacts secrets in the messages of unexpected exceptions, such as a library's KeyError.
 
-Errors of cpi.errors are worded on purpose and show no secrets; a KeyError from a library may.
+Errors of cpi.errors show no secrets.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 MARK = "<redacted>"
 
-# Shorter values ("tcp", "8080") are no secrets worth the name, and replacing them garbles messages.
-_SHORTEST = 4
+# Replacing shorter values ("tcp", "8080") would garble messages.
+_MIN_LENGTH = 4
 
 
 def redacted(text: str, *documents: object) -> str:
@@ -44,8 +44,8 @@ def _parts(leaf: str) -> Iterator[str]:
     """Yield the forms in which a leaf may appear: by line, escaped, and the password of a URL."""
     for line in leaf.splitlines():
         for form in (line, ascii(line)[1:-1], json.dumps(line)[1:-1]):
-            if len(form) >= _SHORTEST:
+            if len(form) >= _MIN_LENGTH:
                 yield form
     if "://" in leaf and "@" in leaf:
         user, _, password = leaf.split("://", 1)[1].rpartition("@")[0].partition(":")
-        yield from (part for part in (user, password) if len(part) >= _SHORTEST)
+        yield from (part for part in (user, password) if len(part) >= _MIN_LENGTH)

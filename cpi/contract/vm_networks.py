@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_MOST_NAME = 128
+_MAX_NAME = 128
 
 
 def parse(given: Mapping[str, object], log: Log) -> tuple[Network, ...]:
@@ -38,9 +38,9 @@ def parse(given: Mapping[str, object], log: Log) -> tuple[Network, ...]:
 
 
 def _network(name: str, value: object, log: Log) -> Network:
-    if not name or len(name) > _MOST_NAME or not name.isprintable():
+    if not name or len(name) > _MAX_NAME or not name.isprintable():
         raise CloudError(
-            f"network name {shown(name)} must be 1 to {_MOST_NAME} printable characters"
+            f"network name {shown(name)} must be 1 to {_MAX_NAME} printable characters"
         )
     where = f"network {shown(name)}"
     value = validate.mapping(where, value, CloudError)

@@ -1,11 +1,11 @@
-"""VM cloud_properties: what a VM type may say, checked as far as words go."""
+"""Checks VM cloud_properties."""
 
 from __future__ import annotations
 
 import re
 
 from cpi import validate
-from cpi.contract.values import LARGEST_MIB
+from cpi.contract.values import MAX_MIB
 from cpi.errors import CloudError
 from cpi.model import HostMount, PortForward, VMProperties
 from cpi.text import shown
@@ -123,8 +123,8 @@ def _is_below(path: str, folder: str) -> bool:
     return path == folder or path.startswith(f"{folder}/")
 
 
-_MIB = validate.integer(16, LARGEST_MIB, "MiB")
-_MOUNT_PATH = validate.path("..", ".", "", longest=_MAX_MOUNT_PATH)
+_MIB = validate.integer(16, MAX_MIB, "MiB")
+_MOUNT_PATH = validate.path("..", ".", "", max_length=_MAX_MOUNT_PATH)
 _HYPERVISOR_WORD = validate.matching(_WORD.fullmatch, "a word such as q35 or Skylake-Server")
 _PORT_NUMBER = validate.integer(1, 65535)
 
@@ -139,7 +139,7 @@ _MOUNT_KEYS = {"host": _MOUNT_PATH, "vm": _MOUNT_PATH, "read_only": validate.fla
 # Every property that a VM's cloud_properties may have, with its check.
 KEYS = {
     "cpu": validate.number(_MIN_CPUS, _MAX_CPUS, "CPUs"),
-    "memory": validate.integer(32, LARGEST_MIB, "MiB"),
+    "memory": validate.integer(32, MAX_MIB, "MiB"),
     "ephemeral_disk": _MIB,
     "pids": validate.integer(16, _MAX_PIDS, "processes and threads"),
     "privileged": validate.flag,

@@ -1,6 +1,6 @@
-"""VM cloud_properties for the resources that calculate_vm_cloud_properties is asked for.
+"""VM cloud_properties for the resources that calculate_vm_cloud_properties gets.
 
-The inverse of cpi.contract.vm_properties: no runtime has a say in it.
+The inverse of cpi.contract.vm_properties, the same for every runtime.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A persistent disk: what the CPI knows of it, and what may be done with it."""
+"""A persistent disk: its facts, and what may be done with it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STORE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")
 class Disk:
     """A disk's facts. size: MiB, of the whole raw disk; attached_to: a VM CID or "".
 
-    moves: how often it has changed its store; where two stores have it, the greater is right.
+    moves: how often it has changed its store; of copies in two stores, the greater is valid.
     """
 
     cid: str
@@ -73,16 +73,16 @@ class Disk:
 
     def require_room_for_filesystem(self) -> None:
         """Raise CloudError for a disk that is too small for its file system."""
-        least_mib = filesystems.FILE_SYSTEMS[self.filesystem].least_mib
-        if self.size < least_mib:
+        min_mib = filesystems.FILE_SYSTEMS[self.filesystem].min_mib
+        if self.size < min_mib:
             raise CloudError(
                 f"a disk of {self.size} MiB is too small for {self.filesystem}, which takes "
-                f"{least_mib} MiB at least"
+                f"{min_mib} MiB at least"
             )
 
 
 def wanted(disk_cid: str, size_mib: int, properties: DiskProperties, env: str | None) -> Disk:
-    """The facts of a disk to create. env: the file system that its VM's env asks for, if any."""
+    """Return the facts of a disk to create. env: the file system of its VM's env, if any."""
     return Disk(
         disk_cid,
         size_mib,
@@ -94,11 +94,11 @@ def wanted(disk_cid: str, size_mib: int, properties: DiskProperties, env: str | 
 
 
 class AnyDiskStore(ABC):
-    """All disks of one place. The caller holds the lock of the disk it changes."""
+    """All disks of one backend. The caller holds the lock of the disk it changes."""
 
     @abstractmethod
     def find(self, disk_cid: str) -> Disk | None:
-        """Return a disk's facts, or None. Raises CloudError when they are damaged."""
+        """Return a disk's facts, or None. Raises CloudError when they are corrupt."""
 
     @abstractmethod
     def get(self, disk_cid: str) -> Disk:
@@ -120,8 +120,7 @@ class AnyDiskStore(ABC):
     def create(self, disk: Disk) -> None:
         """Create a disk, its facts last.
 
-        Raises CloudError for a size out of range or a store that there is not, NoDiskSpace, and
-        NotSupported.
+        Raises CloudError for a size out of range or an unknown store, NoDiskSpace, NotSupported.
         """
 
     @abstractmethod
@@ -143,7 +142,7 @@ class AnyDiskStore(ABC):
     def settle(self, disk_cid: str) -> None:
         """Let a free disk's file system fill its file, if only a hypervisor has grown that.
 
-        Raises CPIError, and then it has what it had.
+        Raises CPIError, and then nothing has changed.
         """
 
     def change(self, disk_cid: str, **facts: Any) -> Disk:
@@ -155,12 +154,12 @@ class AnyDiskStore(ABC):
         return changed
 
     def user_of(self, disk_cid: str) -> str:
-        """Return the CID of the VM that has the disk, or "" for none or a disk that is gone."""
+        """Return the CID of the VM that has the disk; "" for none, or a disk that is gone."""
         disk = self.find(disk_cid)
         return "" if disk is None else disk.attached_to
 
     def get_reclaimed(self, disk_cid: str, has_vm: Callable[[str], bool], log: Log) -> Disk:
-        """Return a disk's facts, taken from a VM that is gone. Raises DiskNotFound."""
+        """Return a disk's facts, after detaching it from a VM that is gone. Raises DiskNotFound."""
         disk = self.get(disk_cid)
         if not disk.attached_to or has_vm(disk.attached_to):
             return disk

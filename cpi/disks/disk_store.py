@@ -1,7 +1,7 @@
-"""Persistent disks as the host keeps them: in folders, a file for the data and one for the facts.
+"""Persistent disks as files of the host, in one or several folders.
 
-`<folder>/<disk CID>.raw` is the disk (see cpi.disks.raw_image), `<disk CID>.json` beside it says
-what BOSH said of it and which VM has it. There is no list of disks but these files.
+`<folder>/<disk CID>.raw` is the disk (see cpi.disks.raw_image), `<disk CID>.json` beside it has its
+facts: what BOSH said of it and which VM has it. These files are the only list of disks.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 _STORE_PATH = validate.path("..")
 
-# A sparse file takes its room while it is filled. Refuse at once when even this much is missing.
-_LEAST_FREE = 64 * images.MIB
+# A sparse file takes its room as it is filled. Refuse at once when even this much is missing.
+_MIN_FREE = 64 * images.MIB
 
 
 def folders_of(config: Config) -> dict[str, Path]:
     """Return the folders that the configuration has for disks, by the name of the store.
 
-    Raises CPIError for a store that is none.
+    Raises CPIError for an invalid store.
     """
     folders = {DEFAULT_STORE: Path(config.text("disk_dir") or Layout.of(config).disks)}
     for name, path in config.mapping("disk_stores").items():
@@ -50,15 +50,15 @@ class DiskStore(AnyDiskStore):
     """The disks in one or several folders of this host."""
 
     def __init__(self, folders: Mapping[str, Path]) -> None:
-        """folders: by name; the one named "default" takes disks that ask for none."""
+        """Use these folders, by store; the one named "default" takes disks that ask for none."""
         self.folders = dict(folders)
 
     def image(self, disk: Disk) -> Path:
-        """The raw disk's path."""
+        """Return the raw disk's path."""
         return self.folders[disk.store] / f"{disk.cid}.raw"
 
     def partial_snapshot(self, disk: Disk) -> Path:
-        """Where a snapshot of the disk is made; what a killed call left is there."""
+        """Return where a snapshot of the disk is made; a killed call may leave it there."""
         return self.folders[disk.store] / f"{disk.cid}.snapshot.part"
 
     def find(self, disk_cid: str) -> Disk | None:
@@ -83,7 +83,7 @@ class DiskStore(AnyDiskStore):
     def get_free(self, disk_cid: str, purpose: str) -> Disk:
         """Return the facts of a disk that no VM has and the host does not use, its file checked.
 
-        Raises DiskNotFound, and CloudError naming what has it or what is wrong with its file.
+        Raises DiskNotFound, and CloudError naming its user or what is wrong with its file.
         """
         disk = self.get(disk_cid)
         disk.require_detached(f"detach it to {purpose} it")
@@ -112,7 +112,7 @@ class DiskStore(AnyDiskStore):
         folder = self._require_store(disk.store)
         disk.require_room_for_filesystem()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        needed = min(disk.size * images.MIB, _LEAST_FREE)
+        needed = min(disk.size * images.MIB, _MIN_FREE)
         images.require_room(folder, needed, f"a disk of {disk.size} MiB")
         image = self.image(disk)
         try:
@@ -174,7 +174,7 @@ class DiskStore(AnyDiskStore):
         self.save(replace(disk, size=size))
 
     def _move(self, disk: Disk, store: str) -> Disk:
-        """Copy a disk to another store; it is there when its facts are."""
+        """Copy a disk to another store, its facts last."""
         moved = replace(disk, store=store, moves=disk.moves + 1)
         folder = self._require_store(store)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -212,7 +212,7 @@ class DiskStore(AnyDiskStore):
 
 
 def read_facts(path: Path) -> dict[str, Any] | None:
-    """Read a file of facts; None when there is none. Raises CloudError when it is damaged."""
+    """Read a file of facts; None when there is none. Raises CloudError for a corrupt one."""
     try:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -225,7 +225,7 @@ def read_facts(path: Path) -> dict[str, Any] | None:
 
 
 def write_facts(path: Path, document: JsonObject) -> None:
-    """Write a file of facts, whole or not at all, for root alone. Raises NoDiskSpace."""
+    """Write a file of facts atomically, for root only. Raises NoDiskSpace."""
     text = json.dumps(document)
     fresh = images.partial(path)
     try:
@@ -245,7 +245,7 @@ def write_facts(path: Path, document: JsonObject) -> None:
 
 
 def _overwrite(path: Path, text: str) -> None:
-    """Write facts into the block that they have: on a full host, disks must still be let go."""
+    """Write facts into their block: on a full host, disks can still be released."""
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except FileNotFoundError:

@@ -15,17 +15,17 @@ _HOURS = 24 * 3600.0  # seconds; checking a big disk takes as long as it takes
 
 
 class FileSystem(ABC):
-    """One kind of file system.
+    """A type of file system.
 
-    least_mib: the smallest disk (MiB) for it. no_replay: the mount option that leaves the journal
-    alone. of_a_copy: those to mount a copy beside what it was copied from. magic: the bytes by
-    which it is known, and where they are.
+    min_mib: the smallest disk (MiB) for it. no_replay: the mount option that leaves the journal
+    alone. copy_options: those to mount a copy beside its original. magic: offset and bytes of its
+    signature.
     """
 
     name: str
-    least_mib: int
+    min_mib: int
     no_replay: str
-    of_a_copy: tuple[str, ...] = ()
+    copy_options: tuple[str, ...] = ()
     magic: tuple[int, bytes]
 
     @abstractmethod
@@ -42,7 +42,7 @@ class FileSystem(ABC):
 
     @abstractmethod
     def grow_unmounted(self, device: Path) -> None:
-        """Let it fill its device. Not safe when interrupted: for a copy alone."""
+        """Let it fill its device. Not safe when interrupted: only for a copy."""
 
     @abstractmethod
     def renew_identity(self, device: Path) -> None:
@@ -54,10 +54,10 @@ class FileSystem(ABC):
 
 
 class Ext4(FileSystem):
-    """ext4, which BOSH's agent uses unless told otherwise."""
+    """ext4, which BOSH's agent uses by default."""
 
     name = "ext4"
-    least_mib = 8
+    min_mib = 8
     no_replay = "noload"
     magic = (1080, b"\x53\xef")
 
@@ -95,9 +95,9 @@ class Xfs(FileSystem):
     """xfs, for the jobs that ask for it."""
 
     name = "xfs"
-    least_mib = 304  # mkfs.xfs makes none below 300 MiB
+    min_mib = 304  # mkfs.xfs makes none below 300 MiB
     no_replay = "norecovery"
-    of_a_copy = ("nouuid",)
+    copy_options = ("nouuid",)
     magic = (0, b"XFSB")
 
     def make(self, part: Part) -> None:
@@ -126,17 +126,17 @@ def make_ext4(image: Path, size: int) -> None:
     FILE_SYSTEMS["ext4"].make(Part(image, 0, size))
 
 
-def grow(part: Part, kind: FileSystem) -> None:
+def grow(part: Part, system: FileSystem) -> None:
     """Let a file system fill its part, with its journal at work: safe to interrupt."""
-    _while_mounted(part, kind, kind.grow)
+    _while_mounted(part, system, system.grow)
 
 
-def replay(part: Part, kind: FileSystem) -> None:
-    """Let the kernel bring a file system up to date from its journal."""
-    _while_mounted(part, kind, lambda device, target: None)
+def replay(part: Part, system: FileSystem) -> None:
+    """Let the kernel replay a file system's journal."""
+    _while_mounted(part, system, lambda device, target: None)
 
 
-def _while_mounted(part: Part, kind: FileSystem, work: Callable[[Path, Path], None]) -> None:
+def _while_mounted(part: Part, system: FileSystem, work: Callable[[Path, Path], None]) -> None:
     """Mount a file system where no other process sees it, and nothing has to be removed after."""
     folder = part.image.parent
 
@@ -146,7 +146,7 @@ def _while_mounted(part: Part, kind: FileSystem, work: Callable[[Path, Path], No
             linux.mount("tmpfs", folder, "tmpfs", kernel.MS_NODEV, "mode=700,size=64k")
             target = folder / "mounted"
             target.mkdir()
-            mount_device(device, target, kind.name, options=kind.of_a_copy)
+            mount_device(device, target, system.name, options=system.copy_options)
             try:
                 work(device, target)
             finally:
@@ -156,14 +156,16 @@ def _while_mounted(part: Part, kind: FileSystem, work: Callable[[Path, Path], No
 
 
 def mount_device(
-    device: Path, target: Path, kind: str, flags: int = 0, options: tuple[str, ...] = ()
+    device: Path, target: Path, fstype: str, flags: int = 0, options: tuple[str, ...] = ()
 ) -> None:
     """Mount a device. Raises CloudError naming it, and the options when they may be the reason."""
     try:
-        linux.mount(str(device), target, kind, flags, ",".join(options))
+        linux.mount(str(device), target, fstype, flags, ",".join(options))
     except OSError as error:
-        told = f" with the options {', '.join(options)}" if options else ""
-        raise CloudError(f"cannot mount the {kind} of {device}{told}: {error.strerror}") from None
+        with_options = f" with the options {', '.join(options)}" if options else ""
+        raise CloudError(
+            f"cannot mount the {fstype} of {device}{with_options}: {error.strerror}"
+        ) from None
 
 
 def _tool(argv: list[str], what: Path) -> None:
@@ -196,14 +198,14 @@ def _hint(argv: list[str]) -> str:
     return f"apt-get install {'xfsprogs' if 'xfs' in argv[0] else 'e2fsprogs'}"
 
 
-def kind_of(part: Part) -> str:
+def fstype_of(part: Part) -> str:
     """Return the name of the file system that is there, or ""."""
     fd = os.open(part.image, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        for kind in FILE_SYSTEMS.values():
-            where, magic = kind.magic
-            if os.pread(fd, len(magic), part.offset + where) == magic:
-                return kind.name
+        for system in FILE_SYSTEMS.values():
+            offset, magic = system.magic
+            if os.pread(fd, len(magic), part.offset + offset) == magic:
+                return system.name
     finally:
         os.close(fd)
     return ""

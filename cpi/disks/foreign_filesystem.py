@@ -1,4 +1,4 @@
-"""Looking into a disk that comes from anywhere, such as a stemcell's."""
+"""Mounts an untrusted disk, such as a stemcell's."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +11,6 @@ from cpi.errors import CloudError
 from cpi.host import kernel, linux
 from stemcell_convert.partitions import FileSystem
 
-# Nothing of it may do anything here.
 _FLAGS = kernel.MS_RDONLY | kernel.MS_NODEV | kernel.MS_NOSUID | kernel.MS_NOEXEC
 
 Result = TypeVar("Result")
@@ -26,7 +25,7 @@ def mounted(raw: Path, system: FileSystem, folder: Path, use: Callable[[Path], R
 
     def look() -> Result:
         with loop.attached(Part(raw, system.offset, system.size), read_only=True) as device:
-            options = (driver.no_replay, *driver.of_a_copy)
+            options = (driver.no_replay, *driver.copy_options)
             mount_device(device, folder, driver.name, _FLAGS, options)
             try:
                 return use(folder)

@@ -1,7 +1,7 @@
 """Hold a mounted file system still, so that its file on the host can be copied.
 
 A process that is killed would leave it frozen for ever, and every job that writes to it. So a small
-process of its own freezes it and lets go when its input ends, which it does however we end.
+child process freezes it, and thaws it when its input ends, as it does however this process ends.
 """
 
 import fcntl
@@ -26,7 +26,7 @@ try:
 except OSError as error:
     if error.errno != errno.EBUSY:
         sys.exit(error.strerror)
-    # A process like this one was killed. Nobody else freezes a disk whose lock we hold.
+    # A process like this one was killed: only the holder of the disk's lock freezes it.
     fcntl.ioctl(fd, {kernel.FITHAW}, 0)
     fcntl.ioctl(fd, {kernel.FIFREEZE}, 0)
 try:
@@ -39,10 +39,7 @@ finally:
 
 @contextmanager
 def frozen(target: Path) -> Iterator[None]:
-    """Freeze the file system that is mounted at `target`, all of it written out. Raises CloudError.
-
-    Whoever writes to it waits until this ends.
-    """
+    """Freeze the file system mounted at `target`, flushed; writers wait. Raises CloudError."""
     holder = subprocess.Popen(
         [sys.executable, "-I", "-S", "-c", _HOLDER, str(target)],
         stdin=subprocess.PIPE,
@@ -55,8 +52,8 @@ def frozen(target: Path) -> Iterator[None]:
     try:
         if holder.stdout is None or holder.stdout.read(6) != b"frozen":
             _, reason = holder.communicate()
-            told = reason.decode(errors="replace").strip()
-            raise CloudError(f"cannot freeze the file system at {target}: {told}")
+            text = reason.decode(errors="replace").strip()
+            raise CloudError(f"cannot freeze the file system at {target}: {text}")
         yield
     finally:
         holder.communicate()
@@ -65,7 +62,7 @@ def frozen(target: Path) -> Iterator[None]:
 
 
 def thaw(target: Path) -> None:
-    """Let go of a file system that was left frozen; one that is not frozen is no error."""
+    """Thaw a file system, if it was left frozen."""
     fd = os.open(target, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(fd, kernel.FITHAW, 0)

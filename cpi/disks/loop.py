@@ -34,11 +34,11 @@ class Part:
 
 @contextmanager
 def attached(part: Part, *, read_only: bool = False) -> Iterator[Path]:
-    """A loop device for a part of a file.
+    """Attach a loop device to a part of a file.
 
     When this ends the device goes, or stays as long as it is mounted. It does not go through the
-    host's page cache (direct I/O, where the host's file system has it): what is in the guest's
-    cache need not be there twice. Raises CloudError.
+    host's page cache (direct I/O, where the host's file system has it), as the guest has its own.
+    Raises CloudError.
     """
     mode = os.O_RDONLY if read_only else os.O_RDWR
     flags = kernel.LO_FLAGS_AUTOCLEAR | kernel.LO_FLAGS_DIRECT_IO
@@ -83,19 +83,19 @@ def _configured(backing: int, part: Part, mode: int, flags: int) -> tuple[int, P
 
 def backing_files() -> dict[str, str]:
     """Return the file of each loop device ("loop7") that has one; it may have been deleted."""
-    found = {}
+    files = {}
     for name in os.listdir("/sys/block"):
         if name.startswith("loop"):
             try:
                 backing = Path(f"/sys/block/{name}/loop/backing_file").read_bytes()
             except OSError:
                 continue  # it is free
-            found[name] = os.fsdecode(backing.rstrip(b"\n")).removesuffix(" (deleted)")
-    return found
+            files[name] = os.fsdecode(backing.rstrip(b"\n")).removesuffix(" (deleted)")
+    return files
 
 
 def clear(name: str) -> None:
-    """Free a loop device ("loop7"), now or when its last user is gone; free is no error."""
+    """Free a loop device ("loop7"), if it is not, now or when its last user is gone."""
     device = os.open(f"/dev/{name}", os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.ioctl(device, kernel.LOOP_CLR_FD)
@@ -115,7 +115,7 @@ def over(image: Path) -> list[str]:
 def wait_until_free(image: Path) -> list[str]:
     """Wait a moment for a file's loop devices to go, and return those that stay.
 
-    After the last umount the kernel may clear them in the background, and tells nobody when.
+    After the last umount the kernel may clear them in the background, without an event.
     """
     end = time.monotonic() + _FREE_SECONDS
     while True:

@@ -1,8 +1,8 @@
-"""Raw disks as files: what is in them, growing and copying them.
+"""Raw disks as files: their layout, growing and copying them.
 
-A disk of ours is a sparse file with a GPT and one partition, which begins at 1 MiB and ends 1 MiB
-before the end, with a file system in it. Any tool reads it, and any hypervisor takes it. The GPT's
-GUID is the disk's CID, so that another file in its place is noticed.
+A disk is a sparse file with a GPT and one partition, which begins at 1 MiB and ends 1 MiB before
+the end, with a file system in it. Any tool reads it, and any hypervisor takes it. The GPT's GUID is
+the disk's CID, so that another file in its place is noticed.
 """
 
 import errno
@@ -13,13 +13,13 @@ import stat
 from pathlib import Path
 
 from cpi.disks import loop
-from cpi.disks.filesystems import FILE_SYSTEMS, grow, kind_of, replay
+from cpi.disks.filesystems import FILE_SYSTEMS, fstype_of, grow, replay
 from cpi.disks.loop import Part
 from cpi.errors import CloudError, NoDiskSpace
 from cpi.host import kernel, linux
 from cpi.host.process import CommandFailed, run
-from cpi.progress import Progress
 from stemcell_convert.gpt import SECTOR, read_table
+from stemcell_convert.report import Progress
 
 MIB = 1 << 20
 PARTITION_OFFSET = MIB  # bytes
@@ -34,18 +34,18 @@ _TABLE_SECONDS = 60.0
 
 
 def quiet(done: int, total: int) -> None:
-    """A Progress that nobody watches."""
+    """Show no progress."""
 
 
 def part_of(image: Path) -> Part:
-    """Where a disk's file system is. The file's size counts: an interrupted growth is in it.
+    """Return where a disk's file system is, by the file's size: an interrupted growth is in it.
 
     The agent of a full VM grows a partition further than we do, up to the GPT's second copy.
     """
     size = image.stat().st_size
-    usual = size - PARTITION_OFFSET - PARTITION_TAIL
-    most = size - PARTITION_OFFSET - _SECOND_TABLE
-    return Part(image, PARTITION_OFFSET, max(usual, min(_partition_size(image), most)))
+    default = size - PARTITION_OFFSET - PARTITION_TAIL
+    maximum = size - PARTITION_OFFSET - _SECOND_TABLE
+    return Part(image, PARTITION_OFFSET, max(default, min(_partition_size(image), maximum)))
 
 
 def has_room_left(image: Path) -> bool:
@@ -55,7 +55,7 @@ def has_room_left(image: Path) -> bool:
 
 
 def _partition_size(image: Path) -> int:
-    """The bytes of the first partition in the table; 0 without a table, or for another layout."""
+    """Return the bytes of the first partition; 0 without a table, or for another layout."""
     with image.open("rb") as file:
         return _table(file.read(TABLE_HEAD))[1]
 
@@ -70,7 +70,7 @@ def create(image: Path, cid: str, size_mib: int, filesystem: str, *, preallocate
 
 
 def make_sparse(image: Path, size_mib: int) -> None:
-    """Create a sparse file of `size_mib` MiB for root alone. Raises NoDiskSpace."""
+    """Create a sparse file of `size_mib` MiB for root only. Raises NoDiskSpace."""
     try:
         os.close(os.open(image, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     except OSError as error:
@@ -115,7 +115,7 @@ def write_table(image: Path, cid: str) -> None:
 
 
 def guid_of(cid: str) -> str:
-    """The GPT's GUID for a CID: its random part, or made of all of it where that is short."""
+    """Return a CID as the GPT's GUID: its random part, or a hash of it where that is short."""
     digits = cid.rsplit("-", 1)[1]
     if len(digits) < _GUID_DIGITS:
         digits = hashlib.sha256(cid.encode()).hexdigest()[:_GUID_DIGITS]
@@ -125,7 +125,7 @@ def guid_of(cid: str) -> str:
 def check(image: Path, cid: str, size_mib: int, filesystem: str) -> None:
     """Make sure that a file is this disk, and whole.
 
-    Raises CloudError naming the file when it is missing, too short, or somebody else's.
+    Raises CloudError naming the file when it is missing, too short, or of another disk.
     """
     problem = _problem(image, cid, size_mib, filesystem)
     if problem:
@@ -151,14 +151,14 @@ def _problem(image: Path, cid: str, size_mib: int, filesystem: str) -> str:
         return f"is truncated: it has {size} bytes of {size_mib * MIB}"
     if problem := table_problem(head, cid):
         return problem
-    found = kind_of(part_of(image))
-    if found != filesystem:
-        return f"should have a file system {filesystem}, and has {found or 'none that is known'}"
+    fstype = fstype_of(part_of(image))
+    if fstype != filesystem:
+        return f"should have a file system {filesystem}, and has {fstype or 'none that is known'}"
     return ""
 
 
 def table_problem(head: bytes, cid: str) -> str:
-    """What is wrong with the GPT in a disk's first TABLE_HEAD bytes, "" for nothing."""
+    """Return what is wrong with the GPT in a disk's first TABLE_HEAD bytes, or ""."""
     guid, partition_size = _table(head)
     if not guid:
         return "is no disk of this CPI: it has no GPT"
@@ -185,9 +185,9 @@ def require_unused(image: Path, cid: str) -> None:
     if left:
         devices = {loop.device_number(name) for name in left}
         places = [mounted.target for mounted in linux.mounts("self") if mounted.device in devices]
-        told = f", mounted at {', '.join(places)}: unmount it there" if places else ""
+        where = f", mounted at {', '.join(places)}: unmount it there" if places else ""
         raise CloudError(
-            f"the disk {cid} is still in use on this host by {', '.join(left)}{told}",
+            f"the disk {cid} is still in use on this host by {', '.join(left)}{where}",
             ok_to_retry=True,
         )
 
@@ -195,9 +195,9 @@ def require_unused(image: Path, cid: str) -> None:
 def enlarge(image: Path, cid: str, size_mib: int, filesystem: str, *, preallocate: bool) -> int:
     """Grow an unused disk to at least `size_mib` MiB, data kept; return what it has now (MiB).
 
-    Interrupted anywhere it can be called again, and the disk is good at every moment: the file
-    system grows while it is mounted, with its journal, or where that is not allowed, as a copy
-    which then takes the disk's place. Raises NoDiskSpace, CloudError.
+    Idempotent, also after an interrupt, and the disk is good at every moment: the file system
+    grows while mounted, with its journal, or where that is not allowed, as a copy which then
+    replaces the disk. Raises NoDiskSpace, CloudError.
     """
     before = image.stat().st_size
     if before < size_mib * MIB:
@@ -209,9 +209,9 @@ def enlarge(image: Path, cid: str, size_mib: int, filesystem: str, *, preallocat
             os.truncate(image, before)
             raise
     write_table(image, cid)
-    kind = FILE_SYSTEMS[filesystem]
-    if kind.can_grow_mounted():
-        grow(part_of(image), kind)
+    system = FILE_SYSTEMS[filesystem]
+    if system.can_grow_mounted():
+        grow(part_of(image), system)
     else:
         fresh = partial(image)
         copy(image, fresh)
@@ -223,30 +223,30 @@ def enlarge(image: Path, cid: str, size_mib: int, filesystem: str, *, preallocat
 
 
 def grow_unmounted(image: Path, filesystem: str) -> None:
-    """Let the file system of a copy fill its disk; if this is interrupted the copy is worthless."""
-    part, kind = part_of(image), FILE_SYSTEMS[filesystem]
-    if kind.can_grow_mounted():
-        grow(part, kind)
+    """Let the file system of a copy fill its disk; an interrupt makes the copy unusable."""
+    part, system = part_of(image), FILE_SYSTEMS[filesystem]
+    if system.can_grow_mounted():
+        grow(part, system)
         return
     with loop.attached(part) as device:
-        kind.grow_unmounted(device)
+        system.grow_unmounted(device)
 
 
 def renew_identity(image: Path, filesystem: str) -> None:
-    """Give the file system of a copy a UUID of its own: no two of one UUID are mounted at once."""
-    part, kind = part_of(image), FILE_SYSTEMS[filesystem]
-    replay(part, kind)
+    """Give the file system of a copy a new UUID, so that it can be mounted beside the original."""
+    part, system = part_of(image), FILE_SYSTEMS[filesystem]
+    replay(part, system)
     with loop.attached(part) as device:
-        kind.renew_identity(device)
+        system.renew_identity(device)
 
 
 def partial(image: Path) -> Path:
-    """The name of what is going to be `image`, or was when a call was killed."""
+    """Return the name of `image` while it is being written."""
     return image.with_name(image.name + ".part")
 
 
 def replace(fresh: Path, image: Path) -> None:
-    """Put a finished file in the place of another, for good."""
+    """Replace a file by a finished one, durably."""
     flush(fresh)
     fresh.replace(image)
     flush(image.parent)
@@ -262,10 +262,10 @@ def flush(path: Path) -> None:
 
 
 def copy(source: Path, target: Path, progress: Progress = quiet) -> None:
-    """Copy a disk, sharing its blocks where the host's file system can, holes kept otherwise.
+    """Copy a disk, sharing its blocks where the host's file system can, else keeping its holes.
 
     Replaces what a killed call left at `target`, and leaves nothing there when it fails. Raises
-    NoDiskSpace, with the numbers, before it begins if it can be known then.
+    NoDiskSpace, if possible before it begins.
     """
     target.unlink(missing_ok=True)
     inside = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)

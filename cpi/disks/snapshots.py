@@ -1,8 +1,8 @@
 """Snapshots of persistent disks: whole copies, which share their blocks where the host can.
 
-`<folder>/snapshots/<snapshot CID>/` has the raw disk and its facts. A snapshot needs nothing of the
-disk it was taken of, and outlives it: BOSH deletes a disk's snapshots before the disk, except those
-that somebody asked it to keep (bosh-director, SnapshotManager.delete_snapshots).
+`<folder>/snapshots/<snapshot CID>/` has the raw disk and its facts. A snapshot is independent of
+its disk and outlives it: BOSH deletes a disk's snapshots before the disk, except those to keep
+(bosh-director, SnapshotManager.delete_snapshots).
 """
 
 import shutil
@@ -16,7 +16,7 @@ from cpi.disks import raw_image as images
 from cpi.disks.disk import Disk
 from cpi.disks.disk_store import DiskStore, read_facts, write_facts
 from cpi.errors import CloudError
-from cpi.progress import Progress
+from stemcell_convert.report import Progress
 
 _FOLDER = "snapshots"
 _RAW, _FACTS = "disk.raw", "facts.json"
@@ -35,7 +35,7 @@ class Snapshot:
 
 
 def describe(disk: Disk, snapshot_cid: str, metadata: Mapping[str, str]) -> Snapshot:
-    """The facts of a snapshot that is taken now."""
+    """Return the facts of a snapshot that is taken now."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     return Snapshot(snapshot_cid, disk.cid, disk.size, disk.filesystem, now, dict(metadata))
 
@@ -56,7 +56,7 @@ class Snapshots:
     ) -> Snapshot:
         """Take a snapshot of a disk, while `still` keeps writers away. Raises NoDiskSpace.
 
-        copy: makes the second file of the first, as it is at one moment.
+        copy: copies the first file to the second, as of one moment.
         """
         self._disks.check(disk)
         folder = self._disks.folders[disk.store] / _FOLDER
@@ -78,8 +78,8 @@ class Snapshots:
 
     def all(self) -> Iterator[Snapshot]:
         """Yield every snapshot, the oldest first."""
-        found = [self.get(path.name) for path in self._folders() if (path / _FACTS).exists()]
-        yield from sorted(found, key=lambda snapshot: (snapshot.created_at, snapshot.cid))
+        snapshots = [self.get(path.name) for path in self._folders() if (path / _FACTS).exists()]
+        yield from sorted(snapshots, key=lambda snapshot: (snapshot.created_at, snapshot.cid))
 
     def halves(self) -> Iterator[Path]:
         """Yield the folders of snapshots that lack their facts or their data."""
@@ -88,7 +88,7 @@ class Snapshots:
                 yield path
 
     def get(self, snapshot_cid: str) -> Snapshot:
-        """Return a snapshot's facts. Raises CloudError when there is none, or it is damaged."""
+        """Return a snapshot's facts. Raises CloudError when they are missing or corrupt."""
         facts = self._folder(snapshot_cid) / _FACTS
         document = read_facts(facts)
         if document is None:
@@ -99,11 +99,11 @@ class Snapshots:
             raise CloudError(f"the facts in {facts} are damaged: {error}") from None
 
     def image(self, snapshot: Snapshot) -> Path:
-        """The raw disk's path."""
+        """Return the raw disk's path."""
         return self._folder(snapshot.cid) / _RAW
 
     def delete(self, snapshot_cid: str) -> None:
-        """Delete a snapshot; one that is gone is no error."""
+        """Delete a snapshot, if it exists."""
         folder = self._folder(snapshot_cid)
         if folder.is_dir():
             images.require_unused(folder / _RAW, snapshot_cid)
@@ -113,8 +113,8 @@ class Snapshots:
     def restore(self, snapshot: Snapshot, disk: Disk, progress: Progress = images.quiet) -> None:
         """Give a free disk the content of a snapshot; its size stays. Raises NoDiskSpace.
 
-        Until the last moment the disk has what it had. Raises CloudError when the disk is smaller
-        than the snapshot, or of another file system.
+        The disk is replaced at the end, atomically. Raises CloudError when it is smaller than the
+        snapshot, or of another file system.
         """
         if disk.size < snapshot.size or disk.filesystem != snapshot.filesystem:
             raise CloudError(

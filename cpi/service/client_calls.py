@@ -1,4 +1,4 @@
-"""One call of a client: what it sends is read and bounded, run, and undone when nobody waits."""
+"""Calls of clients: read within limits, run, and undone when the client has gone."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from cpi.text import shown
 _MANIFEST_LIMIT = 1 << 20  # bytes
 _CHUNK = 1 << 20  # bytes
 
-# What takes back a creation. A stemcell needs nothing: the next upload of it finds it.
+# What undoes a creation. A stemcell needs nothing: its next upload finds it.
 _UNDONE_BY = {
     "create_vm": "delete_vm",
     "create_disk": "delete_disk",
@@ -43,7 +43,7 @@ class Readable(Protocol):
 
 
 class ClientCall:
-    """One call: whose, what it asks, and what came with it."""
+    """A call: its client, its request, and what came with it."""
 
     def __init__(self, client: str, document: Mapping[str, object]) -> None:
         request = document.get("request")
@@ -55,7 +55,7 @@ class ClientCall:
         self.upload = ""
 
     def job(self) -> dict[str, object]:
-        """What a worker is to do."""
+        """Return the job for a worker."""
         return {
             "client": self.client,
             "request": self.request,
@@ -71,7 +71,7 @@ class ClientCall:
             self.request = {**self.request, "arguments": [self.upload, *arguments[1:]]}
 
     def in_client_terms(self, response: dict[str, object]) -> dict[str, object]:
-        """A response that names files as the client does."""
+        """Return a response that names files as the client does."""
         if not self.upload:
             return response
         text = json.dumps(response)
@@ -114,7 +114,7 @@ class ClientCalls:
         return call, response
 
     def lost(self, call: ClientCall, response: Mapping[str, object]) -> None:
-        """Take back what was created for a client that is not there to hear of it."""
+        """Delete what was created for a client that has gone."""
         made = response.get("result")
         made = made[0] if isinstance(made, list) and made else made
         method = _UNDONE_BY.get(str(call.method))
@@ -122,11 +122,11 @@ class ClientCalls:
             return
         print(f"[{call.client}] has gone away; {method} {shown(made)}", file=sys.stderr)
         request = {**call.request, "method": method, "arguments": [made]}
-        with suppress(CPIError):  # which the worker has told of
+        with suppress(CPIError):  # which the worker has logged
             self._pool.run({**call.job(), "request": request, "upload": ""}, None, False)
 
     def _check(self, sizes: Mapping[str, int]) -> None:
-        """Refuse what is too large before it comes. Raises InvalidCall, NoDiskSpace."""
+        """Refuse what is too large before it is received. Raises InvalidCall, NoDiskSpace."""
         limits = {DOCUMENT: REQUEST_LIMIT, MANIFEST: _MANIFEST_LIMIT, IMAGE: self._limit}
         if list(sizes) != [name for name in limits if name in sizes] or DOCUMENT not in sizes:
             raise InvalidCall("the header Cpi-Parts is not one of this protocol")
@@ -139,7 +139,7 @@ class ClientCalls:
     def _received(
         self, call: ClientCall, sizes: Mapping[str, int], body: Readable
     ) -> Iterator[None]:
-        """Receive a call's files into a folder that is there as long as the call."""
+        """Receive a call's files into a folder that lasts as long as the call."""
         if IMAGE not in sizes:
             yield
             return
@@ -150,7 +150,7 @@ class ClientCalls:
             if MANIFEST in sizes:
                 (folder / MANIFEST).write_bytes(_exactly(body, sizes[MANIFEST]))
             with open(folder / IMAGE, "wb") as file:
-                # Whoever finds the folder without this lock knows that nobody is at work on it.
+                # A folder without this lock is orphaned.
                 fcntl.flock(file, fcntl.LOCK_EX)
                 self._receive(sizes[IMAGE], body, file)
                 call.take(folder / IMAGE)
@@ -167,8 +167,9 @@ class ClientCalls:
                 file.write(chunk)
                 file.flush()
             except OSError as error:
-                told = f"the image cannot be kept in {self._folder}: {error.strerror}"
-                raise NoDiskSpace(told) from None
+                raise NoDiskSpace(
+                    f"the image cannot be kept in {self._folder}: {error.strerror}"
+                ) from None
             self._metrics.uploaded(len(chunk))
             left -= len(chunk)
 

@@ -10,7 +10,7 @@ _LENGTH = struct.Struct("!Q")
 
 
 def send(connection: socket.socket, document: object) -> None:
-    """Send a document. Raises OSError when nobody reads any more."""
+    """Send a document. Raises OSError when the other side is closed."""
     data = json.dumps(document).encode()
     connection.sendall(_LENGTH.pack(len(data)) + data)
 

@@ -1,6 +1,6 @@
-"""Holds a client of the service to its policy, and to what is its own.
+"""Enforces a client's policy, and restricts the client to its own resources.
 
-What another client has, or root has made without the service, does not exist for a client.
+Resources of another client, or made without the service, do not exist for a client.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Go = Callable[[], object]
 
-# The methods that need nothing but that their things are the client's: which arguments these are.
+# The methods whose only rule is that the client owns these resources, which they begin with.
 _OWNED = {
     "reboot_vm": (cid.VM,),
     "set_vm_metadata": (cid.VM,),
@@ -44,16 +44,16 @@ _OWNED = {
     "detach_disk": (cid.VM, cid.DISK),
     "set_disk_metadata": (cid.DISK,),
 }
-# They touch nothing on the host.
+# They change nothing on the host.
 _HARMLESS = ("info", "calculate_vm_cloud_properties")
 
 
 class Guard:
-    """For one call of one client.
+    """Guards one call of one client.
 
-    client: its name, which may come from a certificate. config: the host's own, without what came
-    with the call; policies: its clients'. upload: the file that the client's stemcell has been
-    received in, if it sent one. Raises CPIError for a name that cannot be one.
+    client: its name, which may come from a certificate. config: the host's own, without overrides
+    of the call; policies: its clients'. upload: the file with the client's stemcell, if it sent
+    one. Raises CPIError for an invalid name.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Guard:
         self._upload = upload
 
     def run(self, call: Call, arguments: Sequence[Any], go: Go) -> object:
-        """Run a method, which is `go`, if the client may have it done with these arguments.
+        """Run a method, which is `go`, if the client may call it with these arguments.
 
         The arguments are those of cpi.contract.methods.parsed. Raises NotSupported, CloudError,
         VMCreationFailed or NoDiskSpace naming the rule, the NotFound errors, and what the method
@@ -74,8 +74,8 @@ class Guard:
         if call.method in _HARMLESS:
             return go()
         if call.method in _OWNED:
-            for kind, own_cid in zip(_OWNED[call.method], arguments, strict=False):
-                self._require(own_cid, kind)
+            for resource, own_cid in zip(_OWNED[call.method], arguments, strict=False):
+                self._require(own_cid, resource)
             return go()
         method = _METHODS.get(call.method)
         if method is None:
@@ -105,7 +105,7 @@ class Guard:
         with self._ownership.stemcells(deleting=True):
             record = self._ownership.find(stemcell, cid.STEMCELL)
             if record is None:
-                return None  # as of one that is gone
+                return None  # as for one that is gone
             others = self._ownership.other_owners(stemcell, cid.STEMCELL)
             if others:
                 call.log.info(f"{stemcell} stays, as other clients have it too")
@@ -134,7 +134,7 @@ class Guard:
             runtime = call.runtimes.of_cid(vm, cid.VM)
             if self._ownership.other_owners(vm, cid.VM) or runtime.has_vm(vm):
                 raise _not_found(vm, cid.VM)
-            return None  # as of one that is gone
+            return None  # as for one that is gone
         with self._changing(call, vm, cid.VM):
             go()
             self._ownership.forget(vm)
@@ -165,7 +165,7 @@ class Guard:
         with self._changing(call, disk, cid.DISK):
             try:
                 go()
-            except DiskNotFound:  # somebody has deleted it without the service
+            except DiskNotFound:  # deleted without the service
                 self._ownership.forget(disk)
                 raise
             self._ownership.forget(disk)
@@ -191,65 +191,65 @@ class Guard:
 
     def _snapshot_disk(self, call: Call, go: Go, disk: str, _: object) -> object:
         with self._changing(call, disk, cid.DISK) as record:
-            return self._made(call, replace(record, kind=cid.SNAPSHOT), NoDiskSpace, go)
+            return self._made(call, replace(record, resource=cid.SNAPSHOT), NoDiskSpace, go)
 
     def _delete_snapshot(self, call: Call, go: Go, snapshot: str) -> object:
-        if self._has(snapshot, cid.SNAPSHOT):  # else it is as of one that is gone
+        if self._has(snapshot, cid.SNAPSHOT):  # else as for one that is gone
             with self._changing(call, snapshot, cid.SNAPSHOT):
                 go()
                 self._ownership.forget(snapshot)
         return None
 
-    # What they have in common
+    # Common parts
 
-    def _has(self, any_cid: str, kind: str) -> bool:
-        return self._ownership.find(any_cid, kind) is not None
+    def _has(self, any_cid: str, resource: str) -> bool:
+        return self._ownership.find(any_cid, resource) is not None
 
-    def _require(self, any_cid: str, kind: str) -> OwnershipRecord:
-        record = self._ownership.find(any_cid, kind)
+    def _require(self, any_cid: str, resource: str) -> OwnershipRecord:
+        record = self._ownership.find(any_cid, resource)
         if record is None:
-            raise _not_found(any_cid, kind)
+            raise _not_found(any_cid, resource)
         return record
 
     def _set(self, call: Call, key: str, value: str | tuple[str, ...]) -> None:
-        """Have the call done with another configuration; no runtime has seen it yet."""
+        """Change the call's configuration, before any runtime is loaded."""
         call.runtimes.config = call.config.replaced(key, value)
 
     def _made(self, call: Call, record: OwnershipRecord, error: type[CPIError], go: Go) -> object:
-        """Run what makes a thing, which counts from before it is made.
+        """Run what creates a resource, which counts against quotas from before its creation.
 
-        One that cannot be recorded would be nobody's: it is deleted again.
+        A resource that cannot be recorded is deleted again, so that none is orphaned.
         """
         allowed = rules.within_quotas(self._policy, error)
         with self._ownership.reserve(record, allowed) as name, Undo(call.log) as undo:
             result = go()
             made = str(result[0] if isinstance(result, list) else result)
-            undo.push(lambda: self._unmade(call, made, record.kind))
+            undo.push(lambda: self._unmade(call, made, record.resource))
             name(made)
             undo.keep()
         return result
 
-    def _unmade(self, call: Call, made: str, kind: str) -> None:
-        """Delete what has just been made. A stemcell stays: the same upload finds it again."""
-        if kind != cid.STEMCELL:
-            runtime = call.runtimes.of_cid(made, kind)
+    def _unmade(self, call: Call, made: str, resource: str) -> None:
+        """Delete what was just created. A stemcell stays: the same upload finds it again."""
+        if resource != cid.STEMCELL:
+            runtime = call.runtimes.of_cid(made, resource)
             delete = {
                 cid.VM: runtime.delete_vm,
                 cid.DISK: runtime.delete_disk,
                 cid.SNAPSHOT: runtime.delete_snapshot,
             }
             with call.hold(made):
-                delete[kind](made)
+                delete[resource](made)
             self._ownership.forget(made)
 
     @contextmanager
-    def _changing(self, call: Call, own_cid: str, kind: str) -> Iterator[OwnershipRecord]:
-        """Let no other call change the record of this thing meanwhile. Raises NotFound errors."""
+    def _changing(self, call: Call, own_cid: str, resource: str) -> Iterator[OwnershipRecord]:
+        """Lock the record of a resource against other calls. Raises NotFound errors."""
         with call.hold(f"{own_cid}.record"):
-            yield self._require(own_cid, kind)
+            yield self._require(own_cid, resource)
 
     def _grown(self, disk: str, record: OwnershipRecord, size: int, go: Go) -> object:
-        """Run what gives a disk another size; killed half-way the larger one counts."""
+        """Run what resizes a disk; if it is killed, the larger size counts."""
         larger = replace(record, disk=max(size, record.disk))
         self._ownership.change(disk, larger, rules.within_quotas(self._policy, NoDiskSpace))
         try:
@@ -259,16 +259,16 @@ class Guard:
             raise
 
 
-# A director learns of these only when it needs the thing, from this one sentence.
+# A director learns of these only when it needs the resource, from this sentence.
 _NEXT_STEP = {
     cid.STEMCELL: " of this client on this host; upload it again (bosh upload-stemcell --fix FILE)",
     cid.DISK: " of this client on this host; was it made on another one (bosh cck)?",
 }
 
 
-def _not_found(any_cid: str, kind: str) -> CPIError:
-    error = cid.NOT_FOUND.get(kind, CPIError)
-    return error(f"there is no {kind} {shown(any_cid)}{_NEXT_STEP.get(kind, '')}")
+def _not_found(any_cid: str, resource: str) -> CPIError:
+    error = cid.NOT_FOUND.get(resource, CPIError)
+    return error(f"there is no {resource} {shown(any_cid)}{_NEXT_STEP.get(resource, '')}")
 
 
 _METHODS: dict[str, Callable[..., object]] = {

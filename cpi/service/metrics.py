@@ -1,4 +1,4 @@
-"""What the service counts, in Prometheus' text form."""
+"""The service's metrics, in Prometheus' text format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _OTHER_CLIENTS = "other"
 
 
 class Metrics:
-    """All figures of one service."""
+    """All metrics of one service."""
 
     def __init__(self, config: Config, pool: WorkerPool) -> None:
         self._registry = CollectorRegistry()
@@ -55,15 +55,15 @@ class Metrics:
         self._seconds.labels(name).observe(seconds)
 
     def uploaded(self, size: int) -> None:
-        """Count bytes of an image that came."""
+        """Count received bytes of an image."""
         self._uploaded.inc(size)
 
     def text(self) -> bytes:
-        """All figures as Prometheus reads them."""
+        """Return all metrics as Prometheus reads them."""
         return bytes(generate_latest(self._registry))
 
     def _client_label(self, client: str) -> str:
-        """Return a client's name: certificates can have any, and each is a series of its own."""
+        """Return a client's label, within a limit: each is a time series."""
         if client not in self._clients and len(self._clients) >= _MAX_CLIENTS:
             return _OTHER_CLIENTS
         self._clients.add(client)
@@ -71,7 +71,7 @@ class Metrics:
 
 
 class _State:
-    """What is looked up when somebody asks."""
+    """Metrics that are read from the host when they are scraped."""
 
     def __init__(self, config: Config, pool: WorkerPool) -> None:
         self._vms = Layout.of(config).vms

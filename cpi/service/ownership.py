@@ -1,11 +1,11 @@
-"""What each client of the service has: a small file for each VM, disk, snapshot and stemcell.
+"""Ownership records: a small file for each VM, disk, snapshot and stemcell of a client.
 
-`<state_dir>/clients/<client>/<cid>` says whose a thing is and what it takes from the host. While a
-thing is made its record is called `pending-…`: it counts as well, so that many calls at once cannot
-take more than one after the other. The call that makes it holds its lock; a pending record that
-nobody holds is of a call that was killed, and is dropped.
+`<state_dir>/clients/<client>/<cid>` says who owns a resource and how much of the host it uses.
+While the resource is created its record is called `pending-…`: it counts as well, so that
+concurrent calls cannot exceed a quota. The call that creates it holds the record's lock; a pending
+record without one is of a killed call, and is dropped.
 
-The sum of a client's records and what is added to them are looked at under the lock of its folder.
+A client's records are summed and added to under the lock of its folder.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
@@ -30,9 +30,9 @@ _FRESH = "fresh-"
 
 @dataclass(frozen=True)
 class OwnershipRecord:
-    """One thing. cpu: CPUs; memory, disk: MiB; runtimes: those that a stemcell was imported for."""
+    """A resource. cpu: CPUs; memory, disk: MiB; runtimes: those a stemcell was imported for."""
 
-    kind: str
+    resource: str
     cpu: float = 0
     memory: int = 0
     disk: int = 0
@@ -41,7 +41,7 @@ class OwnershipRecord:
 
 @dataclass(frozen=True)
 class QuotaUsage:
-    """What several things take together. vms, stemcells: how many; the rest as in a record."""
+    """The sum of several records. vms, stemcells: how many."""
 
     vms: int = 0
     cpu: float = 0
@@ -51,25 +51,25 @@ class QuotaUsage:
 
     def plus(self, record: OwnershipRecord) -> QuotaUsage:
         return QuotaUsage(
-            vms=self.vms + (record.kind == cids.VM),
+            vms=self.vms + (record.resource == cids.VM),
             cpu=self.cpu + record.cpu,
             memory=self.memory + record.memory,
             disk=self.disk + record.disk,
-            stemcells=self.stemcells + (record.kind == cids.STEMCELL),
+            stemcells=self.stemcells + (record.resource == cids.STEMCELL),
         )
 
 
-# Raises an error when a client that uses this already may not have that as well.
+# Raises an error when a client with this usage may not own that record as well.
 Allowed = Callable[[QuotaUsage, OwnershipRecord], None]
 
 
 def records_by_client(clients: Path) -> dict[str, list[Path]]:
-    """Return the files of all records, those of things that are being made among them."""
+    """Return the files of all records, pending ones too."""
     return {folder.name: entries(folder) for folder in entries(clients)}
 
 
 class Ownership:
-    """What one client has. `client` is a checked name (see cpi.service.policy).
+    """What a client owns. `client` is a checked name (see cpi.service.policy).
 
     Raises CPIError when its folder cannot be used.
     """
@@ -84,28 +84,28 @@ class Ownership:
         except OSError as error:
             raise CPIError(f"cannot make {self._folder}: {error.strerror}") from error
 
-    def find(self, cid: str, kind: str) -> OwnershipRecord | None:
-        """Return the record of a thing, or None when it is not the client's. Raises CPIError."""
-        return _read(self._folder / cid) if _is_cid(cid, kind) else None
+    def find(self, cid: str, resource: str) -> OwnershipRecord | None:
+        """Return the record of a resource, None if the client does not own it. Raises CPIError."""
+        return _read(self._folder / cid) if _is_cid(cid, resource) else None
 
-    def other_owners(self, cid: str, kind: str) -> list[str]:
-        """Return the names of the other clients that have a thing."""
-        if not _is_cid(cid, kind):
+    def other_owners(self, cid: str, resource: str) -> list[str]:
+        """Return the names of the other clients that own a resource."""
+        if not _is_cid(cid, resource):
             return []
-        found = sorted(path.parent.name for path in self._all.glob(f"*/{cid}"))
-        return [name for name in found if name != self.client]
+        owners = sorted(path.parent.name for path in self._all.glob(f"*/{cid}"))
+        return [owner for owner in owners if owner != self.client]
 
     def used(self) -> QuotaUsage:
-        """Return what the client has in all. Raises CPIError for a record that is damaged."""
+        """Return what the client uses in total. Raises CPIError for a corrupt record."""
         with self._locked():
             return self._used()
 
     @contextmanager
     def reserve(self, record: OwnershipRecord, allowed: Allowed) -> Iterator[Callable[[str], None]]:
-        """Count a thing in while it is made; yields what names it by its CID.
+        """Count a resource while it is created; yield what names it by its CID.
 
-        Not named by then, it counts no more. Raises what `allowed` raises, and then nothing is
-        counted in.
+        Unless it is named, it does not count afterwards. Raises what `allowed` raises, and then
+        nothing is counted.
         """
         pending = self._folder / f"{_PENDING}{os.urandom(16).hex()}"
         try:
@@ -118,23 +118,23 @@ class Ownership:
             pending.unlink(missing_ok=True)
 
     def change(self, cid: str, record: OwnershipRecord, allowed: Allowed | None = None) -> None:
-        """Replace the record of a thing. Raises what `allowed` raises, with the old one kept."""
+        """Replace a record. Raises what `allowed` raises, and then keeps the old one."""
         with self._locked():
             if allowed:
                 allowed(self._used(), _growth(_read(self._folder / cid), record))
             self._replace(cid, record)
 
     def rename(self, cid: str, fresh: str) -> None:
-        """Have a thing under another CID."""
+        """Change the CID of a record."""
         with self._locked():
             (self._folder / cid).rename(self._folder / fresh)
 
     def forget(self, cid: str) -> None:
-        """Have a thing no more."""
+        """Delete a record."""
         (self._folder / cid).unlink(missing_ok=True)
 
     def hand_over(self, cid: str, other: str) -> None:
-        """Leave a stemcell to another client that has it too, and to it what there is to delete."""
+        """Leave a stemcell to another owner, with the runtimes it is to be deleted from."""
         theirs = Ownership(self._all.parent, other)
         old = self.find(cid, cids.STEMCELL)
         with theirs._locked():
@@ -143,11 +143,9 @@ class Ownership:
                 theirs._replace(cid, _merged(record, old))
         self.forget(cid)
 
-    @contextmanager
-    def stemcells(self, *, deleting: bool) -> Iterator[None]:
-        """Keep deleting stemcells apart from everything that makes some, of all clients."""
-        with _flock(self._all, fcntl.LOCK_EX if deleting else fcntl.LOCK_SH):
-            yield
+    def stemcells(self, *, deleting: bool) -> AbstractContextManager[None]:
+        """Lock out creating stemcells while one is deleted, and vice versa, for all clients."""
+        return _flock(self._all, fcntl.LOCK_EX if deleting else fcntl.LOCK_SH)
 
     def _name(self, pending: Path, cid: str, record: OwnershipRecord) -> None:
         with self._locked():
@@ -163,25 +161,23 @@ class Ownership:
         fresh.rename(self._folder / cid)
 
     def _used(self) -> QuotaUsage:
-        """The sum of all records; the caller holds the folder's lock."""
+        """Return the sum of all records; the caller holds the folder's lock."""
         usage = QuotaUsage()
         for path in self._folder.iterdir():
             if path.name.startswith(_FRESH):
-                path.unlink()  # of a call that was killed
+                path.unlink()  # of a killed call
             elif not (path.name.startswith(_PENDING) and _is_stale(path)):
                 record = _read(path)  # a pending one may have gone meanwhile
                 usage = usage if record is None else usage.plus(record)
         return usage
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with _flock(self._folder, fcntl.LOCK_EX):
-            yield
+    def _locked(self) -> AbstractContextManager[None]:
+        return _flock(self._folder, fcntl.LOCK_EX)
 
 
-def _is_cid(cid: str, kind: str) -> bool:
-    """Tell whether it is a CID that can be a file's name."""
-    return cids.named_runtime(cid, kind) is not None
+def _is_cid(cid: str, resource: str) -> bool:
+    """Tell whether it is a valid CID, which can be a file's name."""
+    return cids.named_runtime(cid, resource) is not None
 
 
 @contextmanager
@@ -199,7 +195,7 @@ def _flock(folder: Path, how: int) -> Iterator[None]:
 
 
 def _is_stale(path: Path) -> bool:
-    """Tell whether a pending record is of a call that was killed, and drop it then."""
+    """Tell whether a pending record is of a killed call, and drop it then."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -210,24 +206,27 @@ def _is_stale(path: Path) -> bool:
 
 
 def _write(path: Path, record: OwnershipRecord, *, lock: bool = False) -> BinaryIO:
-    """Write a record to the disk itself; return the open file, which holds the lock if wanted.
+    """Write a record, flushed; return the open file, which holds the lock if wanted.
 
-    Not a number but a file: wherever a signal interrupts, the lock ends with the object.
+    It is an object, not a descriptor: wherever a signal interrupts, the lock ends with it.
     """
     file = open(path, "wb", opener=lambda name, flags: os.open(name, flags, 0o600))  # noqa: SIM115
     if lock:
         fcntl.flock(file, fcntl.LOCK_EX)
-    file.write(json.dumps(asdict(record)).encode())
+    facts = asdict(record)
+    facts["kind"] = facts.pop("resource")
+    file.write(json.dumps(facts).encode())
     file.flush()
     os.fsync(file.fileno())
     return file
 
 
 def _read(path: Path) -> OwnershipRecord | None:
-    """Return a record, or None where there is none. Raises CPIError for a damaged one."""
+    """Return a record, or None where there is none. Raises CPIError for a corrupt one."""
     try:
         document = json.loads(path.read_bytes())
-        record = OwnershipRecord(**{**document, "runtimes": tuple(document["runtimes"])})
+        facts = {**document, "runtimes": tuple(document["runtimes"])}
+        record = OwnershipRecord(facts.pop("kind"), **facts)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
@@ -239,16 +238,12 @@ def _read(path: Path) -> OwnershipRecord | None:
 
 
 def _growth(old: OwnershipRecord | None, fresh: OwnershipRecord) -> OwnershipRecord:
-    """What a thing takes more than before; it is no thing itself."""
+    """Return how much more the fresh record uses, as a record of no resource."""
     old = old or OwnershipRecord("")
-    return OwnershipRecord(
-        "",
-        cpu=fresh.cpu - old.cpu,
-        memory=fresh.memory - old.memory,
-        disk=fresh.disk - old.disk,
-    )
+    cpu, memory = fresh.cpu - old.cpu, fresh.memory - old.memory
+    return OwnershipRecord("", cpu, memory, fresh.disk - old.disk)
 
 
-def _merged(one: OwnershipRecord, other: OwnershipRecord) -> OwnershipRecord:
-    """A stemcell that was imported for the runtimes of both."""
-    return replace(one, runtimes=tuple(dict.fromkeys((*one.runtimes, *other.runtimes))))
+def _merged(record: OwnershipRecord, other: OwnershipRecord) -> OwnershipRecord:
+    """Return the record of a stemcell that was imported for the runtimes of both."""
+    return replace(record, runtimes=tuple(dict.fromkeys((*record.runtimes, *other.runtimes))))

@@ -1,8 +1,8 @@
 """What the host lets each client of its service ask for: `service.clients` in the configuration.
 
-A client is known by where it comes in: the main socket, the socket for guests, or the common name
-of its certificate. docs/security.md has the reference. Everything is checked when the service
-starts: what is misspelt here would be a hole.
+A client is known by its listener: the main socket, the socket for guests, or TLS, where its name is
+its certificate's common name. docs/security.md has the reference. Everything is checked when the
+service starts: a misspelt rule would be a hole.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from cpi.host.iproute import Subnet
 from cpi.text import shown
 from runtimes import catalog
 
-LOCAL, GUEST = "local", "guest"  # who comes in by the main socket, and by the one for guests
-DEFAULT = "default"  # the policy of clients that have none of their own
+LOCAL, GUEST = "local", "guest"  # clients of the main socket, and of the one for guests
+DEFAULT = "default"  # the policy of clients without their own
 
 _MAX_QUOTA = (1 << 40) - 1
 _COUNT = validate.integer(0, _MAX_QUOTA)
@@ -50,10 +50,10 @@ PRIVATE = tuple(
 
 @dataclass(frozen=True)
 class Policy:
-    """What one client may ask for. rule: where the configuration says so, for messages.
+    """What a client may ask for. rule: where the configuration says so, for messages.
 
     subnets: None for the private ones that the host has no other route to.
-    quotas: by names in QUOTAS; cpu in CPUs, memory and disk in MiB; what is not in it has none.
+    quotas: by names in QUOTAS; cpu in CPUs, memory and disk in MiB; others are unlimited.
     """
 
     rule: str
@@ -72,13 +72,13 @@ class Policy:
 class Policies:
     """The policies of all clients."""
 
-    def __init__(self, usual: Policy, own: Mapping[str, Policy]) -> None:
-        self._usual = usual
+    def __init__(self, default: Policy, own: Mapping[str, Policy]) -> None:
+        self._default = default
         self._own = dict(own)
 
     @classmethod
     def of(cls, config: Config) -> Policies:
-        """Read the configuration. Raises CPIError naming what in it is wrong."""
+        """Read the configuration. Raises CPIError naming what is wrong in it."""
         clients = config.mapping("service.clients")
         for name in clients:
             _require_name(name, f"service.clients: {shown(name, 60)}")
@@ -87,18 +87,18 @@ class Policies:
 
     def of_client(self, name: str) -> Policy:
         """Return what a client may ask for."""
-        return self._own.get(name, self._usual)
+        return self._own.get(name, self._default)
 
 
 def client_name(name: str) -> str:
-    """Return a client's name, checked. Raises CPIError for one that cannot be a folder's name."""
+    """Check a client's name, which becomes a folder's. Raises CPIError."""
     return _require_name(name, f"the client's name {shown(name, 80)}")
 
 
 def client_of_certificate(common_names: Sequence[str]) -> str:
     """Return the name of the client whose certificate has these. Raises InvalidCall.
 
-    It must not be taken for a socket's client, nor for those without a policy.
+    It must not be the name of a socket's client, nor `default`.
     """
     taken = (LOCAL, GUEST, DEFAULT)
     name = common_names[0] if len(common_names) == 1 else ""
@@ -154,7 +154,7 @@ def _quotas(where: str, value: object, error: type[CPIError]) -> dict[str, float
 
 
 def _folder(where: str, value: object, error: type[CPIError]) -> str:
-    """A folder as mounts are compared with it: absolute and plain."""
+    """Check a folder, and return it as mounts are compared with it: absolute and plain."""
     path = validate.path("..", ".")(where, value, error)
     return "/" + "/".join(part for part in path.split("/") if part)
 

@@ -1,4 +1,4 @@
-"""Whether a policy lets a client have a VM, a disk, a stemcell: one function for each rule.
+"""Checks of what a client asks for against its policy: a function for each rule.
 
 A refusal names the rule, so that the host's administrator knows what to change.
 """
@@ -35,7 +35,7 @@ def require_runtime(policy: Policy, name: str) -> None:
 def require_store(policy: Policy, store: str) -> None:
     """Raise CloudError for a disk store that the client may not use.
 
-    Not NotSupported, for which the director would only copy the disk and fail then.
+    Not NotSupported, after which the director would copy the disk and then fail.
     """
     if store not in policy.stores:
         raise CloudError(_refused(policy, "stores", f"the disk store {shown(store, 60)}"))
@@ -55,14 +55,14 @@ def require_properties(policy: Policy, wanted: VMProperties) -> None:
             raise CloudError(_refused(policy, "ports", f"the port {port.host} of the host"))
 
 
-def require_networks(policy: Policy, networks: Sequence[Network], usual: str) -> None:
+def require_networks(policy: Policy, networks: Sequence[Network], default: str) -> None:
     """Raise CloudError for a network that the client may not join.
 
-    usual: the bridge of networks that name neither a bridge nor a network of the host.
+    default: the bridge of networks that name neither a bridge nor a network of the host.
     """
     for network in networks:
         given = [network.cloud_properties.get(key) for key in ("name", "bridge")]
-        names = [str(one) for one in given if one is not None] or [usual]
+        names = [str(name) for name in given if name is not None] or [default]
         for name in names:
             if name not in policy.networks:
                 what = f"the network {shown(network.name, 60)} on the host's {shown(name, 60)}"
@@ -74,15 +74,16 @@ def require_networks(policy: Policy, networks: Sequence[Network], usual: str) ->
 
 
 def _require_subnet(policy: Policy, network: Network, subnet: Subnet, bridge: str) -> None:
-    """The bridge gets the gateway, and so the host a route: whoever chose it could have anything
-    that the host sends to others.
+    """Raise CloudError for a subnet that the client may not use.
+
+    The bridge gets the gateway, and so the host a route: it could redirect the host's traffic.
     """
     what = f"the subnet {subnet} of the network {shown(network.name, 60)}"
     allowed = PRIVATE if policy.subnets is None else policy.subnets
-    same = [one for one in allowed if one.version == subnet.version]
-    if not any(subnet.subnet_of(one) for one in same):  # type: ignore[arg-type]
+    same = [other for other in allowed if other.version == subnet.version]
+    if not any(subnet.subnet_of(other) for other in same):  # type: ignore[arg-type]
         raise CloudError(_refused(policy, "subnets", what))
-    # A network by name has its plugins for that, which the host's administrator configured.
+    # A network by name has its own plugins, which the host's administrator configured.
     if policy.subnets is None and network.cloud_properties.get("name") is None:
         for other, device in iproute.routes():
             same_family = other.version == subnet.version
@@ -92,16 +93,16 @@ def _require_subnet(policy: Policy, network: Network, subnet: Subnet, bridge: st
 
 
 def _is_within(path: str, root: str) -> bool:
-    """Both are plain; no part of what is mounted may be a symbolic link (see the runtimes)."""
+    """Tell whether a plain path is in a folder; runtimes refuse to mount symbolic links."""
     return path == root or path.startswith(root.rstrip("/") + "/")
 
 
 def vm_record(
     policy: Policy, runtime: str, wanted: VMProperties, config: Config
 ) -> OwnershipRecord:
-    """Return what a VM takes. Raises VMCreationFailed for one without a limit to what is counted.
+    """Return a VM's record. Raises VMCreationFailed for one without a limit to what has a quota.
 
-    Runtimes of full VMs have sizes of their own for what the cloud_properties leave out.
+    Runtimes of full VMs have defaults for what the cloud_properties leave out.
     """
     sizes: dict[str, float] = {}
     for name in ("cpu", "memory", "ephemeral_disk"):
@@ -127,16 +128,16 @@ def _unlimited(policy: Policy, quota: str, name: str) -> CPIError:
 
 
 def within_quotas(policy: Policy, error: type[CPIError]) -> Allowed:
-    """Return what raises `error` when something would go over a quota."""
+    """Return what raises `error` when a quota would be exceeded."""
 
     def check(used: QuotaUsage, wanted: OwnershipRecord) -> None:
         total = used.plus(wanted)
-        for name, most in policy.quotas.items():
+        for name, maximum in policy.quotas.items():
             before, after = (round(getattr(usage, name), 3) for usage in (used, total))
-            if after > most and after > before:
+            if after > maximum and after > before:
                 raise error(
                     f"the host's rule {policy.rule}.quotas.{name} does not allow this: "
-                    f"{before:g} of {most:g}{_UNITS.get(name, '')} are in use, and this takes "
+                    f"{before:g} of {maximum:g}{_UNITS.get(name, '')} are in use, and this takes "
                     f"{after - before:g} more"
                 )
 

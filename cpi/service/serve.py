@@ -30,10 +30,10 @@ _HOUSEKEEPING_SECONDS = 5
 
 
 class Service:
-    """Everything of one service that runs."""
+    """A running service."""
 
     def __init__(self, config: Config, config_file: str | None) -> None:
-        """Open the sockets. Raises CPIError when something of the configuration cannot be."""
+        """Open the sockets. Raises CPIError for a configuration that cannot be used."""
         Policies.of(config)
         self._config = config
         self._tls = sockets.tls_context(config) if config.text("service.tcp") else None
@@ -46,10 +46,10 @@ class Service:
         self._received: list[int] = []
 
     def _open(self) -> list[Listener]:
-        """Return a listener for each socket, those that systemd has opened among them."""
+        """Return a listener for each socket, also for those that systemd has opened."""
         given = sockets.from_systemd()
-        unix = next((one for one in given if one.family == socket.AF_UNIX), None)
-        tcp = next((one for one in given if one.family != socket.AF_UNIX), None)
+        unix = next((opened for opened in given if opened.family == socket.AF_UNIX), None)
+        tcp = next((opened for opened in given if opened.family != socket.AF_UNIX), None)
         config = self._config
         if unix is None:
             mode = int(config.text("service.socket_mode"), 8)
@@ -60,37 +60,37 @@ class Service:
             self._own.append(path)
         guest = guest_socket.make_folder(Layout.of(config).guest) / guest_socket.SOCKET
         self._own.append(guest)
-        found = [
+        listeners = [
             Listener(unix, LOCAL, self._app),
-            # Everybody in a VM may use it; on the host, its folder's parent is root's alone.
+            # Any user in a VM may use it; on the host, its folder's parent is only root's.
             Listener(sockets.unix(guest, 0o666), GUEST, self._app),
         ]
         if self._tls is not None:
             tcp = tcp or sockets.tcp(config.text("service.tcp"))
-            found.append(Listener(tcp, "", self._app, self._tls))
-        return found
+            listeners.append(Listener(tcp, "", self._app, self._tls))
+        return listeners
 
     def run(self) -> None:
-        """Serve until SIGTERM or Ctrl-C; a second one interrupts what still runs."""
+        """Serve until SIGTERM or Ctrl-C; a second one interrupts running calls."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._on_signal)
         notify = os.environ.pop("NOTIFY_SOCKET", "")
         self._pool.start()
-        # Calls wait in the sockets meanwhile: an address that a VM is about to get back is free.
+        # Calls wait meanwhile: they could take the address of a VM that is not restored yet.
         self._put_in_order()
         serve_all(self._listeners)
-        told = ", ".join(str(listener.bind_addr) for listener in self._listeners)
-        print(f"bosh-containerd-cpi {VERSION} serves on {told}", file=sys.stderr)
-        _tell_systemd(notify, "READY=1")
+        addresses = ", ".join(str(listener.bind_addr) for listener in self._listeners)
+        print(f"bosh-containerd-cpi {VERSION} serves on {addresses}", file=sys.stderr)
+        _notify_systemd(notify, "READY=1")
         while not self._stop_asked():
             self._signals.wait(_HOUSEKEEPING_SECONDS)
             self._signals.clear()
             self._keep_house()
-        _tell_systemd(notify, "STOPPING=1")
+        _notify_systemd(notify, "STOPPING=1")
         self._stop()
 
     def _put_in_order(self) -> None:
-        """Bring back what a restart of the host took away, and remove what nobody owns."""
+        """Restore VMs after a restart of the host, and remove orphaned resources."""
         log = Log(tag="start")
         restore_all(self._config, log)
         for garbage in collect_garbage(self._config, log, yes=True).removed:
@@ -112,7 +112,7 @@ class Service:
             self._reload(self._tls)
 
     def _reload(self, context: ssl.SSLContext | None) -> None:
-        """Read the certificates anew; new connections use them."""
+        """Reload the certificates; new connections use them."""
         if context is not None:
             try:
                 sockets.load_certificates(context, self._config)
@@ -121,7 +121,7 @@ class Service:
                 print(f"still with the old certificates: {error.message}", file=sys.stderr)
 
     def _stop(self) -> None:
-        """Take no more, finish what runs, and end the workers."""
+        """Accept no more calls, finish running ones, and end the workers."""
         print(f"stopping; {self._pool.running} calls still run", file=sys.stderr)
         self._app.stopping = True
         ending = [threading.Thread(target=listener.stop) for listener in self._listeners]
@@ -141,15 +141,15 @@ class Service:
                 path.unlink()
 
 
-def _tell_systemd(address: str, state: str) -> None:
-    """sd_notify(3)."""
+def _notify_systemd(address: str, state: str) -> None:
+    """Notify systemd of a state, see sd_notify(3)."""
     if address:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told, suppress(OSError):
-            told.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notify, suppress(OSError):
+            notify.sendto(state.encode(), "\0" + address[1:] if address[0] == "@" else address)
 
 
 def run(config: Config, config_file: str | None) -> None:
-    """Be the service. Raises CPIError when it cannot start."""
+    """Run the service until it is stopped. Raises CPIError when it cannot start."""
     if os.geteuid() != 0:
         raise CPIError("the service makes containers and mounts: run it as root")
     Service(config, config_file).run()

@@ -2,10 +2,10 @@
 
     POST /v1/call   one call of the contract; see cpi.client.forward for what is sent
     GET  /healthz   whether calls are taken
-    GET  /metrics   figures in Prometheus' text form, of all clients: not for guests
+    GET  /metrics   metrics of all clients in Prometheus' text format: not for guests
 
-Each socket has threads of its own, so that nobody who can reach one of them can make the others
-wait. A connection that does not come to the point within a minute is closed.
+Each socket has its own threads, so that clients of one cannot block the others. Connections that
+send no request within 60 s are closed.
 """
 
 from __future__ import annotations
@@ -26,24 +26,26 @@ from cheroot.ssl import Adapter
 from cheroot.workers.threadpool import ThreadPool
 
 from cpi.client.forward import PATH, PROTOCOL
+from cpi.documents import failure
 from cpi.errors import CPIError, InvalidCall
-from cpi.service.client_calls import ClientCall, ClientCalls
+from cpi.log import Log
+from cpi.service.client_calls import ClientCalls
 from cpi.service.metrics import CONTENT_TYPE, Metrics
 from cpi.service.policy import GUEST, client_of_certificate
 from cpi.service.sockets import BACKLOG
 from cpi.version import VERSION
 
-THREADS = 64  # of each socket: so many connections are read, or wait for their call, at once
-_SILENCE_SECONDS = 20  # between two pieces of what a client sends
-_TO_THE_POINT_SECONDS = 60  # until a request is there, apart from a stemcell's image
+THREADS = 64  # of each socket: connections that are read, or wait for their call, at once
+_SILENCE_SECONDS = 20  # between two pieces of a request
+_REQUEST_SECONDS = 60  # until a request is received, without a stemcell's image
 _HEAD_LIMIT = 16 << 10  # bytes
-_LEFTOVER = 64 << 20  # bytes that are read for nothing, so that a client hears why
+_LEFTOVER = 64 << 20  # bytes that are read and dropped, so that a client gets its error
 _LEFTOVER_SECONDS = 2
 _PART = re.compile(r"([A-Za-z.]{1,16})=([0-9]{1,15})")
 
 
 class App:
-    """What all sockets of one service have in common."""
+    """What all listeners of a service share."""
 
     def __init__(self, calls: ClientCalls, metrics: Metrics) -> None:
         self.calls = calls
@@ -52,7 +54,7 @@ class App:
 
 
 class Listener(HTTPServer):
-    """The server of one socket. client: whose calls come from it; "" asks the certificate."""
+    """The server of one socket. client: the name of its clients, "" for their certificates'."""
 
     def __init__(
         self, listening: socket.socket, client: str, app: App, tls: ssl.SSLContext | None = None
@@ -64,7 +66,7 @@ class Listener(HTTPServer):
         self.timeout = _SILENCE_SECONDS
         self.max_request_header_size = _HEAD_LIMIT
         self.request_queue_size = BACKLOG
-        self.shutdown_timeout = None  # type: ignore[assignment]  # what runs is finished
+        self.shutdown_timeout = None  # type: ignore[assignment]  # running calls are finished
         self.ssl_adapter = None if tls is None else _TLS(tls)
         self.app = app
         self.client = client
@@ -72,22 +74,22 @@ class Listener(HTTPServer):
         self._listening = listening
 
     def bind_unix_socket(self, bind_addr: str) -> None:
-        """Take the socket that is there; its mode and group are right."""
+        """Use the open socket, whose mode and group are right."""
         self.socket = self._listening
 
     def bind(self, family: int, type: int, proto: int = 0) -> None:
-        """Likewise for TCP."""
+        """Use the open socket, likewise for TCP."""
         self.socket = self._listening
 
     def error_log(self, msg: str = "", level: int = 20, traceback: bool = False) -> None:
-        """To the service's log, without tracebacks: what clients do wrong is no bug of ours."""
+        """Write to the service's log, without tracebacks: errors of clients are no bugs of ours."""
         reason = sys.exc_info()[1]
-        told = f"{msg}: {reason!r}" if traceback and reason is not None else msg
-        print(f"[{self.client or 'tls'}] {told}", file=sys.stderr)
+        text = f"{msg}: {reason!r}" if traceback and reason is not None else msg
+        print(f"[{self.client or 'tls'}] {text}", file=sys.stderr)
 
     def close_slow(self) -> None:
-        """Close connections that have not come to the point."""
-        late = time.monotonic() - _TO_THE_POINT_SECONDS
+        """Close connections that have sent no request in time."""
+        late = time.monotonic() - _REQUEST_SECONDS
         for connection, since in list(self.reading.items()):
             if since < late:
                 with suppress(OSError):
@@ -95,7 +97,7 @@ class Listener(HTTPServer):
 
 
 class _Connection(HTTPConnection):
-    """One connection; TLS is agreed on in the connection's thread, where it can wait."""
+    """A connection; its TLS handshake blocks only its own thread."""
 
     def communicate(self) -> bool:
         self.server.reading[self] = time.monotonic()
@@ -104,27 +106,27 @@ class _Connection(HTTPConnection):
                 self._shake_hands(self.socket)
             return bool(super().communicate())  # type: ignore[no-untyped-call]
         except OSError as error:
-            told = getattr(error, "verify_message", None) or error
-            self.server.error_log(f"{self.remote_addr or 'a client'} is not served: {told}")
+            reason = getattr(error, "verify_message", None) or error
+            self.server.error_log(f"{self.remote_addr or 'a client'} is not served: {reason}")
             return False
         finally:
-            self.came()
+            self.request_received()
 
     def _shake_hands(self, connection: ssl.SSLSocket) -> None:
-        """Raises OSError for a client that is not to be served, when it has heard why."""
+        """Perform the TLS handshake. Raises OSError when it fails, once the client knows."""
         try:
             connection.do_handshake()
         except OSError:
             _linger(connection, _LEFTOVER)
             raise
 
-    def came(self) -> None:
-        """What was to come is there."""
+    def request_received(self) -> None:
+        """Note that the request has come in time."""
         self.server.reading.pop(self, None)
 
 
 class _TLS(Adapter):
-    """Mutual TLS. Not cheroot's own adapter: that makes all wait for one client's handshake."""
+    """Mutual TLS. cheroot's own adapter blocks all clients during one's handshake."""
 
     def __init__(self, context: ssl.SSLContext) -> None:
         self.context = context
@@ -144,7 +146,7 @@ class _TLS(Adapter):
 
 
 class _Gateway(Gateway):
-    """Answers one request."""
+    """Answers a request."""
 
     def respond(self) -> None:
         method, path = self.req.method.decode(), self.req.path.decode(errors="replace")
@@ -154,8 +156,8 @@ class _Gateway(Gateway):
             self._send("200 OK", self._app.metrics.text(), CONTENT_TYPE)
         elif (method, path) == ("GET", "/healthz"):
             status = "503 Service Unavailable" if self._app.stopping else "200 OK"
-            told = "stopping" if self._app.stopping else "ok"
-            self._json(status, {"status": told, "version": VERSION, "protocol": PROTOCOL})
+            health = "stopping" if self._app.stopping else "ok"
+            self._json(status, {"status": health, "version": VERSION, "protocol": PROTOCOL})
         else:
             self._refuse(
                 "404 Not Found",
@@ -172,7 +174,8 @@ class _Gateway(Gateway):
 
     def _call(self) -> None:
         if self._app.stopping:
-            self._refuse("503 Service Unavailable", _stopping())
+            stopping = "the service is stopping; try again when it is back"
+            self._refuse("503 Service Unavailable", CPIError(stopping, ok_to_retry=True))
             return
         try:
             client, sizes = self._client(), self._sizes()
@@ -185,14 +188,11 @@ class _Gateway(Gateway):
         try:
             self._json("200 OK", response)
         except OSError:
-            self._lost(call, response)
-
-    def _lost(self, call: ClientCall | None, response: dict[str, object]) -> None:
-        if call is not None:
-            self._app.calls.lost(call, response)
+            if call is not None:
+                self._app.calls.lost(call, response)
 
     def _client(self) -> str:
-        """Whose call this is. Raises InvalidCall for a certificate without a usable name."""
+        """Return the client's name. Raises InvalidCall for a certificate without a valid one."""
         if self.req.server.client:
             return str(self.req.server.client)
         subject = (self.req.conn.socket.getpeercert() or {}).get("subject", ())
@@ -200,29 +200,28 @@ class _Gateway(Gateway):
         return client_of_certificate(names)
 
     def _sizes(self) -> dict[str, int]:
-        """What is sent, in bytes. Raises InvalidCall."""
+        """Return the sizes of the request's parts in bytes. Raises InvalidCall."""
         text = self.req.inheaders.get(b"Cpi-Parts", b"").decode(errors="replace")
         parts = [_PART.fullmatch(word) for word in text.split()]
         sizes = {part[1]: int(part[2]) for part in parts if part}
-        told = self.req.inheaders.get(b"Content-Length", b"")
-        if len(sizes) != len(parts) or told != b"%d" % sum(sizes.values()):
+        length = self.req.inheaders.get(b"Content-Length", b"")
+        if len(sizes) != len(parts) or length != b"%d" % sum(sizes.values()):
             raise InvalidCall(
                 "a call needs the headers Cpi-Parts and Content-Length, and they must agree"
             )
         return sizes
 
     def _refuse(self, status: str, error: CPIError) -> None:
-        told = {"type": error.type, "message": error.message, "ok_to_retry": error.ok_to_retry}
-        self._json(status, {"result": None, "error": told, "log": ""})
+        self._json(status, failure(error, Log()))
 
     def _json(self, status: str, document: dict[str, object]) -> None:
         self._send(status, json.dumps(document).encode() + b"\n", "application/json")
 
-    def _send(self, status: str, body: bytes, kind: str) -> None:
-        self.req.conn.came()
+    def _send(self, status: str, body: bytes, media_type: str) -> None:
+        self.req.conn.request_received()
         self.req.status = status.encode()
         self.req.outheaders = [
-            (b"Content-Type", kind.encode()),
+            (b"Content-Type", media_type.encode()),
             (b"Content-Length", b"%d" % len(body)),
         ]
         self.req.close_connection = True
@@ -232,7 +231,7 @@ class _Gateway(Gateway):
 
 
 class _Body:
-    """What a client sends after its head; with the first piece of it, it has come to the point."""
+    """What a client sends after its head; the first piece is the request itself."""
 
     def __init__(self, stream: Any, connection: _Connection) -> None:
         self._stream = stream
@@ -240,12 +239,12 @@ class _Body:
 
     def read(self, size: int) -> bytes:
         data: bytes = self._stream.read(size)
-        self._connection.came()
+        self._connection.request_received()
         return data
 
 
 def _linger(connection: socket.socket, coming: int) -> None:
-    """Read the bytes that are still coming: a client that sends would not hear us otherwise."""
+    """Drop the bytes that still come: a client that sends would not read its response."""
     with suppress(OSError):
         connection.shutdown(socket.SHUT_WR)
         connection.settimeout(_LEFTOVER_SECONDS)
@@ -254,12 +253,8 @@ def _linger(connection: socket.socket, coming: int) -> None:
             left -= len(chunk)
 
 
-def _stopping() -> CPIError:
-    return CPIError("the service is stopping; try again when it is back", ok_to_retry=True)
-
-
 def serve_all(listeners: list[Listener]) -> list[threading.Thread]:
-    """Have all sockets served, each by a thread of its own."""
+    """Serve all sockets, each in its own thread."""
     threads = []
     for listener in listeners:
         listener.prepare()

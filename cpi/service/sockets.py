@@ -1,4 +1,4 @@
-"""What the service listens on: sockets of its own, or those that systemd has opened for it."""
+"""The service's sockets: its own, or those that systemd has opened for it."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ _FIRST_GIVEN = 3  # sd_listen_fds(3)
 
 
 def from_systemd() -> list[socket.socket]:
-    """Return the sockets of systemd's socket activation; its variables are for us alone."""
+    """Return the sockets of systemd's socket activation, and unset its variables."""
     given = os.environ.pop("LISTEN_PID", "") == str(os.getpid())
     count = int(os.environ.pop("LISTEN_FDS", "0"))
     os.environ.pop("LISTEN_FDNAMES", None)
     if not given:
         return []
-    found = [socket.socket(fileno=_FIRST_GIVEN + index) for index in range(count)]
-    for one in found:
-        os.set_inheritable(one.fileno(), False)
-    return found
+    sockets = [socket.socket(fileno=_FIRST_GIVEN + index) for index in range(count)]
+    for listening in sockets:
+        os.set_inheritable(listening.fileno(), False)
+    return sockets
 
 
 def main_socket(config: Config) -> Path:
-    """Where the service's own unix socket is."""
+    """Return the path of the service's own unix socket."""
     return Path(config.text("service.socket") or f"{config.text('run_dir')}.sock")
 
 
@@ -59,7 +59,7 @@ def unix(path: Path, mode: int, group: str = "") -> socket.socket:
 
 
 def _remove_stale(path: Path) -> None:
-    """Remove a socket that nobody listens on any more. Raises CPIError if somebody does."""
+    """Remove a socket without a listener. Raises CPIError for one in use."""
     try:
         if not stat.S_ISSOCK(path.lstat().st_mode):
             raise CPIError(f"{path} is there and is no socket; remove it")
@@ -101,7 +101,7 @@ def tls_context(config: Config) -> ssl.SSLContext:
 
 
 def load_certificates(context: ssl.SSLContext, config: Config) -> None:
-    """Read the certificates, at the start or anew. Raises CPIError."""
+    """Load the certificates, or reload them. Raises CPIError."""
     keys = ("tls_certificate", "tls_private_key", "tls_client_ca")
     paths = [config.text(f"service.{key}") for key in keys]
     for key, path in zip(keys, paths, strict=True):

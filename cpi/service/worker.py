@@ -1,8 +1,8 @@
-"""A process of the service that answers calls, one after the other.
+"""A worker process of the service, which answers calls one after the other.
 
-A process and no thread: an interrupted create is undone by the same means as in a `cpi` process,
-and what a call leaks or breaks ends with it. The service speaks to it over a socket pair; when that
-ends in the middle of a call, nobody waits for the answer any more, and the call is interrupted.
+It is a process, not a thread: an interrupted create is undone as in a `cpi` process, and what a
+call leaks or breaks ends with it. The service speaks to it over a socket pair; when that is closed
+during a call, the client has gone, and the call is interrupted.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     config = load_config(sys.argv[2] if len(sys.argv) > 2 else None)
     policies = Policies.of(config)
-    # A terminal's signals are for the service alone; SIGTERM means something during a call only.
+    # A terminal's signals are for the service only; SIGTERM is handled during a call.
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    _practise(config)
+    _warm_up(config)
     jobs: queue.SimpleQueue[dict[str, object] | None] = queue.SimpleQueue()
     busy = threading.Event()
     threading.Thread(target=_read, args=(connection, jobs, busy), daemon=True).start()
@@ -59,7 +59,7 @@ def _read(
     jobs: queue.SimpleQueue[dict[str, object] | None],
     busy: threading.Event,
 ) -> None:
-    """Queue what comes; interrupt what runs when nothing more can come."""
+    """Queue jobs; interrupt the running call when the connection is closed."""
     job: dict[str, object] | None = {}
     while job is not None:
         try:
@@ -73,8 +73,8 @@ def _read(
         jobs.put(job)
 
 
-def _practise(config: Config) -> None:
-    """Have everything loaded before the first call."""
+def _warm_up(config: Config) -> None:
+    """Load everything before the first call."""
     name = config.text("runtime")
     call = {"method": "has_vm", "arguments": [f"{name}-vm-0"], "context": {}, "api_version": 2}
     handle(call, config, Log("error", quiet=True))
@@ -98,7 +98,7 @@ def _answer(
         response = failure(error, log)
     except Interrupted as error:
         log.error(f"interrupted by {error}: nobody waits for the answer any more")
-        # It may have come when all was done; then the service has it undone by another call.
+        # It may have come after the end; then the service undoes it by another call.
         done = response or failure(CPIError("interrupted", ok_to_retry=True), log)
         return done, True
     finally:
@@ -108,13 +108,13 @@ def _answer(
 
 
 def _interrupt(number: int, frame: object) -> None:
-    """Have the call undone, once: a second interrupt would interrupt the undoing."""
+    """Interrupt the call, once: a second interrupt would interrupt the undoing."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     raise Interrupted(signal.Signals(number).name)
 
 
 def _tag(client: str, request: object) -> str:
-    """What tells this call's lines in the service's log from those of others."""
+    """Return the tag of a call's lines in the service's log."""
     context = request.get("context") if isinstance(request, dict) else None
     number = context.get("request_id") if isinstance(context, dict) else None
     return f"{client} {shown(number, 40)[1:-1]}" if isinstance(number, str) else client

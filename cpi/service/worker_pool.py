@@ -15,12 +15,12 @@ from contextlib import suppress
 from cpi.errors import CPIError
 from cpi.service import frames
 
-SPARE = 2  # kept for ever; the others end when they have had nothing to do for a while
+SPARE = 2  # kept for ever; the others end when they have been idle for a while
 _IDLE_SECONDS = 60
 
 
 class Worker:
-    """One process."""
+    """A worker process."""
 
     def __init__(self, config_file: str | None) -> None:
         self.connection, theirs = socket.socketpair()
@@ -36,17 +36,14 @@ class Worker:
         self.idle_since = 0.0
         self.interrupted = False
 
-    def alive(self) -> bool:
-        return self._process.poll() is None
-
     def interrupt(self) -> None:
-        """Have what it does undone, and its process end; an idle one just ends."""
+        """Undo its call, and end its process."""
         self.interrupted = True
         with suppress(OSError):
             self.connection.shutdown(socket.SHUT_WR)
 
     def end(self) -> str:
-        """Wait for its end and return what is to be said of it."""
+        """Wait for its end and return how it ended."""
         self.interrupt()
         status = self._process.wait()
         self.connection.close()
@@ -71,21 +68,21 @@ class WorkerPool:
 
     @property
     def running(self) -> int:
-        """How many calls are at work."""
+        """The number of running calls."""
         return len(self._busy)
 
     @property
     def waiting(self) -> int:
-        """How many calls wait for a worker."""
+        """The number of calls that wait for a worker."""
         return self._waiting
 
     def run(
         self, job: Mapping[str, object], client: socket.socket | None, interruptible: bool
     ) -> dict[str, object]:
-        """Have a job done and return the response. Raises CPIError when its worker breaks.
+        """Run a job and return the response. Raises CPIError when its worker breaks.
 
-        client: the connection of whoever waits; when it ends and the job is interruptible, the job
-        is interrupted.
+        client: the connection of the client; when it is closed, an interruptible job is
+        interrupted.
         """
         with self._lock:
             self._waiting += 1
@@ -118,13 +115,13 @@ class WorkerPool:
         return response
 
     def interrupt_all(self) -> None:
-        """Interrupt whatever is at work."""
+        """Interrupt all running calls."""
         with self._lock:
             for worker in self._busy:
                 worker.interrupt()
 
     def trim(self) -> None:
-        """End workers that have had nothing to do for a while."""
+        """End workers that have been idle for a while."""
         old = []
         with self._lock:
             long_ago = time.monotonic() - _IDLE_SECONDS
@@ -143,7 +140,7 @@ class WorkerPool:
             worker.end()
 
     def _take(self, job: Mapping[str, object]) -> Worker:
-        """Give the job to a worker: the one that was used last, else a new one."""
+        """Send the job to a worker: the one that was used last, else a new one."""
         while True:
             with self._lock:
                 worker = self._idle.pop() if self._idle else None
@@ -155,7 +152,7 @@ class WorkerPool:
                 how = worker.end()
                 if fresh:
                     raise CPIError(f"a process for this call ended with {how}") from None
-                continue  # it had died of something while it was idle
+                continue  # it died while it was idle
             return worker
 
     def _put(self, worker: Worker) -> None:
@@ -167,7 +164,7 @@ class WorkerPool:
 def _await(
     worker: Worker, client: socket.socket | None, interruptible: bool
 ) -> dict[str, object] | None:
-    """Return a worker's response, None if it died; interrupt it when the client goes away."""
+    """Return a worker's response, None if it died; interrupt it when the client has gone."""
     poll = select.poll()
     poll.register(worker.connection, select.POLLIN)
     if client is not None and interruptible:

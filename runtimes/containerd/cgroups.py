@@ -1,4 +1,4 @@
-"""The cgroup above a VM's own, which holds its limits where the VM cannot reach them, and use.
+"""The cgroup above a VM's own: its limits, out of the VM's reach, and its usage.
 
 A VM's systemd must be able to write its cgroup, and on cgroup v1 that includes the files of its
 limits and device rules. So these are set one level up: `<parent>/<vm cid>`, with the container in
@@ -26,7 +26,7 @@ _DEVICES = ("c *:* m", "b *:* m", *(f"c {node} rwm" for node in _NODES))
 
 
 def path_of(parent: str, vm_cid: str) -> str:
-    """The cgroup of a VM, below the configured parent."""
+    """Return the cgroup of a VM, below the configured parent."""
     return f"{parent.rstrip('/')}/{vm_cid}"
 
 
@@ -47,7 +47,7 @@ def create(path: str, limits: Limits) -> None:
 
 
 def is_v2() -> bool:
-    """Tell whether the host has cgroup v2 alone."""
+    """Tell whether the host has only cgroup v2."""
     return (_ROOT / "cgroup.controllers").exists()
 
 
@@ -57,15 +57,12 @@ def accounts_swap() -> bool:
 
 
 def folder_of(controller: str, path: str = "/") -> Path:
-    """Where a cgroup is on v1 for a controller, "" for v2's own hierarchy."""
+    """Return a cgroup's folder for a controller of v1, "" for v2's own hierarchy."""
     return _ROOT / controller / path.lstrip("/")
 
 
 def remove(path: str) -> None:
-    """Remove the cgroup and what is below; one that is gone is no error.
-
-    Its processes have ended by then.
-    """
+    """Remove a cgroup without processes, and those below it, if it exists."""
     for root in _hierarchies():
         for folder, _, _ in os.walk(root / path.lstrip("/"), topdown=False):
             try:
@@ -74,7 +71,7 @@ def remove(path: str) -> None:
                 continue
 
 
-def empty_ones(parent: str) -> list[str]:
+def empty_children(parent: str) -> list[str]:
     """Return the names of cgroups directly below `parent` that no process is in."""
     empty: dict[str, bool] = {}
     for root in _hierarchies():
@@ -90,7 +87,7 @@ def _has_processes(path: Path) -> bool:
 
 
 def _hierarchies() -> Iterator[Path]:
-    """Where cgroups are mounted: one place on v2, one for each controller on v1."""
+    """Yield where cgroups are mounted: one folder on v2, one for each controller on v1."""
     if is_v2():
         yield _ROOT
         return
@@ -206,12 +203,12 @@ def _usage_v1(path: str) -> dict[str, Any]:
 
 
 def _without_cache(memory: int | None, fields: dict[str, int], inactive: str) -> int | None:
-    """As kubelet and docker count: file cache that nobody used lately is free at any time."""
+    """Return memory without inactive file cache, as kubelet and docker count it."""
     return None if memory is None else max(0, memory - fields.get(inactive, 0))
 
 
 def _number(path: Path) -> int | None:
-    """A number, None for "max" or a controller that is not there."""
+    """Read a number, None for "max" or a controller that is not there."""
     lines = _lines(path)
     return int(lines[0]) if lines and lines[0].isdigit() else None
 

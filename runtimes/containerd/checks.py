@@ -1,7 +1,9 @@
-"""What `bosh-cpi doctor` looks at for this runtime. A check is one function; see cpi.findings."""
+"""The checks of `bosh-cpi doctor` for this runtime; see cpi.findings."""
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,15 +15,15 @@ from cpi.errors import CPIError
 from cpi.findings import Checks, Finding, failure, ok, run, warning
 from cpi.host.process import CommandFailed, run as run_program
 from runtimes.containerd import cgroups, host_facts
-from runtimes.containerd.api import version_pb2
+from runtimes.containerd.api import types_pb2, version_pb2
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.oci_spec import CAPABILITIES
 from runtimes.containerd.storage import Store
 
-SUPPORTED = ((1, 6), (2, 99))  # what is taken: containerd's minor versions from and to
+SUPPORTED = ((1, 6), (2, 99))  # containerd's minor versions, first and last
 _SNAPSHOTTERS = ("overlayfs", "native", "btrfs", "zfs", "fuse-overlayfs")
 _CONTROLLERS = ("cpu", "memory", "pids")
-_LEAST_FREE, _SCARCE = 1 << 30, 5 << 30  # bytes
+_MIN_FREE, _SCARCE = 1 << 30, 5 << 30  # bytes
 
 CHECKS = Checks["Subject"]()
 
@@ -41,7 +43,7 @@ class Subject:
 
     @cached_property
     def version(self) -> str:
-        """As containerd tells it. Raises CloudError when it does not answer."""
+        """containerd's version. Raises CloudError when it does not answer."""
         return self.store.client.call(
             "version.v1.Version/Version",
             Empty(),
@@ -51,7 +53,7 @@ class Subject:
 
 
 def all_of(subject: Subject) -> list[Finding]:
-    """Run the checks; when containerd does not answer, only that is said of it."""
+    """Run the checks; those of containerd only when it answers."""
     first = run("containerd", lambda: _containerd(subject))
     if first.status == "failure":
         return [first, *HOST_CHECKS.run(subject)]
@@ -67,8 +69,8 @@ def _containerd(subject: Subject) -> Finding:
     except CPIError as error:
         return failure(error.message, _start_hint(subject.address))
     numbers = re.match(r"v?(\d+)\.(\d+)", version)
-    found = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
-    if not SUPPORTED[0] <= found <= SUPPORTED[1]:
+    minor = (int(numbers[1]), int(numbers[2])) if numbers else (0, 0)
+    if not SUPPORTED[0] <= minor <= SUPPORTED[1]:
         return failure(
             f"containerd {version} at {subject.address} is none of 1.6, 1.7 and 2.x, which are "
             "supported",
@@ -89,7 +91,8 @@ def _start_hint(address: str) -> str:
 def _snapshotter(subject: Subject) -> Finding:
     name = subject.store.snapshotter
     try:
-        _try_snapshotter(subject.store)
+        with _snapshot(subject.store):
+            return ok(f"{name} makes and removes snapshots")
     except CPIError as error:
         working = next((other for other in _SNAPSHOTTERS if _works(subject, other)), "")
         fix = f'set in cpi.json: {{"containerd": {{"snapshotter": "{working}"}}}}'
@@ -97,45 +100,37 @@ def _snapshotter(subject: Subject) -> Finding:
             f"{name} does not work: {error.message}",
             fix if working else f"ctr --address {subject.address} plugins ls type~=snapshotter",
         )
-    return ok(f"{name} makes and removes snapshots")
 
 
-def _try_snapshotter(store: Store) -> None:
+@contextmanager
+def _snapshot(store: Store) -> Iterator[types_pb2.Mount]:
+    """Make a snapshot and give its first mount."""
     with store.lease() as lease:
         key = f"{lease}-doctor"
         try:
-            store.prepare(key, "", lease=lease)
+            yield store.prepare(key, "", lease=lease)[0]
         finally:
             store.remove_snapshot(key)
 
 
 def _works(subject: Subject, name: str) -> bool:
     try:
-        _try_snapshotter(subject.store.with_snapshotter(name))
+        with _snapshot(subject.store.with_snapshotter(name)):
+            return True
     except CPIError:
         return False
-    return True
 
 
 @CHECKS.add("containerd's disk")
 def _room(subject: Subject) -> Finding:
-    """Where snapshots are is told by the mounts of one."""
-    store = subject.store
-    with store.lease() as lease:
-        key = f"{lease}-doctor"
-        try:
-            (mount, *_) = store.prepare(key, "", lease=lease)
-            folder = Path(mount.source)
-            for option in mount.options:
-                if option.startswith("upperdir="):
-                    folder = Path(option.partition("=")[2])
-            room = os.statvfs(folder)
-        finally:
-            store.remove_snapshot(key)
+    with _snapshot(subject.store) as mount:
+        options = [option.partition("=") for option in mount.options]
+        folders = [value for key, _, value in options if key == "upperdir"]
+        room = os.statvfs(folders[-1] if folders else mount.source)
     free = room.f_bavail * room.f_frsize
     message = f"{free >> 20} MiB are free where containerd keeps root file systems"
     if free < _SCARCE:
-        return (failure if free < _LEAST_FREE else warning)(message, "bosh clean-up --all")
+        return (failure if free < _MIN_FREE else warning)(message, "bosh clean-up --all")
     return ok(message)
 
 

@@ -1,4 +1,4 @@
-"""containerd over gRPC: the only file that imports grpc, and the one table of its errors.
+"""containerd over gRPC: the only file that imports grpc, and the table of its errors.
 
 Requests and replies are the messages generated from `proto/`; their field numbers are containerd's
 (api/services/*/v1, unchanged from 1.6 to 2.x).
@@ -33,7 +33,7 @@ class Refused(CloudError):
     """containerd will not do it in the present state (FAILED_PRECONDITION)."""
 
 
-# gRPC status -> (error, ok_to_retry). Anything else is a CloudError that is not worth a retry.
+# gRPC status -> (error, ok_to_retry). Others are CloudErrors that are not worth a retry.
 _ERRORS: dict[grpc.StatusCode, tuple[type[CPIError], bool]] = {
     grpc.StatusCode.NOT_FOUND: (NotFound, False),
     grpc.StatusCode.ALREADY_EXISTS: (AlreadyExists, False),
@@ -100,11 +100,7 @@ class Client:
 
         Raises NotFound, AlreadyExists, Refused, NoDiskSpace, NotSupported, CloudError.
         """
-        stub: Callable[..., Reply] = self._channel.unary_unary(
-            f"/containerd.services.{method}",
-            request_serializer=_serialize,
-            response_deserializer=reply.FromString,
-        )
+        stub: Callable[..., Reply] = _stub(self._channel.unary_unary, method, reply)
         try:
             return stub(request, timeout=timeout or self._timeout, metadata=self._metadata(lease))
         except grpc.RpcError as error:
@@ -113,7 +109,7 @@ class Client:
     def call_or_none(
         self, method: str, request: "Message", reply: type[Reply], **options: Any
     ) -> Reply | None:
-        """Like `call`, but return None when containerd has no such thing."""
+        """Make a call, but return None when containerd has no such thing."""
         try:
             return self.call(method, request, reply, **options)
         except NotFound:
@@ -123,11 +119,7 @@ class Client:
         self, method: str, request: "Message", reply: type[Reply], *, doing: str
     ) -> list[Reply]:
         """Make a call whose reply comes in pieces. Raises like `call`."""
-        stub: Callable[..., Iterable[Reply]] = self._channel.unary_stream(
-            f"/containerd.services.{method}",
-            request_serializer=_serialize,
-            response_deserializer=reply.FromString,
-        )
+        stub: Callable[..., Iterable[Reply]] = _stub(self._channel.unary_stream, method, reply)
         try:
             return list(stub(request, timeout=self._timeout, metadata=self._metadata(None)))
         except grpc.RpcError as error:
@@ -147,11 +139,7 @@ class Client:
 
         The bound keeps memory flat: gRPC itself would queue what the server has not read.
         """
-        stub = self._channel.stream_stream(
-            f"/containerd.services.{method}",
-            request_serializer=_serialize,
-            response_deserializer=reply.FromString,
-        )
+        stub = _stub(self._channel.stream_stream, method, reply)
         window = threading.Semaphore(ahead)
         failure: list[Exception] = []
 
@@ -182,6 +170,14 @@ class Client:
     def _metadata(self, lease: str | None) -> tuple[tuple[str, str], ...]:
         pairs = (("containerd-namespace", self._namespace),)
         return (*pairs, ("containerd-lease", lease)) if lease else pairs
+
+
+def _stub(make: Callable[..., Any], method: str, reply: type[Reply]) -> Any:
+    return make(
+        f"/containerd.services.{method}",
+        request_serializer=_serialize,
+        response_deserializer=reply.FromString,
+    )
 
 
 def _serialize(message: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""Container records and tasks of containerd, in calls of one line."""
+"""containerd's container records and tasks."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -52,13 +52,13 @@ class Containers:
             tasks_pb2.ListTasksResponse,
             doing="listing tasks",
         ).tasks
-        # Each says which container it is of in `id`, as the only one (services/tasks/local.go).
+        # Only this call has the container's ID in `id` (services/tasks/local.go).
         return {process.id or process.container_id: process for process in processes}
 
     def create(
         self, cid: str, image: str, spec: Mapping[str, Any], labels: Mapping[str, str]
     ) -> None:
-        """Record a container whose snapshot is called like itself. Raises AlreadyExists."""
+        """Record a container whose snapshot has its name. Raises AlreadyExists."""
         container = containers_pb2.Container(
             id=cid,
             labels=dict(labels),
@@ -94,7 +94,7 @@ class Containers:
         )
 
     def delete(self, cid: str) -> None:
-        """Delete a container's record; one that is gone is no error."""
+        """Delete a container's record, if it exists."""
         self._ignoring_gone(
             "containers.v1.Containers/Delete",
             containers_pb2.DeleteContainerRequest(id=cid),
@@ -106,7 +106,7 @@ class Containers:
     ) -> int:
         """Create and start a container's task; return the process id of its init.
 
-        `prepare` gets it when all namespaces are there and nothing of the container has run yet.
+        `prepare` gets it when all namespaces exist and nothing of the container has run yet.
         """
         pid = self._client.call(
             "tasks.v1.Tasks/Create",
@@ -147,7 +147,7 @@ class Containers:
         )
 
     def stop(self, cid: str) -> None:
-        """Kill a task's processes and delete it; one that is gone is no error."""
+        """Kill a task's processes and delete it, if it exists."""
         killed = self._ignoring_gone(
             "tasks.v1.Tasks/Kill",
             tasks_pb2.KillRequest(container_id=cid, signal=_KILL, all=True),

@@ -1,4 +1,4 @@
-"""One containerd, and what the CPI does with it, in calls of one line."""
+"""One containerd, and the parts of the CPI that use it."""
 
 from functools import cached_property
 from typing import TYPE_CHECKING

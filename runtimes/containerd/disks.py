@@ -1,4 +1,4 @@
-"""Persistent disks in running VMs: mounted below a VM's shared folder, and taken out again."""
+"""Persistent disks in running VMs, mounted below a VM's shared folder."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,7 +18,7 @@ DISK_FOLDER = "/warden-cpi-dev"
 
 
 def hint_of(disk_cid: str) -> str:
-    """Where a VM sees a disk, which is the agent's hint."""
+    """Return where a VM sees a disk, which is the agent's hint."""
     return f"{DISK_FOLDER}/{disk_cid}"
 
 
@@ -32,20 +32,20 @@ class Disks:
         lock: Callable[[str], AbstractContextManager[None]],
         log: Log,
     ) -> None:
-        """lock: holds the lock of a CID."""
+        """lock: returns the lock of a CID."""
         self._store = store
         self._layout = layout
         self._lock = lock
         self._log = log
 
     def get(self, disk_cid: str) -> Disk:
-        """Return a disk's facts, taken from a VM that is gone. Raises DiskNotFound."""
+        """Return a disk's facts, after detaching it from a VM that is gone. Raises DiskNotFound."""
         return self._store.get_reclaimed(
             disk_cid, lambda vm_cid: VMFolder(self._layout, vm_cid).exists(), self._log
         )
 
     def attach(self, folder: VMFolder, disk: Disk, undo: Undo) -> str:
-        """Give a disk to a VM and return the hint; twice is once.
+        """Attach a disk to a VM and return the hint; idempotent.
 
         Raises CloudError when another VM has it, or its file is not the disk.
         """
@@ -81,15 +81,15 @@ class Disks:
         self._store.check(disk)
 
     def release_all(self, folder: VMFolder) -> None:
-        """Take all disks out of a VM; takes their locks. Raises like `release`."""
+        """Detach all disks from a VM; takes their locks. Raises like `release`."""
         for target in folder.attached():
             with self._lock(target.name):
                 self.release(folder, target.name)
 
     def release(self, folder: VMFolder, disk_cid: str) -> None:
-        """Take a disk out of a VM: out of its namespaces, off the host's folder, off its facts.
+        """Detach a disk from a VM: its namespaces, the host's folder and the facts.
 
-        Raises CloudError, naming who uses it, and then the VM still has it.
+        Raises CloudError, naming its users, and then the VM still has it.
         """
         target = folder.disks / disk_cid
         device, shared = linux.device_of(target), linux.device_of(folder.disks)
@@ -104,7 +104,7 @@ class Disks:
             self._store.change(disk_cid, attached_to="")
 
     def still(self, disk: Disk) -> AbstractContextManager[None] | None:
-        """What keeps a disk's writers away for a while; None where there can be none."""
+        """Return what blocks a disk's writers; None where there can be none."""
         target = VMFolder(self._layout, disk.attached_to).disks / disk.cid
         if disk.attached_to and linux.is_mount_point(target):
             return freeze.frozen(target)

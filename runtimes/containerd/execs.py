@@ -26,7 +26,7 @@ from runtimes.containerd.client import Client
 
 _PROCESS_TYPE = "types.containerd.io/opencontainers/runtime-spec/1/Process"
 _KILL = 9
-_LONG = 365 * 86400  # seconds; a shell may stay open for as long as somebody likes
+_LONG = 365 * 86400  # seconds; a shell may stay open
 
 
 def process(
@@ -41,22 +41,22 @@ def process(
     if terminal is not None:
         environment.append(f"TERM={os.environ.get('TERM', 'xterm')}")
         document["terminal"] = True
-        # A size that came after the start would be too late for what asks at once.
+        # A size set after the start would be too late for programs that read it first.
         document["consoleSize"] = {"width": terminal[0], "height": terminal[1]}
     return document
 
 
 class Execs:
-    """Runs commands in VMs of one containerd. folder: for the FIFOs, root's alone."""
+    """Runs commands in VMs of one containerd. folder: for the FIFOs, only root's."""
 
     def __init__(self, client: Client, folder: Path) -> None:
         self._client = client
         self._folder = folder
 
     def run(self, vm_cid: str, spec: dict[str, Any], command: Sequence[str], near: Streams) -> int:
-        """Run a command in a VM of this spec and return its exit status, as a shell counts.
+        """Run a command in a VM of this spec and return its exit status, as a shell does.
 
-        When this is interrupted it is killed. Raises CloudError when it does not start.
+        An interrupt kills it. Raises CloudError when it does not start.
         """
         size = terminal.size(near.stdin) if near.terminal else None
         document = process(spec, command, size)
@@ -86,7 +86,7 @@ class Execs:
 
 
 def _explained(error: CloudError, vm_cid: str, program: str) -> CloudError:
-    """runc's words for a program that is not there, in ours."""
+    """Reword runc's error for a program that is not there."""
     if not any(words in error.message for words in ("not found in $PATH", "no such file or")):
         return error
     return CloudError(f"the VM {vm_cid} has no program {shown(program)}")
@@ -141,13 +141,13 @@ class _Exec:
         self._call("ResizePty", request, Empty, "resizing the terminal")
 
     def close_input(self) -> None:
-        """Let the command see the end of its input; one that has ended does not care."""
+        """Let the command see the end of its input, if it still runs."""
         request = tasks_pb2.CloseIORequest(container_id=self._vm_cid, exec_id=self.id, stdin=True)
         with suppress(CPIError):
             self._call("CloseIO", request, Empty, "closing the command's input")
 
     def end(self) -> None:
-        """Kill what has not ended, and have containerd forget it."""
+        """Kill the command, if it runs, and delete it from containerd."""
         if self._deleted is not None:
             return
         request = tasks_pb2.KillRequest(container_id=self._vm_cid, exec_id=self.id, signal=_KILL)
@@ -177,7 +177,7 @@ class _Exec:
 
 @contextmanager
 def _fifos(folder: Path) -> Iterator[Path]:
-    """A folder with three FIFOs for root alone; gone at the end."""
+    """Make a folder with three FIFOs for root only; remove it at the end."""
     folder.mkdir(parents=True, mode=0o700)
     try:
         for name in ("stdin", "stdout", "stderr"):
@@ -187,11 +187,11 @@ def _fifos(folder: Path) -> Iterator[Path]:
         shutil.rmtree(folder)
 
 
-# Our ends are opened before the shim's, so that nothing waits for anyone.
+# Our ends are opened before the shim's, so that neither waits for the other.
 
 
 def _stdin(folder: Path) -> FileIO:
-    # Its reader comes later; O_RDWR does not want one (fifo(7)).
+    # Its reader comes later; O_RDWR needs none (fifo(7)).
     flags = os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC
     return FileIO(os.open(folder / "stdin", flags), "w")
 

@@ -1,4 +1,4 @@
-"""What calls that were killed left of VMs and stemcells, recognised by having no owner."""
+"""Finds VMs and stemcells that killed calls orphaned."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ from runtimes.stemcell_imports import killed_imports
 
 
 class Finder:
-    """Looks once, at all there is."""
+    """Finds all orphaned resources of one containerd."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Finder:
         delete_vm: Callable[[str], None],
         log: Log,
     ) -> None:
-        """delete_vm: deletes whatever there is of a VM."""
+        """delete_vm: deletes all parts of a VM."""
         self._runtime = runtime
         self._layout = layout
         self._cgroup_parent = cgroup_parent
@@ -38,13 +38,15 @@ class Finder:
         self._log = log
 
     def all(self) -> list[Garbage]:
-        """Return what nobody owns. Raises CloudError when containerd does not answer."""
-        # Locks are looked at last of all: what is not held then was not being made before either.
+        """Return orphaned resources. Raises CloudError when containerd does not answer."""
+        # Locks come last: what is not locked then was not being created before either.
         records = {record.id: record for record in self._containers.all() if self._is_vm(record.id)}
         garbage = [
             *self._vms(records),
-            *self._rests("snapshot", self._store.snapshots(), self._store.remove_snapshot, records),
-            *self._rests("cgroup", self._cgroups(), self._remove_cgroup, records),
+            *self._named_by_vms(
+                "snapshot", self._store.snapshots(), self._store.remove_snapshot, records
+            ),
+            *self._named_by_vms("cgroup", self._cgroups(), self._remove_cgroup, records),
             *self._leases(),
             *killed_imports(self._layout, self._runtime),
         ]
@@ -74,7 +76,7 @@ class Finder:
     def _vm(
         self, name: str, why: str, is_still: Callable[[], bool], *, certain: bool = False
     ) -> Garbage:
-        """is_still: asked again under the lock: the call that made the VM may just have ended."""
+        """is_still: asked again under the lock: the call that made the VM may have ended."""
 
         def remove() -> None:
             if is_still():
@@ -88,14 +90,14 @@ class Finder:
     def _has_no_folder(self, name: str) -> bool:
         return not self._layout.vm(name).exists()
 
-    def _rests(
+    def _named_by_vms(
         self,
         noun: str,
         names: list[str],
         remove: Callable[[str], None],
         records: dict[str, containers_pb2.Container],
     ) -> Iterator[Garbage]:
-        """What is named by a VM that is gone; another CPI's, in the making, would look like it."""
+        """Yield what is named by a VM that is gone, or by another CPI's that is being created."""
 
         def remove_still(name: str) -> None:
             if self._has_no_folder(name) and self._has_no_container(name):
@@ -107,7 +109,7 @@ class Finder:
                 yield Garbage(noun, name, why, name, partial(remove_still, name), certain=False)
 
     def _cgroups(self) -> list[str]:
-        return cgroups.empty_ones(self._cgroup_parent)
+        return cgroups.empty_children(self._cgroup_parent)
 
     def _remove_cgroup(self, name: str) -> None:
         cgroups.remove(cgroups.path_of(self._cgroup_parent, name))
@@ -123,5 +125,5 @@ class Finder:
 
 
 def _sources(record: containers_pb2.Container) -> set[str]:
-    """The folders of the host that a container has."""
+    """Return the folders of the host that a container has."""
     return {mount["source"] for mount in json.loads(record.spec.value).get("mounts", [])}

@@ -1,4 +1,4 @@
-"""Putting an image's layers and documents into containerd, all or nothing."""
+"""Writes an image's layers and documents to containerd, all or nothing."""
 
 import io
 from collections.abc import Callable, Sequence
@@ -25,17 +25,12 @@ class ImageWriter:
         self.lease = lease
         self._store = store
         self._mount_point = mount_point
-        self._layers: list[oci.Layer] = []
-
-    @property
-    def layers(self) -> list[oci.Layer]:
-        """The layers so far, the lowest first."""
-        return self._layers
+        self.layers: list[oci.Layer] = []  # so far, the lowest first
 
     @property
     def snapshot(self) -> str:
         """The name of the snapshot that holds the layers so far."""
-        return oci.chain_id([layer.diff_id for layer in self._layers])
+        return oci.chain_id([layer.diff_id for layer in self.layers])
 
     def rootfs(self, path: Path, digest: Callable[[], str], limit: int) -> None:
         """Store and unpack the first layer, a tar.gz, in parallel.
@@ -68,7 +63,7 @@ class ImageWriter:
         path = image.blob(first.digest)
         if first.media_type == oci.LAYER_GZIP:
             self.rootfs(path, lambda: first.digest, limit)
-            _require_same(first, self._layers[0].diff_id)
+            _require_same(first, self.layers[0].diff_id)
         else:
             others = [first, *others]
         for layer in others:
@@ -76,7 +71,7 @@ class ImageWriter:
                 self.layer(file, layer)
 
     def look(self, source: str) -> RootfsFacts:
-        """Read the facts of what the layers make together; `source` is what errors call it."""
+        """Read the facts of all layers together; `source` is what errors call them."""
         key = f"look-{self.lease}"
         mounts = self._store.prepare(key, self.snapshot, lease=self.lease)
         try:
@@ -90,11 +85,11 @@ class ImageWriter:
         self.layer(io.BytesIO(data), oci.plain_layer(data))
 
     def documents(self, config: bytes, manifest: bytes) -> types_pb2.Descriptor:
-        """Store an image's documents; their labels hold everything together."""
+        """Store an image's documents, with the labels that keep all its parts."""
         # containerd's garbage collection follows these labels from the image to the snapshot.
         snapshot = {f"containerd.io/gc.ref.snapshot.{self._store.snapshotter}": self.snapshot}
         references = {"containerd.io/gc.ref.content.config": oci.digest(config)}
-        for number, layer in enumerate(self._layers):
+        for number, layer in enumerate(self.layers):
             references[f"containerd.io/gc.ref.content.l.{number}"] = layer.digest
         for document, labels in ((config, snapshot), (manifest, references)):
             self._write(io.BytesIO(document), len(document), oci.digest(document), labels)
@@ -107,12 +102,12 @@ class ImageWriter:
         self._store.write_content(file, size, digest, lease=self.lease, labels=labels)
 
     def _prepare(self) -> tuple[str, Sequence[types_pb2.Mount]]:
-        key = f"extract-{self.lease}-{len(self._layers)}"
-        parent = self.snapshot if self._layers else ""
+        key = f"extract-{self.lease}-{len(self.layers)}"
+        parent = self.snapshot if self.layers else ""
         return key, self._store.prepare(key, parent, lease=self.lease)
 
     def _commit(self, key: str, layer: oci.Layer) -> None:
-        self._layers.append(layer)
+        self.layers.append(layer)
         self._store.commit(self.snapshot, key, lease=self.lease)
 
 

@@ -108,7 +108,7 @@ class Imports:
         return None
 
     def _import(self, upload: Upload, folder: Path) -> str:
-        """Import a root file system as it is, or that of a disk; return the CID."""
+        """Import a root file system, or that of a disk; return the CID."""
         if upload.format == ROOTFS:
             with self._writing() as writer:
                 writer.rootfs(upload.path, lambda: upload.digest, upload.means.limit)
@@ -152,17 +152,17 @@ class Imports:
             # Of the image's own labels only those of a stemcell that we made are trusted.
             ours = image.labels.get(oci.LABEL_ADAPTATION) == adapt.VERSION
             stemcell = oci.stemcell_of(image.labels) if ours else of_properties(upload.properties)
-            said = oci.labels(facts, image.digest, stemcell)
+            own_labels = oci.labels(facts, image.digest, stemcell)
             config, manifest = image.config, image.manifest
             if not ours or image.media_type != oci.MANIFEST:
                 writer.adapt(facts)
-                config, manifest = oci.documents(facts, writer.layers, said)
+                config, manifest = oci.documents(facts, writer.layers, own_labels)
             target = writer.documents(config, manifest)
-            return self._record(writer, facts, target, {**said, **labels})
+            return self._record(writer, facts, target, {**own_labels, **labels})
 
     @contextmanager
     def _writing(self) -> Iterator[ImageWriter]:
-        """Write an image, of which nothing is left when the context fails."""
+        """Write an image; a failure leaves nothing of it."""
         with self._store.lease() as lease:
             yield ImageWriter(self._store, lease, self._mount_point)
 

@@ -13,14 +13,12 @@ KEYS = (
     ),
     Key(
         "containerd.namespace",
-        type="string",
         default="bosh",
         pattern=_NAME,
         doc="containerd namespace that holds everything this CPI makes.",
     ),
     Key(
         "containerd.snapshotter",
-        type="string",
         default="overlayfs",
         pattern=_NAME,
         doc="Snapshotter for stemcells and root file systems.",

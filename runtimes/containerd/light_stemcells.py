@@ -1,4 +1,4 @@
-"""Light stemcells: the image lies in a registry, and the stemcell only names it.
+"""Light stemcells, which name an image in a registry.
 
 `image_reference` and `digest` in cloud_properties, as the docker and warden CPIs have them.
 """
@@ -16,14 +16,13 @@ from stemcell_convert.registry_client import Access
 from stemcell_convert.report import Report
 from stemcell_convert.stemcell_errors import StemcellError
 
-# Labels of containerd's image: what it was pulled as, and the tag that this was, if only a tag was
-# given.
+# Labels of containerd's image: its reference with the digest, and the tag, if only that was given.
 LABEL_REFERENCE = "bosh.stemcell.reference"
 LABEL_TAG = "bosh.stemcell.tag"
 
 
 def access(config: Config) -> Access:
-    """How the configuration says that registries are reached."""
+    """Return how the configuration says that registries are reached."""
     return Access(
         plain_http=config.strings("registry.plain_http"),
         ca_file=config.text("registry.ca_file"),
@@ -34,10 +33,10 @@ def access(config: Config) -> Access:
 def pull(
     named: Reference, folder: Path, config: Config, report: Report
 ) -> tuple[Image, dict[str, str]]:
-    """Fetch an image into an empty folder; return it and what its labels in containerd say of that.
+    """Fetch an image into an empty folder; return it and its labels for containerd.
 
-    A tag is resolved now, once: as long as the stemcell is there, it stays what it was. Raises
-    StemcellError, RegistryUnreachable.
+    A tag is resolved once: the stemcell keeps that image. Raises StemcellError,
+    RegistryUnreachable.
     """
     registry = Registry(named, access(config), report)
     labels = {} if named.digest else {LABEL_TAG: str(named)}
@@ -66,5 +65,5 @@ def reference(properties: JsonObject, config: Config) -> Reference:
         named = replace(named, digest=digest)
     if not named.digest and config.flag("registry.require_digest"):
         raise StemcellError(f"{text} has no digest, and registry.require_digest asks for one")
-    # With a digest the tag says nothing any more.
+    # With a digest the tag has no meaning.
     return replace(named, tag="") if named.digest else replace(named, tag=named.tag or "latest")

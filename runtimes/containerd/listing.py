@@ -33,22 +33,20 @@ _STATES = {
 
 
 def vms(containers: Containers, runtime: str) -> list[VMView]:
-    """All VMs of a namespace, by CID; other containers in it are none."""
+    """Return all VMs of a namespace, by CID, and no other containers."""
     tasks = containers.tasks()
-    return sorted(
-        (
-            view(container, tasks.get(container.id), runtime)
-            for container in containers.all()
-            if cid.named_runtime(container.id, cid.VM) == runtime
-        ),
-        key=lambda view: view.cid,
+    views = (
+        view(container, tasks.get(container.id), runtime)
+        for container in containers.all()
+        if cid.named_runtime(container.id, cid.VM) == runtime
     )
+    return sorted(views, key=lambda view: view.cid)
 
 
 def view(
     container: containers_pb2.Container, task: task_pb2.Process | None, runtime: str
 ) -> VMView:
-    """What there is to know of a VM from its record."""
+    """Return what a VM's record says of it."""
     labels = container.labels
     limits = oci_spec.limits_of(json.loads(container.spec.value))
     return VMView(
@@ -71,19 +69,19 @@ def view(
     )
 
 
-def stemcells(store: Store, runtime: str, usual: str) -> list[StemcellView]:
-    """All imported stemcells. usual: the runtime that names those which are shared."""
+def stemcells(store: Store, runtime: str, default: str) -> list[StemcellView]:
+    """Return all imported stemcells. default: the runtime that names shared ones."""
     images = store.find_images(f'name~="^{IMAGE_PREFIX}"')
-    views = (_stemcell(image, runtime, usual) for image in images)
+    views = (_stemcell(image, runtime, default) for image in images)
     return sorted(views, key=lambda view: view.cid)
 
 
-def _stemcell(image: images_pb2.Image, runtime: str, usual: str) -> StemcellView:
+def _stemcell(image: images_pb2.Image, runtime: str, default: str) -> StemcellView:
     identifier = image.name.removeprefix(IMAGE_PREFIX).partition(":")[0]
     own = image.target.digest.partition(":")[2].startswith(identifier)
     labels = image.labels
     return StemcellView(
-        cid=cid.new(runtime if own else usual, cid.STEMCELL, identifier),
+        cid=cid.new(runtime if own else default, cid.STEMCELL, identifier),
         runtime=runtime,
         name=labels.get(oci.LABEL_NAME, ""),
         version=labels.get(oci.LABEL_VERSION, ""),
@@ -94,10 +92,10 @@ def _stemcell(image: images_pb2.Image, runtime: str, usual: str) -> StemcellView
 
 
 def used(containerd: Containerd, parent: str, layout: Layout) -> Iterator[Usage]:
-    """What each VM uses that has a task, by CID. parent: the cgroup above theirs."""
+    """Yield the usage of each VM that has a task, by CID. parent: the cgroup above theirs."""
     for vm_cid in sorted(containerd.containers.tasks()):
         counted = cgroups.usage(cgroups.path_of(parent, vm_cid))
-        if counted is None:  # it has gone meanwhile, or is somebody else's
+        if counted is None:  # it has gone meanwhile, or is not this CPI's
             continue
         try:
             disk = containerd.store.usage(vm_cid) + VMFolder(layout, vm_cid).data_size()

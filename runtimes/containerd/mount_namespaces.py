@@ -1,7 +1,7 @@
-"""Reaching into a running VM's mount namespaces, to take a disk out of it.
+"""Unmounts disks in the mount namespaces of a running VM.
 
 BOSH's agent in bind mode leaves /var/vcap/store mounted when it unmounts a disk (bosh-agent,
-bind_mounter), and a job's own container may hold a copy as well. Each is unmounted where it is.
+bind_mounter), and a job's own container may have a copy. Each is unmounted where it is.
 """
 
 import os
@@ -17,8 +17,8 @@ def share_mounts(init: int) -> None:
     """Let what a VM mounts and unmounts reach the mount namespaces of its services.
 
     systemd does that when it boots a machine, and not in a container. Without it a service that
-    starts while a disk is mounted keeps a copy of the mount for ever: below the root that it has
-    left, where nobody can unmount it.
+    starts while a disk is mounted keeps a copy of the mount for ever, below its former root, where
+    it cannot be unmounted.
     """
     flags = kernel.MS_SHARED | kernel.MS_REC
     linux.in_mount_namespace(init, lambda: linux.mount("none", Path("/"), flags=flags))
@@ -41,7 +41,7 @@ def pids_of(vm_cid: str) -> list[int]:
 
 
 def sees(vm_cid: str, target: str) -> bool:
-    """Tell whether a VM's init has something mounted there; True for a VM that does not run."""
+    """Tell whether a VM's init has a mount there; True for a VM that does not run."""
     for pid in pids_of(vm_cid):
         try:
             if _is_init(pid):
@@ -52,10 +52,10 @@ def sees(vm_cid: str, target: str) -> bool:
 
 
 def umount_everywhere(vm_cid: str, device: str, folder: Mounted) -> None:
-    """Unmount all that a VM's processes have mounted of a device ("major:minor").
+    """Unmount all mounts of a device ("major:minor") in a VM.
 
     folder: the disk's place on the shared tmpfs. When the agent has unmounted a disk it may bind
-    the empty folder in its stead, and that has to go as well.
+    the empty folder instead, which has to go as well.
     Raises CloudError, naming the processes, when something in the VM still uses it.
     """
 
@@ -63,7 +63,7 @@ def umount_everywhere(vm_cid: str, device: str, folder: Mounted) -> None:
         bound = (mounted.device, mounted.root) == (folder.device, folder.root)
         return mounted.device == device or bound
 
-    for pid in _one_of_each_namespace(pids_of(vm_cid)):
+    for pid in _pids_by_namespace(pids_of(vm_cid)):
         try:
             _umount_in(pid, is_disk)
         except FileNotFoundError:
@@ -78,7 +78,7 @@ def umount_everywhere(vm_cid: str, device: str, folder: Mounted) -> None:
 
 
 def _is_init(pid: int) -> bool:
-    """Tell whether a process of a VM is the VM's init, and not that of a container in it.
+    """Tell whether a process is its VM's init, and not that of a container in the VM.
 
     Its NSpid has two numbers: ours, and 1 in the namespace below (proc(5)).
     """
@@ -97,7 +97,8 @@ def _umount_in(pid: int, is_disk: Callable[[Mounted], bool]) -> None:
         linux.in_mount_namespace(pid, umount_all)
 
 
-def _one_of_each_namespace(pids: list[int]) -> Iterator[int]:
+def _pids_by_namespace(pids: list[int]) -> Iterator[int]:
+    """Yield a process of each mount namespace but ours."""
     own = os.readlink("/proc/self/ns/mnt")
     seen = {own}  # a process that has just been forked into the cgroup may still be in ours
     for pid in pids:
@@ -111,7 +112,7 @@ def _one_of_each_namespace(pids: list[int]) -> Iterator[int]:
 
 
 def _users(vm_cid: str, device: str) -> Iterator[str]:
-    """Processes of the VM with a file of the device open, or their folder on it."""
+    """Yield the VM's processes with a file of the device open, or their folder on it."""
     major, minor = (int(part) for part in device.split(":"))
     wanted = os.makedev(major, minor)
     for pid in pids_of(vm_cid):

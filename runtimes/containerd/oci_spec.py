@@ -1,4 +1,4 @@
-"""The OCI runtime spec of a VM: a pure function of what the VM is to be.
+"""The OCI runtime spec of a VM, as a pure function.
 
 Source: opencontainers/runtime-spec 1.0, config.md and config-linux.md.
 """
@@ -66,7 +66,7 @@ _READ_ONLY = (
     "/proc/sysrq-trigger",
 )
 
-# System calls that SYS_ADMIN alone would open and that concern the host as a whole.
+# System calls that SYS_ADMIN would allow and that concern the host as a whole.
 _DENIED_CALLS = (
     "acct",
     "bpf",
@@ -175,7 +175,7 @@ def render(container: Container) -> Spec:
 
 
 def renew(spec: Spec, capabilities: Collection[str], devices: Sequence[Spec]) -> None:
-    """Change a spec to what the host has since it was started anew.
+    """Update a spec after a restart of the host.
 
     capabilities: of containerd itself; devices: for a privileged VM.
     """
@@ -207,24 +207,24 @@ def _mounts(container: Container) -> list[Spec]:
         # slave: disks that the host mounts later appear, what the VM mounts stays its own.
         _mount(container.disk_folder, "bind", str(container.disks), "rbind", "ro", "rslave"),
     ]
-    if container.systemd:  # runit stemcells keep folders in /run that nobody would make again
+    if container.systemd:  # runit stemcells need their own folders in /run
         mounts.append(_mount("/run", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755", *run))
     return [*mounts, *(_folder(folder) for folder in container.folders)]
 
 
 def _folder(folder: FolderMount) -> Spec:
-    """Without what is mounted below it, and no program of the host's gives rights in the VM."""
+    """Return the mount of a folder, without mounts below it, devices and setuid programs."""
     options = ("bind", "ro" if folder.read_only else "rw", "nosuid", "nodev", "rprivate")
     return _mount(folder.destination, "bind", str(folder.source), *options)
 
 
 def bind(destination: str, source: Path) -> Spec:
-    """A folder of the host, with what is mounted below it."""
+    """Return the mount of a folder of the host, with mounts below it."""
     return _mount(destination, "bind", str(source), "rbind", "rw")
 
 
 def _size(memory: int | None, share: float) -> tuple[str, ...]:
-    """The size of a tmpfs, as a share of the VM's memory."""
+    """Return the size of a tmpfs, as a share of the VM's memory."""
     return () if memory is None else (f"size={int(memory * share)}",)
 
 

@@ -28,8 +28,7 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 def mounted(mounts: "Sequence[types_pb2.Mount]", mount_point: Path) -> Iterator[Path]:
     """Mount a snapshot, for use inside linux.in_private_mounts.
 
-    The mount point is made when missing. Calls at the same time may share it: each has mounts of
-    its own.
+    The mount point is made when missing. Concurrent calls may share it: each has its own mounts.
     """
     mount_point.mkdir(parents=True, exist_ok=True, mode=0o700)
     with ExitStack() as stack:
@@ -52,7 +51,7 @@ def enter(
 
 
 def hostname(spec: VMSpec) -> str:
-    """The agent's id, as on other CPIs, if it can be a host name, else the CID's own part."""
+    """Return the agent's id, if it can be a host name, else the CID's last part."""
     if _HOSTNAME.fullmatch(spec.agent_id):
         return spec.agent_id
     return f"vm-{spec.cid.rsplit('-', 1)[1]}"
@@ -61,9 +60,9 @@ def hostname(spec: VMSpec) -> str:
 def files(
     spec: VMSpec, networks: Sequence[Network], stemcell: "Stemcell"
 ) -> list[tuple[str, bytes, int]]:
-    """Return what is written into a VM's root file system: path, content, mode.
+    """Return the files to write into a VM's root file system: path, content, mode.
 
-    Plain files and no binds: the agent renames /etc/hosts and replaces /etc/resolv.conf.
+    They are plain files, not binds: the agent renames /etc/hosts and replaces /etc/resolv.conf.
     """
     name = hostname(spec)
     hosts = f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n"
@@ -76,7 +75,7 @@ def files(
         ("/etc/resolv.conf", servers.encode(), 0o644),
     ]
     if stemcell.init == SYSTEMD:
-        # Every VM its own; a stemcell may come with one, and then all VMs would share it.
+        # A stemcell may come with one, which all VMs would share.
         written.append(("/etc/machine-id", f"{spec.cid.rsplit('-', 1)[1]}\n".encode(), 0o444))
     return written
 
@@ -93,8 +92,8 @@ def write(root: Root, written: Sequence[tuple[str, bytes, int]]) -> None:
 def mounted_last(root: Root, attached: Sequence[str]) -> str:
     """Return the disk that the agent mounted last, if the VM still has it, or "".
 
-    An agent that remembers a disk which is no longer there never gets through its start
-    (bosh-agent, bootstrap.mountLastMountedDisk), so then it is made to forget it.
+    An agent that remembers a detached disk does not start (bosh-agent,
+    bootstrap.mountLastMountedDisk), so its record of that is emptied.
     """
     try:
         disk_cid = root.read(_MOUNTED_LAST, 256).decode().strip()

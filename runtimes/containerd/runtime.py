@@ -1,4 +1,4 @@
-"""The containerd runtime: the contract's verbs, handed to what does them.
+"""The containerd runtime: the contract's methods, delegated to its parts.
 
 VMs and stemcells are loaded on first use: attaching and detaching a disk need only the host, and
 must not wait for containerd's client.
@@ -88,7 +88,7 @@ class ContainerdRuntime(Runtime):
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
         self._vms.set_metadata(vm_cid, metadata)
 
-    # For people
+    # For the operator
 
     def vms(self) -> "list[VMView]":
         from runtimes.containerd import listing

@@ -1,4 +1,4 @@
-"""Stemcells as images of containerd: look-up and deletion; see imports.py for what makes them."""
+"""Stemcells as images of containerd: look-up and deletion; imports.py creates them."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from stemcell_convert import oci
 IMAGE_PREFIX = "bosh.local/stemcell/"
 LABEL_SNAPSHOT = "bosh.stemcell.snapshot"
 LABEL_COMMAND = "bosh.stemcell.command"
-_CID_DIGITS = 40  # hex digits of the manifest's digest in a CID: enough never to meet another
+_CID_DIGITS = 40  # hex digits of the manifest's digest in a CID: enough to be unique
 
 
 @dataclass(frozen=True)
 class Stemcell:
-    """An imported stemcell: what create_vm has to know of it."""
+    """An imported stemcell, as create_vm needs it."""
 
     image: str
     snapshot: str
@@ -48,7 +48,7 @@ class Stemcells:
         )
 
     def delete(self, stemcell_cid: str) -> None:
-        """Delete a stemcell; VMs made of it live on. One that is gone is no error."""
+        """Delete a stemcell, if it exists; its VMs are unaffected."""
         self._store.delete_image(image_name(stemcell_cid))
 
 

@@ -1,4 +1,4 @@
-"""Leases, content, snapshots and image records: what containerd keeps, in calls of one line.
+"""containerd's leases, content, snapshots and image records.
 
 Nothing here knows of stemcells or VMs.
 """
@@ -24,11 +24,11 @@ from runtimes.containerd.api import (
 )
 from runtimes.containerd.client import AlreadyExists, Client
 
-# Bytes of one message: larger ones gain nothing, and at most eight are in flight.
+# Bytes of a message: larger ones gain nothing, and at most eight are in flight.
 CHUNK = 1 << 20
 AHEAD = 8
 
-# Long enough for the largest stemcell; a killed process' lease goes away by itself afterwards.
+# Long enough for the largest stemcell; a killed process' lease expires afterwards.
 LEASE_SECONDS = 3600
 _LABEL_LOCKS = "bosh.run_dir"
 
@@ -37,14 +37,14 @@ class Store:
     """containerd's content, snapshots and images, for one snapshotter."""
 
     def __init__(self, client: Client, snapshotter: str, run_dir: str, log: Log) -> None:
-        """run_dir: where locks are."""
+        """run_dir: the folder of the locks."""
         self.client = client
         self.snapshotter = snapshotter
         self._run_dir = run_dir
         self._log = log
 
     def with_snapshotter(self, snapshotter: str) -> "Store":
-        """The same containerd with another snapshotter."""
+        """Return the same containerd with another snapshotter."""
         return Store(self.client, snapshotter, self._run_dir, self._log)
 
     # Leases
@@ -53,8 +53,8 @@ class Store:
     def lease(self) -> Iterator[str]:
         """Hold a lease; when it ends, containerd collects what nothing else refers to.
 
-        A lock of its name is held as long, so that the lease of a killed process is known. On
-        success that happens in its own time, after a failure before this returns.
+        After a failure that is done before this returns. A lock of its name is held as long, so
+        that the lease of a killed process is known.
         """
         expiry = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + LEASE_SECONDS))
         name = f"bosh-cpi-{os.urandom(8).hex()}"
@@ -77,7 +77,7 @@ class Store:
         )
 
     def delete_lease(self, name: str, *, sync: bool) -> None:
-        """Delete a lease; sync: what only it held is gone before this returns; gone: no error."""
+        """Delete a lease, if it exists; sync: return when all that only it held is gone."""
         self.client.call_or_none(
             "leases.v1.Leases/Delete",
             leases_pb2.DeleteRequest(id=name, sync=sync),
@@ -86,7 +86,7 @@ class Store:
         )
 
     def leases(self) -> list[str]:
-        """Return the names of leases whose locks are where ours are."""
+        """Return the names of the leases with locks in our run_dir."""
         leases = self.client.call(
             "leases.v1.Leases/List",
             leases_pb2.ListRequest(),
@@ -106,11 +106,11 @@ class Store:
         lease: str,
         labels: Mapping[str, str] | None = None,
     ) -> None:
-        """Store `size` bytes under their digest, which containerd checks; twice is once.
+        """Store `size` bytes under their digest, which containerd checks; idempotent.
 
         Raises CloudError when the bytes are not what the digest says.
         """
-        # Of this lease alone: a killed call's half must not be met, nor another call's.
+        # Unique to this lease: partial content of a killed or another call must not be reused.
         ref = f"{lease}-{digest}"
         request = partial(content_pb2.WriteContentRequest, ref=ref, total=size, expected=digest)
 
@@ -167,7 +167,7 @@ class Store:
         ).mounts
 
     def commit(self, name: str, key: str, *, lease: str) -> None:
-        """Make a writable snapshot a read-only one called `name`; if there is one, drop ours."""
+        """Commit a writable snapshot as `name`; if that exists, drop ours."""
         try:
             self.client.call(
                 "snapshots.v1.Snapshots/Commit",
@@ -222,7 +222,7 @@ class Store:
         return [info.name for reply in replies for info in reply.info]
 
     def remove_snapshot(self, key: str) -> None:
-        """Remove a snapshot; one that is gone is no error."""
+        """Remove a snapshot, if it exists."""
         self.client.call_or_none(
             "snapshots.v1.Snapshots/Remove",
             snapshots_pb2.RemoveSnapshotRequest(snapshotter=self.snapshotter, key=key),
@@ -272,7 +272,7 @@ class Store:
     def create_image(
         self, name: str, target: types_pb2.Descriptor, labels: Mapping[str, str], *, lease: str
     ) -> None:
-        """Record an image; twice is once."""
+        """Record an image; idempotent."""
         image = images_pb2.Image(name=name, target=target, labels=dict(labels))
         with suppress(AlreadyExists):
             self.client.call(
@@ -284,7 +284,7 @@ class Store:
             )
 
     def delete_image(self, name: str) -> None:
-        """Delete an image and, before this returns, what only it held; gone is no error."""
+        """Delete an image, if it exists; return when all that only it held is gone."""
         self.client.call_or_none(
             "images.v1.Images/Delete",
             images_pb2.DeleteImageRequest(name=name, sync=True),

@@ -29,7 +29,7 @@ from cpi.model import DiskWishes, HostMount
 
 
 class VMFolder:
-    """The folder of one VM, which is there as long as the VM is. The caller holds its lock."""
+    """The folder of one VM, which exists as long as the VM. The caller holds its lock."""
 
     def __init__(self, layout: Layout, vm_cid: str) -> None:
         self.vm_cid = vm_cid
@@ -43,7 +43,7 @@ class VMFolder:
 
     @classmethod
     def of_existing(cls, layout: Layout, vm_cid: str) -> "VMFolder":
-        """Return the folder of a VM that is there. Raises VMNotFound."""
+        """Return the folder of an existing VM. Raises VMNotFound."""
         folder = cls(layout, vm_cid)
         if not folder.exists():
             raise VMNotFound(f"there is no VM {vm_cid} in {layout.vms}")
@@ -53,7 +53,7 @@ class VMFolder:
         return self.path.is_dir()
 
     def create(self, wishes: DiskWishes) -> None:
-        """Make the folder and what disks appear in. `remove` takes away whatever there is."""
+        """Make the folder and the mount for disks; `remove` undoes it, even half-way."""
         unfinished.make(self.path)
         self.data.mkdir(mode=0o755)
         self.disks.mkdir(mode=0o755)
@@ -67,7 +67,7 @@ class VMFolder:
         self._mount_data()
 
     def restore(self) -> None:
-        """Mount again what a restart of the host took away."""
+        """Mount everything again after a restart of the host."""
         if not linux.is_mount_point(self.disks):
             linux.mount_shared_tmpfs(self.disks)
         if self._ephemeral.exists() and not linux.is_mount_point(self.data):
@@ -76,7 +76,7 @@ class VMFolder:
         self._bind_all([HostMount(**mount) for mount in facts.get("mounts", ())])
 
     def add_mounts(self, mounts: Sequence[HostMount]) -> list[Path]:
-        """Have these folders of the host in here, and return where. Raises CloudError."""
+        """Bind these folders of the host in here, and return where. Raises CloudError."""
         if mounts:
             write_facts(self._mount_facts, {"mounts": [asdict(mount) for mount in mounts]})
         return self._bind_all(mounts)
@@ -85,7 +85,7 @@ class VMFolder:
         return [self._bind(index, mount) for index, mount in enumerate(mounts)]
 
     def _bind(self, index: int, mount: HostMount) -> Path:
-        """Here, not by the container's spec, which knows only paths: see linux.bind_folder."""
+        """Bind a folder here: a container's spec has only paths, see linux.bind_folder."""
         target = self._mounts / str(index)
         target.mkdir(parents=True, exist_ok=True)
         if linux.is_mount_point(target):
@@ -105,15 +105,15 @@ class VMFolder:
         _mount(Part(self._ephemeral, 0, 0), self.data, "ext4")
 
     def data_size(self) -> int:
-        """Bytes that /var/vcap/data takes on the host, 0 where it shares the host's room."""
+        """Return the bytes of /var/vcap/data on the host, 0 where its size is not limited."""
         return self._ephemeral.stat().st_blocks * 512 if self._ephemeral.exists() else 0
 
     def remove(self) -> None:
-        """Unmount and delete everything there is. Persistent data is not in here."""
+        """Unmount and delete everything. Persistent data is not in here."""
         foreign = sorted(self._mounts.iterdir()) if self._mounts.is_dir() else []
         for target in [*foreign, *self.attached(), self.disks, self.data]:
             linux.umount(target)
-        # What is still mounted must stop us before anything is deleted.
+        # Delete nothing while anything is still mounted.
         mine = [*foreign, *self.attached(), self.data]
         busy = [target for target in mine if linux.is_mount_point(target)]
         if busy:
@@ -123,14 +123,14 @@ class VMFolder:
     # Persistent disks
 
     def attached(self) -> list[Path]:
-        """The mount points of attached disks; their names are disk CIDs."""
+        """Return the mount points of attached disks; their names are disk CIDs."""
         return sorted(self.disks.iterdir()) if self.disks.is_dir() else []
 
     def has_disk(self, disk_cid: str) -> bool:
         return linux.is_mount_point(self.disks / disk_cid)
 
     def wishes(self) -> DiskWishes:
-        """What the VM's env says of its disks."""
+        """Return what the VM's env says of its disks."""
         facts = read_facts(self._wishes) or {}
         return DiskWishes(facts.get("filesystem"), tuple(facts.get("mount_options", ())))
 
@@ -149,7 +149,7 @@ class VMFolder:
 
 
 def _mount(part: Part, target: Path, filesystem: str, options: tuple[str, ...] = ()) -> None:
-    """By offset, through a loop device: some kernels read no partition tables on those."""
+    """Mount a partition by its offset: some kernels read no partition tables on loop devices."""
     flags, text = mount_options.arguments(options)
     with loop.attached(part) as device:
         mount_device(device, target, filesystem, flags, text)

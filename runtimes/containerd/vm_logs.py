@@ -1,6 +1,6 @@
-"""Logs in a VM's root file system, of a running one or of one that does not run.
+"""Logs in a VM's root file system, which may not run.
 
-The VM's root decides what is there: it is read as an untrusted tree, and nothing in it leads out.
+It is read as an untrusted tree: no link leads out of it.
 """
 
 import os
@@ -37,7 +37,7 @@ def stopped(
     """Look into a VM that does not run, its /var/vcap/data in place."""
 
     def look(root: Root) -> Result:
-        # By a descriptor: what is called so in there may be a link to anywhere.
+        # By a descriptor: the path may be a link to anywhere.
         with suppress(FileNotFoundError):
             target = root.folder(_DATA)
             try:
@@ -50,7 +50,7 @@ def stopped(
 
 
 def places(root: Root, *, runs: bool, systemd: bool) -> LogPlaces:
-    """The logs that there are."""
+    """Return the logs that exist."""
     system = _SYSTEM if runs else (*(f"{_ROOT_LOG}/{Path(p).name}" for p in _SYSTEM), *_SYSTEM)
     files = tuple(path for path in (_AGENT, *system) if root.exists(path))
     if runs and systemd and root.exists(_JOURNAL):
@@ -59,7 +59,7 @@ def places(root: Root, *, runs: bool, systemd: bool) -> LogPlaces:
 
 
 def part(root: Root, path: str, after: LogPart | None, limit: int) -> LogPart | None:
-    """See cpi.runtime, read_log. A file that was replaced or cut off is read from its start."""
+    """Read a log (Runtime.read_log); one that was replaced or truncated, from its start."""
     try:
         with root.open(path) as file:
             status = os.fstat(file.fileno())

@@ -1,6 +1,6 @@
 """The life of a VM: its folder, networks, snapshot, container, cgroup and task.
 
-containerd's client is loaded on first use: while a VM is created, its networks are made meanwhile.
+containerd's client is loaded on first use, while the networks of a VM are created.
 """
 
 import json
@@ -113,7 +113,7 @@ class VMs:
         return networks
 
     def delete(self, vm_cid: str) -> None:
-        """Delete whatever there is of a VM, also after a create that was killed half-way."""
+        """Delete all parts of a VM, also after a killed create."""
         folder = VMFolder(self._layout, vm_cid)
         unfinished.begin(folder.path)
         with ThreadPoolExecutor(1) as threads:
@@ -146,14 +146,14 @@ class VMs:
         return True
 
     def _bring_back(self, folder: VMFolder) -> None:
-        """Start a VM of which a restart of the host has left only what is on disks."""
+        """Start a VM after a restart of the host, from what is on disks."""
         vm_cid, cgroup = folder.vm_cid, self._cgroup(folder.vm_cid)
         self._mount_again(folder)
         if not self._networks.is_whole(vm_cid, folder.path):
             self._networks.rebuild(vm_cid, folder.path)
         spec = self._spec(vm_cid)
         oci_spec.renew(spec, self._capabilities(), host_facts.devices())
-        cgroups.remove(cgroup)  # what a killed call made may lack limits
+        cgroups.remove(cgroup)  # of a killed call, which may lack limits
         cgroups.create(cgroup, oci_spec.limits_of(spec))
         self._start_again(folder, spec)
 
@@ -163,10 +163,10 @@ class VMs:
         self._disks.mount_all_again(folder)
 
     def _start_again(self, folder: VMFolder, spec: Spec) -> None:
-        """Start a VM by this spec, after its task, if it has one, was stopped.
+        """Stop a VM's task, if it has one, and start it by this spec.
 
-        In bind mode the agent does not mount its disk again after a reboot, as it would on a VM; so
-        the disk that it had mounted last is bound to its place before anything runs.
+        In bind mode the agent does not mount its disk after a reboot, as it would on a VM; so the
+        disk that it had mounted last is bound to its place before anything runs.
         """
         vm_cid = folder.vm_cid
         self._containers.stop(vm_cid)
@@ -185,7 +185,7 @@ class VMs:
     # What it is made of
 
     def _host_folders(self, spec: VMSpec, folder: VMFolder) -> list[FolderMount]:
-        """Return what the VM gets of the host besides its own. Raises CloudError."""
+        """Return the host's folders that the VM gets. Raises CloudError."""
         mounts = spec.properties.mounts
         host_folders = [
             FolderMount(mount.vm, source, mount.read_only)
@@ -237,7 +237,7 @@ class VMs:
         return self._containers.find(vm_cid) is not None
 
     def set_metadata(self, vm_cid: str, metadata: Mapping[str, Json]) -> None:
-        """Show BOSH's metadata as labels, instead of what was shown before."""
+        """Replace BOSH's metadata in the labels."""
         labels = {
             key: value
             for key, value in self._get(vm_cid).labels.items()
@@ -307,7 +307,7 @@ class VMs:
 
 
 def _root_of(pid: int) -> Root:
-    """The root file system of a running VM, as its init sees it."""
+    """Return the root file system of a running VM, as its init sees it."""
     return Root(Path(f"/proc/{pid}/root"))
 
 

@@ -1,4 +1,4 @@
-"""Whether a hypervisor runs with the processor's help, or without."""
+"""Hardware acceleration of a hypervisor, or emulation."""
 
 from cpi.errors import CloudError
 from cpi.log import Log
@@ -7,10 +7,10 @@ from runtimes.libvirt.profiles import Profile
 
 
 def domain_type(connection: Connection, profile: Profile, wanted: str, log: Log) -> str:
-    """Return libvirt's word for how a domain runs. Raises CloudError for one that is not there.
+    """Return libvirt's type of a domain. Raises CloudError for one that is not available.
 
-    wanted: one of the profile's types, or "auto" for the best there is, with a warning when that is
-    not the first.
+    wanted: one of the profile's types, or "auto" for the best available, with a warning when that
+    is not the first.
     """
     if len(profile.domain_types) == 1:
         return profile.domain_types[0]

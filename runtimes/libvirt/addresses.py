@@ -1,4 +1,4 @@
-"""Which VM has which address on libvirt's networks, kept where every CPI that uses them looks."""
+"""Address reservations on libvirt's networks, shared by all CPIs that use them."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -17,15 +17,15 @@ class Addresses(ABC):
 
     @abstractmethod
     def reserve(self, network: str, address: str, vm_cid: str) -> str:
-        """Reserve an address for a VM, unless another has it; return whose it is now."""
+        """Reserve an address for a VM, unless another has it; return its owner."""
 
     @abstractmethod
     def release(self, vm_cid: str) -> None:
-        """Give all of a VM's addresses back."""
+        """Release all of a VM's addresses."""
 
 
 class FileAddresses(Addresses):
-    """In files of this machine, whose libvirt nobody else uses."""
+    """In files of this machine, for its own libvirt."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -39,7 +39,7 @@ class FileAddresses(Addresses):
 
 
 def reserved(folder: Path, vm_cid: str) -> list[str]:
-    """The addresses that a VM has on libvirt's networks of this machine."""
+    """Return the addresses that a VM has on libvirt's networks of this machine."""
     return [
         path.name
         for network in sorted(folder.glob(f"{_OURS}*"))
@@ -51,7 +51,7 @@ def reserved(folder: Path, vm_cid: str) -> list[str]:
 class PoolAddresses(Addresses):
     """In names of volumes, `<network>_<address>_<vm cid>.address`, where libvirt is elsewhere.
 
-    Another machine's CPI may use it too: one that runs in a VM there, made by the one here.
+    Another machine's CPI may use them too, such as one in a VM there.
     """
 
     def __init__(self, pool: StoragePool) -> None:
@@ -67,7 +67,7 @@ class PoolAddresses(Addresses):
             return owners[0]
         mine = prefix + vm_cid + _CLAIM
         self._pool.create(Volume(mine, _SIZE))
-        # Of two that claim it at once at least the later one sees the other here, and yields.
+        # Of two concurrent claims at least the later one sees the other here, and yields.
         self._seen = self._pool.names()
         others = [owner for owner in _owners(self._seen, prefix) if owner != vm_cid]
         if others:
@@ -82,7 +82,7 @@ class PoolAddresses(Addresses):
 
 
 def _owners(names: list[str], prefix: str) -> list[str]:
-    """The VMs that claim the address of a prefix."""
+    """Return the VMs that claim the address of a prefix."""
     return [
         name[len(prefix) : -len(_CLAIM)]
         for name in names

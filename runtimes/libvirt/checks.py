@@ -1,4 +1,4 @@
-"""What `bosh-cpi doctor` looks at for runtimes through libvirt. A check is one function."""
+"""The checks of `bosh-cpi doctor` for runtimes through libvirt."""
 
 import fcntl
 import os
@@ -31,7 +31,7 @@ CHECKS = Checks[Subject]()  # which need an answer from libvirt
 
 
 def all_of(subject: Subject) -> list[Finding]:
-    """Run the checks; when libvirt does not answer, only that is said of it."""
+    """Run the checks; the others only when libvirt answers."""
     first = run("libvirt", lambda: _libvirt(subject))
     rest = [] if first.status == FAILURE else CHECKS.run(subject)
     return [first, *rest]
@@ -57,7 +57,7 @@ def _fix(subject: Subject, message: str) -> str:
         drivers = " ".join(subject.profile.packages)
         return f"apt-get install libvirt-daemon-system {drivers} && systemctl start libvirtd"
     if not subject.profile.starts:  # it is VirtualBox' own command that starts VMs
-        words = vboxmanage.taken(client.version_of_library())
+        words = vboxmanage.supported(client.version_of_library())
         return f"apt-get install virtualbox && systemctl restart libvirtd  # {words} is taken"
     return "systemctl restart libvirtd && journalctl --unit libvirtd --lines 20"
 
@@ -100,7 +100,7 @@ _KVM_HINT = (
 
 
 def unusable(path: str) -> str:
-    """Why a KVM device cannot be used, "" when it can: a VM is made, and gone at once."""
+    """Return why a KVM device cannot create a VM, "" when it can."""
     try:
         device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""libvirt's client: the only file that imports it, with the one table from its errors to BOSH's.
+"""libvirt's client: the only file that imports it, with the table of its errors.
 
 Other modules get its objects (virDomain and the like) from here, and call them within
 `translated_errors`.
@@ -17,7 +17,7 @@ from cpi.errors import CloudError, CPIError, NetworkNotFound, NoDiskSpace, NotSu
 from cpi.log import Log
 from runtimes.libvirt import uris
 from runtimes.libvirt.virtualbox import vboxmanage
-from runtimes.libvirt.virtualbox.one_at_a_time import OneAtATime, Turn
+from runtimes.libvirt.virtualbox.locked import Lock, Locked
 
 BOTH = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
@@ -39,7 +39,7 @@ _TYPES: dict[int, type[CPIError]] = {
     libvirt.VIR_ERR_ARGUMENT_UNSUPPORTED: NotSupported,
     libvirt.VIR_ERR_OPERATION_UNSUPPORTED: NotSupported,
 }
-# What may pass by itself: the daemon restarts, or another call works on the same thing.
+# May pass by itself: the daemon restarts, or another call uses the same resource.
 _RETRYABLE = (
     libvirt.VIR_ERR_NO_CONNECT,
     libvirt.VIR_ERR_OPERATION_TIMEOUT,
@@ -70,7 +70,7 @@ def translated_errors(doing: str) -> Iterator[None]:
 
 
 def translated(doing: str, error: libvirt.libvirtError) -> CPIError:
-    """BOSH's error for one of libvirt's."""
+    """Return BOSH's error for one of libvirt's."""
     code, domain = error.get_error_code(), error.get_error_domain()
     message = uris.without_password(error.get_error_message() or str(error))
     if any(words in message for words in _FULL):
@@ -93,7 +93,7 @@ def is_missing(error: libvirt.libvirtError) -> bool:
 
 
 def lookup_or_none(lookup: Callable[..., Any], *arguments: Any) -> Any:
-    """What a lookup returns, or None when there is no such thing. Raises CPIError."""
+    """Return what a lookup returns, or None when there is no such thing. Raises CPIError."""
     try:
         return lookup(*arguments)
     except libvirt.libvirtError as error:
@@ -112,21 +112,21 @@ class Connection:
         *,
         events: bool = True,
         lookups: bool = True,
-        turn: Turn | None = None,
+        lock: Lock | None = None,
     ) -> None:
-        """events, lookups: as a Profile has them; turn: for a driver that takes one call a time."""
+        """events, lookups: as a Profile has them; lock: for a driver without concurrent calls."""
         self.uri = uri
         self._log = log
         self._events = events
         self._lookups = lookups
-        self._turn = turn
+        self._lock = lock
         self._connection: Any = None
         self._opening = threading.Lock()  # two threads make a VM: volumes and networks at once
-        self._happened = threading.Event()  # something that was watched for
+        self._happened = threading.Event()  # set by a watched event
 
     @property
     def shown(self) -> str:
-        """The URI, for people."""
+        """The URI, without a password."""
         return uris.without_password(self.uri)
 
     @property
@@ -143,7 +143,7 @@ class Connection:
             return self._connection
 
     def close(self) -> None:
-        """Give the connection back, if there is one."""
+        """Close the connection, if there is one."""
         if self._connection is not None:
             connection, self._connection = self._connection, None
             with translated_errors("closing the connection"):
@@ -156,7 +156,7 @@ class Connection:
             opened = libvirt.open(self.uri)
             if not self.is_local:  # whose end is not noticed when the network just goes
                 opened.setKeepAlive(_PING_SECONDS, _PINGS)
-            return OneAtATime(opened, self._turn) if self._turn else opened
+            return Locked(opened, self._lock) if self._lock else opened
         except libvirt.libvirtError as error:
             if vboxmanage.NOT_READY in str(error):
                 raise vboxmanage.refusal(libvirt.getVersion()) from None
@@ -167,7 +167,7 @@ class Connection:
             ) from None
 
     def can_run(self, domain_type: str) -> bool:
-        """Tell whether libvirt can run domains of a type; it remembers what it found out."""
+        """Tell whether libvirt can run domains of a type."""
         try:
             self.raw.getDomainCapabilities(None, None, None, domain_type)
         except libvirt.libvirtError as error:
@@ -182,7 +182,7 @@ class Connection:
     # Lookups
 
     def domain(self, name: str) -> Any:
-        """The domain of this name, or None."""
+        """Return the domain of this name, or None."""
         if self._lookups:
             return lookup_or_none(self.raw.lookupByName, name)
         with translated_errors("listing domains"):
@@ -190,17 +190,17 @@ class Connection:
             return next((domain for domain in domains if domain.name() == name), None)
 
     def domains(self) -> list[Any]:
-        """All domains, running or not."""
+        """Return all domains, running or not."""
         with translated_errors("listing domains"):
             domains: list[Any] = self.raw.listAllDomains()
         return domains
 
     def pool(self, name: str) -> Any:
-        """The storage pool of this name, or None."""
+        """Return the storage pool of this name, or None."""
         return lookup_or_none(self.raw.storagePoolLookupByName, name)
 
     def network(self, name: str) -> Any:
-        """The network of this name, or None."""
+        """Return the network of this name, or None."""
         return lookup_or_none(self.raw.networkLookupByName, name)
 
     # Waiting
@@ -208,23 +208,23 @@ class Connection:
     def wait(self, done: Callable[[], bool], seconds: float) -> bool:
         """Wait until `done`, for so many seconds at most; tell whether it is done.
 
-        A connection that was lost ends it: what was watched for will not be told any more.
+        A lost connection ends the wait: it brings no more events.
         """
         end = time.monotonic() + seconds
         while not done():
             left = end - time.monotonic()
             if left <= 0 or self._connection is None or not self._connection.isAlive():
                 return False
-            # A daemon that is gone sends no event, and not everything has one.
+            # A daemon that is gone sends no event, and some changes have none.
             self._happened.wait(min(_LOOK_AGAIN, left))
             self._happened.clear()
         return True
 
     @contextmanager
     def watching(self, domain: Any, event: int) -> Iterator[list[Any]]:
-        """Collect a domain's events of one kind: what each says beside connection and domain.
+        """Collect the details of a domain's events of one type.
 
-        Where the driver has none, this collects nothing, and `wait` looks again at each tick.
+        Where the driver has no events, this collects nothing, and `wait` polls.
         """
         seen: list[Any] = []
         if not self._events:
@@ -245,19 +245,19 @@ class Connection:
 
 
 _LOOK_AGAIN = 0.5  # seconds
-_PING_SECONDS, _PINGS = 10, 6  # how often another machine is asked for a sign of life
+_PING_SECONDS, _PINGS = 10, 6  # keepalive of another machine
 
 _STARTING = threading.Lock()
 
 
 @cache
 def _start_events() -> None:
-    """Have a thread answer libvirt's daemons for as long as this process lives.
+    """Start a thread that answers libvirt's daemons for as long as this process lives.
 
-    One that gets no answer to its pings for half a minute ends the connection, and converting a
-    stemcell takes longer than that.
+    A daemon that gets no answer to its pings for half a minute closes the connection, and
+    converting a stemcell takes longer than that.
     """
-    # It would write every error to stderr, also those that are expected.
+    # The default handler writes every error to stderr, also expected ones.
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     libvirt.virEventRegisterDefaultImpl()
     threading.Thread(target=_handle_events, name="libvirt", daemon=True).start()
@@ -279,7 +279,7 @@ IS_RUNNING, IS_OFF, IS_PAUSED = (
 SPARSE_UPLOAD = libvirt.VIR_STORAGE_VOL_UPLOAD_SPARSE_STREAM
 REUSE_TARGET = libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL
 RESIZE_BYTES = libvirt.VIR_DOMAIN_BLOCK_RESIZE_BYTES
-# Whatever else libvirt keeps of a domain goes with it.
+# All that libvirt keeps of a domain.
 UNDEFINE_ALL = (
     libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
     | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
@@ -293,7 +293,7 @@ JOB_COMPLETED = libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED
 
 
 def statistics(connection: Any) -> list[Any]:
-    """Each running domain with what it uses. Raises libvirt's error."""
+    """Return each running domain with its usage. Raises libvirt's error."""
     what = (
         libvirt.VIR_DOMAIN_STATS_CPU_TOTAL
         | libvirt.VIR_DOMAIN_STATS_BALLOON
@@ -305,12 +305,12 @@ def statistics(connection: Any) -> list[Any]:
 
 
 def version_of_library() -> int:
-    """libvirt's version, as it counts: 9.1.0 is 9001000."""
+    """Return libvirt's version as a number: 9.1.0 is 9001000."""
     return int(libvirt.getVersion())
 
 
 def destroy(domain: Any) -> None:
-    """Turn a domain off, if it is not. Raises libvirt's error."""
+    """Turn a domain off, if it runs. Raises libvirt's error."""
     try:
         domain.destroy()
     except libvirt.libvirtError as error:
@@ -322,7 +322,7 @@ def destroy(domain: Any) -> None:
 
 
 def ask_again(domain: Any, device: str) -> None:
-    """Ask a domain once more to release a device; it may refuse to be asked twice."""
+    """Ask a domain once more to release a device; it may refuse."""
     with suppress(libvirt.libvirtError):
         domain.detachDeviceFlags(device, LIVE)
 
@@ -351,18 +351,18 @@ def undefine_plain(domain: Any) -> None:
         time.sleep(_PAUSE)
 
 
-# VBOX_E_INVALID_OBJECT_STATE, which newer libvirts tell in VirtualBox' words.
+# VBOX_E_INVALID_OBJECT_STATE, for which newer libvirts use VirtualBox' text.
 _HELD = ("rc=80bb0007", "while it is locked")
 _TRIES, _PAUSE = 20, 0.5  # seconds
 
 
 def metadata(domain: Any, namespace: str) -> str:
-    """An element of a domain's metadata as XML, "" if there is none. Raises CPIError."""
+    """Return an element of a domain's metadata as XML, "" for none. Raises CPIError."""
     return lookup_or_none(domain.metadata, METADATA, namespace, CONFIG) or ""
 
 
 def set_metadata(domain: Any, element: str, prefix: str, namespace: str) -> None:
-    """Replace an element of a domain's metadata, now and for good. Raises libvirt's error."""
+    """Replace an element of a domain's metadata, live and persistent. Raises libvirt's error."""
     flags = BOTH if domain.isActive() else CONFIG
     domain.setMetadata(METADATA, element, prefix, namespace, flags)
 

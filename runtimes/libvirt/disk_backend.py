@@ -1,4 +1,4 @@
-"""Where persistent disks are: what the runtime asks, wherever that is."""
+"""The interface to persistent disks, wherever they are."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -7,8 +7,8 @@ from typing import Any
 from cpi.disks.disk import AnyDiskStore, Disk
 from cpi.model import JsonObject
 
-# Copies a disk, as the VM that runs with it sees it at this moment, into a new volume of this name
-# (qcow2), and returns the volume.
+# Copies a disk, as its running VM sees it at this moment, into a new volume of this name (qcow2),
+# and returns the volume.
 CopyInUse = Callable[[str], Any]
 
 
@@ -17,14 +17,14 @@ class DiskBackend(AnyDiskStore):
 
     @abstractmethod
     def has_vm(self, vm_cid: str) -> bool:
-        """Tell whether a VM that has a disk of this place is there."""
+        """Tell whether a VM that has a disk of this backend exists."""
 
     @abstractmethod
     def path(self, disk: Disk, *, unused: bool) -> str:
         """Return a disk's path for the hypervisor, ready to be opened by it.
 
         unused: no domain has it yet, nor may anything else. Raises CloudError when it is missing,
-        truncated, somebody else's, or in use.
+        truncated, another's, or in use.
         """
 
     @abstractmethod
@@ -35,4 +35,4 @@ class DiskBackend(AnyDiskStore):
 
     @abstractmethod
     def delete_snapshot(self, snapshot_cid: str) -> None:
-        """Delete a snapshot, if it is there."""
+        """Delete a snapshot, if it exists."""

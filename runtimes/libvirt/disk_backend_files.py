@@ -1,4 +1,4 @@
-"""Disks as files of this machine, where libvirt is too: the same ones that containers mount."""
+"""Disks as files of this machine, which is libvirt's too; containers mount the same files."""
 
 import os
 from collections.abc import Mapping
@@ -19,10 +19,10 @@ _HOURS = 24 * 3600.0  # seconds; a disk takes as long as it takes
 
 
 class FileDiskBackend(DiskStore, DiskBackend):
-    """The disks of cpi.disks.disk_store, as every runtime of this machine has them."""
+    """The disks of cpi.disks.disk_store, which every runtime of this machine shares."""
 
     def __init__(self, folders: Mapping[str, Path], layout: Layout, pool: StoragePool) -> None:
-        """pool: for what the hypervisor writes itself."""
+        """pool: for the volumes that the hypervisor writes."""
         super().__init__(folders)
         self._layout = layout
         self._pool = pool
@@ -40,7 +40,7 @@ class FileDiskBackend(DiskStore, DiskBackend):
         return str(image)
 
     def _let_through(self, image: Path) -> None:
-        """Let the hypervisor's user pass through the folders above a disk, and list nothing."""
+        """Let the hypervisor's user traverse the folders above a disk, but not list them."""
         for folder in (image.parent, self._layout.state_dir):
             mode = folder.stat().st_mode
             if not mode & 0o001:
@@ -62,7 +62,7 @@ class FileDiskBackend(DiskStore, DiskBackend):
         snapshots.take(disk, snapshot_cid, metadata, copy=copy)
 
     def _copy_in_use(self, disk: Disk, target: Path, copy_in_use: CopyInUse) -> None:
-        """Through a volume that leaves out holes: a raw one would get all of its room reserved."""
+        """Copy through a qcow2 volume: libvirt would allocate all of a raw one."""
         name = disk.cid + BACKUP
         try:
             source = path_of(copy_in_use(name))

@@ -1,8 +1,8 @@
 """Disks as volumes of libvirt's storage pool, for a libvirt that is on another machine.
 
 `<disk cid>.raw` is the disk, laid out as everywhere (cpi.disks.raw_image), and `<disk cid>.facts`
-has what the CPI knows of it. The facts are written last: without them the first is what a killed
-call left. `<snapshot cid>.snapshot` is a snapshot (qcow2), with facts beside it too.
+has its facts. These are written last: a disk without them is what a killed call left.
+`<snapshot cid>.snapshot` is a snapshot (qcow2), with facts beside it too.
 """
 
 import json
@@ -30,18 +30,18 @@ from runtimes.libvirt.xml import domain_xml
 from runtimes.libvirt.xml.storage_xml import Volume
 
 _DISK, _FACTS, _SNAPSHOT = ".raw", ".facts", ".snapshot"
-# Bytes of all facts, JSON and then spaces: a page, which is one message and is written at once, so
-# that no reader finds half of it.
+# Bytes of facts, JSON padded with spaces: a page, which is one message, written at once, so that no
+# reader gets half of it.
 _FACTS_SIZE = 4096
 
 
 class VolumeDiskBackend(DiskBackend):
-    """The disks in one pool. Nothing of them stays on this machine."""
+    """The disks in one pool. Nothing of them is on this machine."""
 
     def __init__(
         self, connection: Connection, pool: StoragePool, here: DiskStore, layout: Layout, log: Log
     ) -> None:
-        """here: this machine's disks, which are of no use to libvirt elsewhere."""
+        """here: this machine's disks, which libvirt elsewhere cannot use."""
         self._connection = connection
         self._pool = pool
         self._here = here
@@ -103,7 +103,7 @@ class VolumeDiskBackend(DiskBackend):
         return self._connection.domain(vm_cid) is not None
 
     def attached_to(self, vm_cid: str) -> list[str]:
-        # The domain tells at once; the facts of every disk would be a message each.
+        # One message for the domain, instead of one for the facts of each disk.
         domain = self._connection.domain(vm_cid)
         if domain is None:
             return []
@@ -122,7 +122,7 @@ class VolumeDiskBackend(DiskBackend):
         return path_of(volume)
 
     def _volume(self, disk: Disk) -> Any:
-        """A disk's volume. Raises CloudError when it is missing or truncated."""
+        """Return a disk's volume. Raises CloudError when it is missing or truncated."""
         volume = self._pool.find(disk.cid + _DISK)
         problem, whole = "", disk.size * images.MIB
         if volume is None:
@@ -153,9 +153,9 @@ class VolumeDiskBackend(DiskBackend):
 
     @contextmanager
     def _scratch_file(self, cid: str) -> Iterator[Path]:
-        """Give the path of a file to be uploaded, gone at the end. Nobody has the CID yet.
+        """Give the path of a file to upload, under the lock of its new CID; remove it at the end.
 
-        Files of killed calls, known by their locks, go as well.
+        Files of killed calls, which are not locked, are removed as well.
         """
         folder, run_dir = self._layout.scratch, str(self._layout.run_dir)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -202,7 +202,7 @@ class VolumeDiskBackend(DiskBackend):
             self.change(disk.cid, size=size_mib)
 
     def settle(self, disk_cid: str) -> None:
-        """Nothing: only agents can do anything about what is on another machine."""
+        """Do nothing: only agents can grow file systems on another machine."""
 
     def update(self, disk_cid: str, size_mib: int, properties: DiskProperties) -> None:
         disk = self._get_free(disk_cid)

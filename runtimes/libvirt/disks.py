@@ -1,6 +1,6 @@
-"""Persistent disks in domains, wherever the disks are (disk_backend); a domain has one as a file.
+"""Persistent disks in domains, as files of any disk_backend.
 
-Which VM has a disk is in the disk's facts, so that a disk goes from a container to a VM and back.
+The disk's facts say which VM has it, so that a disk can move between containers and VMs.
 """
 
 import math
@@ -28,12 +28,12 @@ _ASK_AGAIN = 2.0  # seconds
 
 
 def serial_of(disk_cid: str) -> str:
-    """What a disk is called inside the VM: the beginning of its CID's last part."""
+    """Return a disk's serial in the VM: the beginning of its CID's last part."""
     return disk_cid.rsplit("-", 1)[1][:_SERIAL]
 
 
 def hint_of(serial: str, resolution: str) -> Json:
-    """How an agent finds a disk by its serial (bosh-agent, infrastructure/devicepathresolver).
+    """Return the hint for a disk's serial (bosh-agent, infrastructure/devicepathresolver).
 
     A virtio resolver takes a path. By a CID of 20 characters or more it looks for the disk itself
     first, without success. A scsi resolver takes the end of a link's name.
@@ -55,11 +55,11 @@ class Disks:
         self._log = log
 
     def get(self, disk_cid: str) -> Disk:
-        """Return a disk's facts, taken from a VM that is gone. Raises DiskNotFound."""
+        """Return a disk's facts, after detaching it from a VM that is gone. Raises DiskNotFound."""
         return self._backend.get_reclaimed(disk_cid, self._backend.has_vm, self._log)
 
     def attach(self, vm_cid: str, domain: Any, resolution: str, disk: Disk, undo: Undo) -> Json:
-        """Give a disk to a VM and return the hint; twice is once. Raises CloudError."""
+        """Attach a disk to a VM and return the hint; idempotent. Raises CloudError."""
         disk.require_free_for(vm_cid)
         serial = serial_of(disk.cid)
         layers = _layers(is_running(domain))
@@ -95,9 +95,9 @@ class Disks:
             domain.attachDeviceFlags(document, sum(lacking))
 
     def release(self, vm_cid: str, domain: Any, disk_cid: str) -> None:
-        """Take a disk out of a VM, running or not, and off its facts.
+        """Detach a disk from a VM, running or not, and from its facts.
 
-        Raises CloudError when the VM does not let go of it; then it still has the disk.
+        Raises CloudError when the VM does not release it; then it still has the disk.
         """
         serial = serial_of(disk_cid)
         running = is_running(domain)
@@ -109,20 +109,20 @@ class Disks:
         self.forget(vm_cid, disk_cid)
 
     def forget(self, vm_cid: str, disk_cid: str) -> None:
-        """Record that a VM has a disk no more."""
+        """Record that a VM no longer has a disk."""
         disk = self._backend.find(disk_cid)
         if disk is None or disk.attached_to != vm_cid:
             return
         self._backend.change(disk_cid, attached_to="")
         try:
             self._backend.settle(disk_cid)
-        except CPIError as error:  # it is detached all the same, and has what it had
+        except CPIError as error:  # it is detached all the same, and unchanged
             self._log.warn(f"{disk_cid} keeps the file system's size: {error.message}")
 
     def _unplug(
         self, vm_cid: str, domain: Any, disk_cid: str, attached: domain_xml.Attached
     ) -> None:
-        """Have the VM's own kernel let go of a disk, and wait until it has."""
+        """Ask the guest to release a disk, and wait until it has."""
         doing = f"detaching the disk {disk_cid} from the VM {vm_cid}"
         seconds = self._domains.config.integer(f"{self._profile.name}.detach_timeout")
         end = time.monotonic() + seconds
@@ -135,7 +135,7 @@ class Disks:
             while not self._connection.wait(gone, min(_ASK_AGAIN, end - time.monotonic())):
                 if time.monotonic() >= end:
                     break
-                # A VM that was still booting has not heard the first time.
+                # A guest that was still booting has missed the first request.
                 client.ask_again(domain, _document(attached))
         if not gone():
             raise CloudError(
@@ -145,7 +145,7 @@ class Disks:
             )
 
     def grow(self, domain: Any, disk: Disk, size_mib: int) -> None:
-        """Grow a disk in a running VM, whose agent uses the room when it mounts it next."""
+        """Grow a disk in a running VM, whose agent grows the file system at the next mount."""
         disk.require_growth(size_mib)
         if not self._profile.block_resize:
             raise NotSupported(f"{self._profile.name} cannot grow a disk that a VM has")
@@ -173,7 +173,7 @@ class Disks:
         self._backend.snapshot(disk, snapshot_cid, metadata, copy_in_use)
 
     def _back_up(self, domain: Any, disk: Disk, name: str) -> Any:
-        """Copy a disk in use, as it is at this moment, into a new volume; it may be left there."""
+        """Copy a disk in use, as of this moment, into a new volume, which errors may leave."""
         attached = self._in_use(domain, disk)
         doing = f"copying the disk {disk.cid}"
         self._end_job(domain, doing)
@@ -192,7 +192,7 @@ class Disks:
         return volume
 
     def _end_job(self, domain: Any, doing: str) -> None:
-        """End what a killed call left at work in the domain."""
+        """Abort the domain's job, if a killed call left one."""
         with translated_errors(doing):
             if domain.jobInfo()[0]:
                 self._log.warn(f"{doing}: ending a job that another call left")
@@ -204,7 +204,7 @@ def _layers(running: bool) -> list[int]:
 
 
 def _document_of(domain: Any, layer: int) -> str:
-    """A domain as it runs, or as it will start."""
+    """Return the document of a domain as it runs, or as it will start."""
     with translated_errors("looking at a VM's disks"):
         return str(domain.XMLDesc(client.INACTIVE_XML if layer == client.CONFIG else 0))
 

@@ -1,7 +1,7 @@
-"""Domains: how a VM is defined, started, stopped and forgotten, and what the CPI knows of it.
+"""Domains: defining, starting, stopping and deleting a VM, and its facts.
 
-Where the hypervisor keeps no metadata, that is in notes: files of this machine, by which a domain
-is also defined again.
+Where the hypervisor keeps no metadata, the facts are in notes: files of this machine, from which a
+domain is also defined again.
 """
 
 from dataclasses import dataclass
@@ -34,11 +34,11 @@ class Domains:
     # Looking
 
     def find(self, vm_cid: str) -> Any:
-        """The VM's domain, or None."""
+        """Return the VM's domain, or None."""
         return self.connection.domain(vm_cid)
 
     def exists(self, vm_cid: str) -> bool:
-        """Tell whether there is a VM, also while it is being defined again."""
+        """Tell whether a VM exists, also while it is being defined again."""
         return self.find(vm_cid) is not None or self._is_noted(vm_cid)
 
     def _is_noted(self, vm_cid: str) -> bool:
@@ -50,7 +50,7 @@ class Domains:
             raise VMNotFound(f"libvirt ({self.connection.uri}) has no VM {vm_cid}")
 
     def get(self, vm_cid: str) -> Any:
-        """The VM's domain, for who has its lock. Raises VMNotFound."""
+        """Return the domain of a VM whose lock is held. Raises VMNotFound."""
         domain = self.find(vm_cid)
         if domain is None:
             self.require(vm_cid)
@@ -60,7 +60,7 @@ class Domains:
         return domain
 
     def running_with(self, vm_cid: str) -> Any:
-        """The domain of a VM that runs, or None; also for the CID ""."""
+        """Return the domain of a VM that runs, or None; also for the CID ""."""
         domain = self.find(vm_cid) if vm_cid else None
         return domain if domain is not None and is_running(domain) else None
 
@@ -92,11 +92,11 @@ class Domains:
             if not is_running(domain):
                 self.start(domain)
         except CloudError:
-            if not is_running(domain):  # else libvirt was just about to do it
+            if not is_running(domain):  # else libvirt has started it meanwhile
                 raise
 
     def stop(self, vm_cid: str) -> None:
-        """Shut down a VM that runs, or turn it off when it does not within its time."""
+        """Shut down a VM that runs, or turn it off after the timeout."""
         domain = self.running_with(vm_cid)
         if domain is None:
             return
@@ -106,7 +106,7 @@ class Domains:
                 client.destroy(domain)
 
     def _shuts_down(self, vm_cid: str, domain: Any, seconds: float) -> bool:
-        """Press the power button, and wait until that has worked."""
+        """Press the power button, and tell whether the VM has shut down in time."""
         try:
             with (
                 self.connection.watching(domain, client.LIFECYCLE),
@@ -122,10 +122,10 @@ class Domains:
         return ended
 
     def delete(self, vm_cid: str) -> None:
-        """Turn a VM off and forget it, if it is there."""
+        """Turn a VM off and undefine it, if it exists."""
         domain = self.find(vm_cid)
         if not self.profile.metadata:
-            self.notes.forget(vm_cid)  # before it is gone: what is noted is defined again
+            self.notes.forget(vm_cid)  # first, since what is noted is defined again
         if domain is None:
             return
         with translated_errors(f"deleting the VM {vm_cid}"):
@@ -138,7 +138,7 @@ class Domains:
     def redefine(self, vm_cid: str, document: str) -> None:
         """Stop a VM, define it by another document, and start it if it ran.
 
-        When that fails the VM is what it was. Raises VMNotFound, CloudError.
+        A failure rolls that back. Raises VMNotFound, CloudError.
         """
         running = is_running(self.get(vm_cid))
         old = self.notes.document(vm_cid)
@@ -154,7 +154,7 @@ class Domains:
             self._replace(vm_cid, document, start=start)
 
     def _replace(self, vm_cid: str, document: str, *, start: bool) -> None:
-        """Define a VM that does not run again. Killed here, `get` goes on by what is noted."""
+        """Define a stopped VM again. After a kill, `get` continues from the notes."""
         facts = self.notes.facts(vm_cid)
         self.notes.write(vm_cid, facts, document)
         domain = self.find(vm_cid)
@@ -169,11 +169,11 @@ class Domains:
 
     @property
     def notes(self) -> Notes:
-        """Of VMs whose hypervisor keeps no metadata."""
+        """The notes of VMs whose hypervisor keeps no metadata."""
         return Notes(self.layout)
 
     def facts(self, domain: Any) -> Facts:
-        """What the CPI knows of a domain."""
+        """Return a domain's facts."""
         if not self.profile.metadata:
             return self.notes.facts(domain.name())
         text = client.metadata(domain, domain_xml.NAMESPACE)
@@ -183,7 +183,7 @@ class Domains:
             raise CloudError(f"the VM {domain.name()} has damaged metadata: {error}") from None
 
     def set_facts(self, domain: Any, facts: Facts) -> None:
-        """Replace what the CPI knows of a domain."""
+        """Replace a domain's facts."""
         if not self.profile.metadata:
             self.notes.write(domain.name(), facts, self.notes.document(domain.name()))
             return
@@ -193,7 +193,7 @@ class Domains:
             )
 
     def is_unfinished(self, vm_cid: str) -> bool:
-        """Tell whether a VM's creation has not come to its end, or there is none."""
+        """Tell whether a VM's creation has not finished, or there is no VM."""
         if not self.profile.metadata:
             return not self.notes.facts(vm_cid).complete
         domain = self.find(vm_cid)

@@ -1,6 +1,6 @@
-"""What calls that were killed left behind, recognised by having no owner.
+"""Finds resources that killed calls orphaned.
 
-Only on this machine: another's CPI may use a pool that is elsewhere, and its locks are not seen.
+Only on this machine: a pool elsewhere may have other users, whose locks are not visible here.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ _PART = ".part"  # of a volume that is a file, before it is whole
 
 
 class Sweep:
-    """Looks for garbage of one runtime."""
+    """Finds the garbage of one runtime."""
 
     def __init__(self, vms: VMs) -> None:
         self._vms = vms
@@ -30,7 +30,7 @@ class Sweep:
         self._runtime = vms.profile.name
 
     def orphans(self) -> list[Garbage]:
-        """VMs without an end of their creation, and copies of disks that are finished with."""
+        """Return VMs whose creation has not finished, and unused copies of disks."""
         orphans: dict[str, Garbage] = {}
         for name in sorted(self._pool.names()):
             stem, dot, part = name.removesuffix(_PART).partition(".")
@@ -43,7 +43,7 @@ class Sweep:
         return [orphan for orphan in orphans.values() if not self._is_held(orphan.lock)]
 
     def all(self) -> list[Garbage]:
-        """Everything that is orphaned."""
+        """Return everything that is orphaned."""
         garbage = {orphan.name: orphan for orphan in self.orphans()}
         imports = killed_imports(self._layout, self._runtime)
         for item in (*self._folders(), *self._stemcells(), *imports):

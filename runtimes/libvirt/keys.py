@@ -6,20 +6,19 @@ _NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,75}"
 
 
 def _keys(runtime: str, scheme: str, path: str, uris: str, pool_path: str) -> tuple[Key, ...]:
-    """The keys that every hypervisor has.
+    """Return the keys that every hypervisor has.
 
-    scheme, path: of its usual URI; uris: what else it can be; pool_path: what the folder of its
-    volumes is.
+    scheme, path: of its default URI; uris: what else it can be; pool_path: of the folder of its
+    volumes.
     """
     return (
         Key(
             f"{runtime}.uri",
-            type="string",
             default=f"{scheme}:///{path}",
             pattern=rf"{scheme}(\+[a-z0-9]+)?://\S*",
             doc=f"libvirt's connection URI: {uris}",
         ),
-        Key(f"{runtime}.pool_path", type="path", default="", doc=pool_path),
+        Key(f"{runtime}.pool_path", type="path", doc=pool_path),
         Key(
             f"{runtime}.cpu",
             type="integer",
@@ -74,30 +73,20 @@ KEYS = (
     ),
     Key(
         "kvm.accelerator",
-        type="string",
         default="auto",
         choices=("auto", "kvm", "qemu"),
         doc="`kvm` insists on /dev/kvm, `qemu` does without, `auto` takes it where libvirt finds "
         "it usable and warns where not.",
     ),
-    Key(
-        "kvm.pool",
-        type="string",
-        default="bosh",
-        pattern=_NAME,
-        doc="Storage pool for VMs and stemcells.",
-    ),
+    Key("kvm.pool", default="bosh", pattern=_NAME, doc="Storage pool for VMs and stemcells."),
     Key(
         "kvm.network",
-        type="string",
-        default="",
         pattern=rf"({_NAME})?",
         doc="libvirt network for VMs whose networks name neither a bridge nor a network. Empty "
         "means the bridge that containers use; on another machine, where there is none, `bosh`.",
     ),
     Key(
         "kvm.firmware",
-        type="string",
         default="bios",
         choices=("bios", "uefi"),
         client=True,
@@ -105,8 +94,6 @@ KEYS = (
     ),
     Key(
         "kvm.machine",
-        type="string",
-        default="",
         pattern=_WORD,
         client=True,
         doc="Machine type, such as `q35`. Empty means `pc`, whose disks come and go with every "
@@ -114,8 +101,6 @@ KEYS = (
     ),
     Key(
         "kvm.cpu_model",
-        type="string",
-        default="",
         pattern=_WORD,
         client=True,
         doc="CPU model in libvirt's words, or `host`. Empty means `host` with KVM, else QEMU's "

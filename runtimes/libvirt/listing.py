@@ -19,7 +19,7 @@ _STATES = {client.IS_RUNNING: RUNNING, client.IS_OFF: STOPPED, client.IS_PAUSED:
 
 
 def vms(domains: Domains) -> list[VMView]:
-    """All VMs of this CPI, by CID; other domains of that libvirt are none."""
+    """Return all VMs of this CPI, by CID, and no other domains."""
     views = [
         _view(domains, domain)
         for domain in domains.connection.domains()
@@ -36,7 +36,7 @@ def _view(domains: Domains, domain: Any) -> VMView:
     name = domain.name()
     facts = domains.facts(domain)
     with translated_errors(f"looking at the VM {name}"):
-        state, most, _, cpus, _ = domain.info()
+        state, memory, _, cpus, _ = domain.info()
     folder = domains.layout.vm(name)
     return VMView(
         cid=name,
@@ -45,23 +45,23 @@ def _view(domains: Domains, domain: Any) -> VMView:
         stemcell=facts.stemcell,
         addresses=_addresses(domains.layout, name),
         cpu=float(cpus),
-        memory=most >> 10,
+        memory=memory >> 10,
         created_at=folder.stat().st_ctime if folder.is_dir() else None,
         metadata=facts.metadata,
     )
 
 
 def _addresses(layout: Layout, vm_cid: str) -> tuple[str, ...]:
-    """What CNI gave, and what was reserved on libvirt's own networks of this machine."""
+    """Return addresses from CNI, and those on libvirt's own networks of this machine."""
     attachments = attachments_in(layout.vm(vm_cid) / STATE)
     given = [ip for attachment in attachments for ip, _, _ in addresses(attachment.result or {})]
     return (*given, *reserved(layout.addresses, vm_cid))
 
 
-def stemcells(pool: StoragePool, runtime: str, usual: str) -> list[StemcellView]:
-    """All imported stemcells. usual: the runtime that names those that several have."""
+def stemcells(pool: StoragePool, runtime: str, default: str) -> list[StemcellView]:
+    """Return all imported stemcells. default: the runtime that names shared ones."""
     views = [
-        StemcellView(cid=cid.new(usual, cid.STEMCELL, name.removesuffix(FACTS)), runtime=runtime)
+        StemcellView(cid=cid.new(default, cid.STEMCELL, name.removesuffix(FACTS)), runtime=runtime)
         for name in pool.names()
         if name.endswith(FACTS)
     ]
@@ -69,7 +69,7 @@ def stemcells(pool: StoragePool, runtime: str, usual: str) -> list[StemcellView]
 
 
 def used(connection: Connection, runtime: str) -> list[Usage]:
-    """What each running VM has used. Raises NotSupported where the driver does not count."""
+    """Return the usage of each running VM. Raises NotSupported where the driver has none."""
     with translated_errors("asking libvirt what its domains use"):
         counted = client.statistics(connection.raw)
     usages = [

@@ -37,8 +37,9 @@ class Nics:
         addresses: Addresses,
         lock: Callable[[str], Any],
     ) -> None:
-        """host: this machine's networks, None when libvirt is elsewhere; addresses: on libvirt's
-        own networks.
+        """host: this machine's networks, None when libvirt is elsewhere.
+
+        addresses: on libvirt's own networks.
         """
         self._connection = domains.connection
         self._profile = domains.profile
@@ -54,10 +55,9 @@ class Nics:
             self._host.require_free(spec)
 
     def connect(self, spec: VMSpec, folder: Path) -> list[tuple[Network, Interface]]:
-        """Make a VM's place on each of its networks; return them with addresses and interfaces.
+        """Connect a VM to its networks; return them with addresses and interfaces.
 
-        Raises CloudError, NetworkNotFound, NotSupported; then `disconnect` takes away what there
-        is.
+        Raises CloudError, NetworkNotFound, NotSupported; `disconnect` undoes it, even half-way.
         """
         names = self._on_libvirt(spec)
         if not self._host and not self._profile.networks:
@@ -78,15 +78,15 @@ class Nics:
         ]
 
     def disconnect(self, vm_cid: str, folder: Path) -> None:
-        """Give a VM's places back; what is gone is no error."""
+        """Disconnect a VM from its networks; idempotent."""
         self._addresses.release(vm_cid)
         if self._host:
             self._host.disconnect(vm_cid, folder)
 
     def restore(self, vm_cid: str, folder: Path, start: Callable[[], None]) -> bool:
-        """Make again what a restart of the host took of a VM's bridges; tell whether it did.
+        """Restore a VM's bridges after a restart of the host, and `start` it; tell whether it did.
 
-        start: starts the VM, which belongs to it. On networks of libvirt's there is nothing to do.
+        Networks of libvirt need nothing.
         """
         host = self._host
         if host is None or not host.has_any(folder) or host.is_whole(vm_cid, folder):
@@ -110,7 +110,7 @@ class Nics:
         for network, (bridge, _) in zip(networks, bridges, strict=True):
             by_bridge.setdefault(bridge, []).append(network)
         for bridge, own in by_bridge.items():
-            self._have_at_boot(bridge, own)
+            self._autostart_bridge(bridge, own)
         return [
             (
                 replace(network, preconfigured=False),
@@ -124,8 +124,8 @@ class Nics:
             for index, (network, (bridge, mtu)) in enumerate(zip(networks, bridges, strict=True))
         ]
 
-    def _have_at_boot(self, bridge: str, networks: Sequence[Network]) -> None:
-        """Have libvirt make the bridge when the host starts, before it starts the VMs on it."""
+    def _autostart_bridge(self, bridge: str, networks: Sequence[Network]) -> None:
+        """Let libvirt make the bridge when the host starts, before it starts the VMs on it."""
         if not self._profile.autostart:
             return
         name = f"bosh-{bridge}"
@@ -148,7 +148,7 @@ class Nics:
     # Networks of libvirt
 
     def _on_libvirt(self, spec: VMSpec) -> dict[str, str]:
-        """Which of a VM's networks are libvirt's, and their names there."""
+        """Return which of a VM's networks are libvirt's, with their names there."""
         names: dict[str, str] = {}
         if not self._profile.networks:
             return names
@@ -193,7 +193,7 @@ class Nics:
         return replace(network, mac=mac, preconfigured=False), interface
 
     def _active(self, name: str, network: Network) -> LibvirtNetwork:
-        """Libvirt's network of this name, running. The usual one is made when it is missing."""
+        """Return libvirt's network of this name, running. The default one is made when missing."""
         active = self._connection.network(name)
         with translated_errors(f"starting the network {name}"):
             if active is None:
@@ -227,9 +227,9 @@ def _gateways(networks: Sequence[Network]) -> list[IPInterface]:
 def _addressed(
     network: Network, gateways: Sequence[IPInterface], reserve: Callable[[str], str], vm_cid: str
 ) -> Network:
-    """Reserve the first free address of its subnets for a dynamic network. Raises CloudError.
+    """Reserve the first free address of the subnets for a dynamic network. Raises CloudError.
 
-    reserve: tells which VM has an address then.
+    reserve: returns the VM that has an address then.
     """
     for gateway in gateways:
         subnet = gateway.network
@@ -247,6 +247,6 @@ def _addressed(
 
 
 def mac_of(vm_cid: str, index: int) -> str:
-    """A locally administered MAC for a VM's interface, the same at every call."""
+    """Return a locally administered MAC for a VM's interface, the same at every call."""
     digest = hashlib.sha256(f"{vm_cid}/{index}".encode()).hexdigest()
     return ":".join(["52", "54", "00", digest[:2], digest[2:4], digest[4:6]])

@@ -1,8 +1,8 @@
-"""Hypervisors as data: what libvirt's driver for each can do, and how it is asked.
+"""Hypervisors as data: what libvirt's driver for each can do, and how to ask for it.
 
-Policy reads these and names no hypervisor; what is VirtualBox' alone is in the modules with its
-name. A new one is a Profile here, a class of three lines in runtime.py, its configuration keys, an
-entry in the registry, and a test class. See docs/adding-a-runtime.md.
+Only `virtualbox` modules are specific to a hypervisor. A new one needs a Profile here, a class of
+three lines in runtime.py, its configuration keys, an entry in the registry, and a test class. See
+docs/adding-a-runtime.md.
 """
 
 from dataclasses import dataclass
@@ -16,31 +16,27 @@ from cpi.model import VMProperties
 class Profile:
     """One hypervisor, as libvirt's driver presents it.
 
-    name: of the runtime. domain_types: libvirt's words for how to run a domain, the best first; the
-    second is what runs when the host lacks the first. base_format: of stemcells' volumes and
-    clone_format: of what is copied on write from them, in libvirt's words. disk_format: of
-    persistent disks that the hypervisor opens. bus: of disks whose stemcell resolves "virtio" and
-    "scsi" paths. settings_device: kind and bus of the device that the settings come on. nic: the
-    model of network interfaces.
+    name: of the runtime. domain_types: of libvirt, the best first; the second is used when the host
+    lacks the first. clone_format: of volumes that are copied on write from stemcells. disk_format:
+    of persistent disks that the hypervisor opens. bus: of disks whose stemcell resolves "virtio"
+    and "scsi" paths. settings_device: type and bus of the device with the settings. nic: the model
+    of network interfaces.
 
     What its driver can do: uploads (volumes are streamed, so libvirt may be elsewhere), hotplug
     (disks come and go while it runs), metadata (facts in the domain's own document), serials (of
-    disks), block_resize, backup (copies of a disk in use), events, autostart, console (into a
-    file), bridges (of the host), networks (of libvirt), lookups (tell "not there" from a failure),
-    concurrent (several calls at once), starts (without a display), cpu_shares
-    (parts of a CPU).
+    disks), block_resize, backup (copies of a disk in use), events, autostart, networks (of
+    libvirt), lookups (tell "not there" from a failure), concurrent (several calls at once), starts
+    (without a display), cpu_shares (parts of a CPU).
 
     packages: of Debian, that bring the hypervisor and libvirt's driver for it.
 
     document: the dialect of its domains' documents, of vms.DOCUMENTS. without: settings and
-    cloud_properties that its driver has no way for. interfaces: the most that a VM has, or None.
+    cloud_properties that its driver does not support. interfaces: a VM's maximum, or None.
     """
 
     name: str
     domain_types: tuple[str, ...]
-    os_type: str
     machine: str
-    base_format: str
     clone_format: str
     disk_format: str
     bus: dict[str, str]
@@ -54,8 +50,6 @@ class Profile:
     backup: bool = True
     events: bool = True
     autostart: bool = True
-    console: bool = True
-    bridges: bool = True
     networks: bool = True
     lookups: bool = True
     concurrent: bool = True
@@ -67,16 +61,14 @@ class Profile:
     interfaces: int | None = None
 
     def setting(self, config: Config, name: str) -> str:
-        """What the configuration says, "" where there is no choice."""
+        """Return a setting of the configuration, "" for one that the driver does not support."""
         return "" if name in self.without else config.text(f"{self.name}.{name}")
 
 
 KVM = Profile(
     name="kvm",
     domain_types=("kvm", "qemu"),
-    os_type="hvm",
     machine="pc",
-    base_format="raw",
     clone_format="qcow2",
     disk_format="raw",
     # By virtio-scsi, whose disks a VMware stemcell's agent finds by their serial.
@@ -91,9 +83,7 @@ KVM = Profile(
 VIRTUALBOX = Profile(
     name="virtualbox",
     domain_types=("vbox",),
-    os_type="hvm",
     machine="",
-    base_format="raw",
     clone_format="vdi",
     # A few lines that say where the raw disk is: the driver opens no raw file as a disk.
     disk_format="vmdk",
@@ -121,9 +111,9 @@ VIRTUALBOX = Profile(
 
 
 def require_possible(profile: Profile, wanted: VMProperties, networks: int) -> None:
-    """Raise NotSupported, naming the property, for a VM that the driver has no way to make.
+    """Raise NotSupported, naming the property, for a VM that the driver cannot make.
 
-    networks: how many interfaces it is to have.
+    networks: the number of its interfaces.
     """
     if wanted.host_service:
         raise NotSupported(

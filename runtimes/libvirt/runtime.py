@@ -1,4 +1,4 @@
-"""The runtimes through libvirt: the contract's verbs, handed to what does them."""
+"""The runtimes through libvirt: the contract's methods, delegated to their parts."""
 
 import base64
 import os
@@ -65,7 +65,7 @@ class LibvirtRuntime(Runtime):
             log,
             events=profile.events,
             lookups=profile.lookups,
-            turn=None if profile.concurrent else lambda: self._lock(f"libvirt-{self.name}"),
+            lock=None if profile.concurrent else lambda: self._lock(f"libvirt-{self.name}"),
         )
         self._local = self._connection.is_local
         if not self._local and not profile.uploads:
@@ -119,11 +119,9 @@ class LibvirtRuntime(Runtime):
         self._vms.set_metadata(vm_cid, metadata)
 
     def console(self, vm_cid: str) -> bytes:
-        if not self.profile.console:
-            raise NotSupported(f"{self.name} keeps no console log")
         return self._vms.console(vm_cid)
 
-    # For people
+    # For the operator
 
     def vms(self) -> "list[VMView]":
         from runtimes.libvirt import listing
@@ -295,7 +293,7 @@ class LibvirtRuntime(Runtime):
     @cached_property
     def _nics(self) -> Nics:
         host = None
-        if self._local and self.profile.bridges and not is_unprivileged():
+        if self._local and not is_unprivileged():
             host = Networks(self.config)
         addresses: Addresses = PoolAddresses(self._pool)
         if self._local:
@@ -304,15 +302,15 @@ class LibvirtRuntime(Runtime):
 
 
 def is_unprivileged() -> bool:
-    """Tell whether this process can make no networks and mounts."""
+    """Tell whether this process cannot make networks and mounts."""
     return os.geteuid() != 0
 
 
 def _short() -> str:
-    """A random identifier that makes a disk's CID shorter than 20 characters.
+    """Return a random identifier that makes a disk's CID shorter than 20 characters.
 
-    By a CID that long bosh-agent looks for a disk itself before it looks at the hint: it has udev
-    go through all devices, and waits (id_device_path_resolver.go).
+    By a longer one bosh-agent looks for a disk before it looks at the hint: it has udev go through
+    all devices, and waits (id_device_path_resolver.go).
     """
     return base64.b32encode(os.urandom(8)).decode().lower()[:_SHORT]
 

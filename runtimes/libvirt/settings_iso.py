@@ -18,15 +18,15 @@ _LABELS = {CONFIG_DRIVE: "config-2", CDROM: "env"}
 _PATHS = {CONFIG_DRIVE: "ec2/latest/user-data", CDROM: "env"}
 
 
-def render(kind: str, vm_cid: str, settings: Mapping[str, Any]) -> bytes:
-    """Return the image. Secrets are in it."""
+def render(source: str, vm_cid: str, settings: Mapping[str, Any]) -> bytes:
+    """Return the image for a settings source. It has secrets."""
     user_data = json.dumps(settings).encode()
-    if kind == CDROM:
-        return _image(_LABELS[kind], {"env": user_data})
+    if source == CDROM:
+        return _image(_LABELS[source], {"env": user_data})
     metadata = {"instance-id": vm_cid, "public-keys": {}}
     openstack = {"uuid": vm_cid, "name": vm_cid}
     return _image(
-        _LABELS[kind],
+        _LABELS[source],
         {
             "ec2/latest/meta-data.json": json.dumps(metadata).encode(),
             "ec2/latest/user-data": user_data,
@@ -36,15 +36,15 @@ def render(kind: str, vm_cid: str, settings: Mapping[str, Any]) -> bytes:
     )
 
 
-def read(kind: str, image: bytes) -> dict[str, Any]:
-    """Return the settings in an image of ours. Raises CloudError when it is none."""
+def read(source: str, image: bytes) -> dict[str, Any]:
+    """Return the settings in an image of `render`. Raises CloudError for any other."""
     import pycdlib
 
     iso = pycdlib.PyCdlib()
     content = io.BytesIO()
     try:
         iso.open_fp(io.BytesIO(image))
-        iso.get_file_from_iso_fp(content, rr_path=f"/{_PATHS[kind]}")
+        iso.get_file_from_iso_fp(content, rr_path=f"/{_PATHS[source]}")
         iso.close()
         settings: dict[str, Any] = json.loads(content.getvalue())
     except (pycdlib.pycdlibexception.PyCdlibException, ValueError) as error:
@@ -53,12 +53,12 @@ def read(kind: str, image: bytes) -> dict[str, Any]:
 
 
 def _image(label: str, files: Mapping[str, bytes]) -> bytes:
-    """An ISO 9660 image with these files, their names in Rock Ridge and Joliet."""
+    """Return an ISO 9660 image with these files, their names in Rock Ridge and Joliet."""
     import pycdlib
 
     iso = pycdlib.PyCdlib()
     iso.new(interchange_level=3, vol_ident=label, rock_ridge="1.09", joliet=3)
-    short: dict[str, str] = {"": ""}  # the plain ISO names, which nobody reads, are numbers
+    short: dict[str, str] = {"": ""}  # the plain ISO names, which are not used, are numbers
     for path, content in sorted(files.items()):
         parts = path.split("/")
         for depth in range(1, len(parts)):

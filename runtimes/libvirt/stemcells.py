@@ -1,7 +1,7 @@
-"""Stemcells as volumes: one base for each, which VMs' root disks are copied on write from.
+"""Stemcells as volumes, from which VMs' root disks are copied on write.
 
-`<id>.stemcell` is the disk, `<id>.json` says what is to be known of it. The second is written last:
-without it the first is what a killed import left.
+`<id>.stemcell` is the disk, `<id>.json` has its facts. These are written last: a disk without them
+is what a killed import left.
 """
 
 import hashlib
@@ -34,8 +34,10 @@ _ROOT = ".root"
 
 @dataclass(frozen=True)
 class Base:
-    """A stemcell's disk. path: on libvirt's machine; size: bytes; settings, resolution: as the
-    agent in it expects them (stemcell_convert.machine); key: of the upload it was made of."""
+    """A stemcell's disk. path: on libvirt's machine; size: bytes; key: of its upload.
+
+    settings, resolution: as its agent expects them (stemcell_convert.machine).
+    """
 
     path: str
     format: str
@@ -78,7 +80,7 @@ class Stemcells:
             return stemcell_cid
 
     def share(self, stemcell_cid: str, image: Path, properties: JsonObject) -> None:
-        """Import the `image` of a stemcell that another runtime has named."""
+        """Import the `image` of a stemcell under the CID that another runtime gave it."""
         from stemcell_convert.convert import raw_disk
 
         with self._importing(image, properties) as (upload, folder):
@@ -98,7 +100,7 @@ class Stemcells:
         return facts
 
     def delete(self, stemcell_cid: str) -> None:
-        """Delete a stemcell; one that is gone is no error. Raises CloudError while VMs use it."""
+        """Delete a stemcell, if it exists. Raises CloudError while VMs use it."""
         name = _id(stemcell_cid) + DISK
         volume = self._pool.find(name)
         if volume is not None:
@@ -168,18 +170,12 @@ class Stemcells:
             self._pool.delete(name + DISK)
             self._pool.delete(name + FACTS)
             undo.push(lambda: self._pool.delete(name + DISK))
-            size, volume_format = raw.stat().st_size, self._profile.base_format
-            volume = self._pool.create(Volume(name + DISK, size, volume_format, mode=SHARED))
+            size = raw.stat().st_size
+            volume = self._pool.create(Volume(name + DISK, size, mode=SHARED))
             with upload.means.report.progress(f"uploading {name}{DISK}") as show:
                 self._pool.upload(volume, raw, show)
-            base = Base(
-                path_of(volume),
-                volume_format,
-                size,
-                expected.settings,
-                expected.resolution,
-                upload.key,
-            )
+            path, settings, resolution = path_of(volume), expected.settings, expected.resolution
+            base = Base(path, "raw", size, settings, resolution, upload.key)
             document = json.dumps(asdict(base)).encode()
             undo.push(lambda: self._pool.delete(name + FACTS))
             facts = self._pool.create(Volume(name + FACTS, len(document)))
@@ -197,5 +193,5 @@ class Stemcells:
 
 
 def _id(stemcell_cid: str) -> str:
-    """What a stemcell's volumes are called: the last part of its CID, whichever runtime made it."""
+    """Return the name of a stemcell's volumes: its CID's last part, for every runtime."""
     return stemcell_cid.rsplit("-", 1)[1]

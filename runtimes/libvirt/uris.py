@@ -18,7 +18,7 @@ def without_password(text: str) -> str:
 
 
 def advice(uri: str, message: str) -> tuple[str, bool]:
-    """What to do about a connection that fails, and whether it may pass by itself."""
+    """Return what to do about a failed connection, and whether it may pass by itself."""
     if not is_local(uri):
         return _remote_advice(uri, message)
     if "No such file" in message or "Connection refused" in message:

@@ -1,7 +1,7 @@
 """The life of a VM: its folder, networks, volumes and domain.
 
 `<vm cid>.root` is copied on write from the stemcell, `.data` is the ephemeral disk, `.iso` has the
-agent's settings, `.console` what the VM prints.
+agent's settings, `.console` the console output.
 """
 
 import shutil
@@ -35,7 +35,7 @@ ROOT, DATA, ISO, CONSOLE = ".root", ".data", ".iso", ".console"
 PARTS = (ROOT, DATA, ISO, CONSOLE)
 
 _DATA_SERIAL = "ephemeral"
-_ISO_SIZE = 1 << 20  # bytes; room for hints that come later
+_ISO_SIZE = 1 << 20  # bytes; with room for later hints
 _VIRTIO_SERIAL = 20
 
 DOCUMENTS = {"qemu": domain_xml.domain, "virtualbox": virtualbox_xml.domain}
@@ -96,15 +96,15 @@ class VMs:
         return networks
 
     def _undo_definition(self, spec: VMSpec) -> None:
-        """Undo a definition; a domain of that name which somebody else has made stays."""
+        """Undo a definition; another's domain of that name stays."""
         domain = self.domains.find(spec.cid)
         ours = domain is None or self.domains.facts(domain).stemcell == spec.stemcell_cid
         if ours or not self.profile.metadata:
             self.domains.delete(spec.cid)
 
     def delete(self, vm_cid: str) -> None:
-        """Delete whatever there is of a VM, also after a create that was killed half-way."""
-        if self.backend.attached_to(vm_cid):  # what its system has not written yet counts
+        """Delete all parts of a VM, also after a killed create."""
+        if self.backend.attached_to(vm_cid):  # the guest has to flush its data
             self.domains.stop(vm_cid)
         self.clear(vm_cid)
 
@@ -128,8 +128,8 @@ class VMs:
         self.domains.start(domain)
 
     def restore(self, vm_cid: str) -> bool:
-        """Bring back what a restart of the host took of a VM's networks; tell whether it did."""
-        # The domain itself libvirt starts with the host, where its driver can.
+        """Restore a VM's networks after a restart of the host; tell whether it did."""
+        # libvirt itself starts the domain with the host, where its driver can.
         folder = self.domains.layout.vm(vm_cid)
         if unfinished.is_marked(folder) or self.domains.is_unfinished(vm_cid):
             return False
@@ -174,11 +174,9 @@ class VMs:
         wanted, accelerator = spec.properties, self._text("accelerator")
         type_ = domain_type(self.domains.connection, self.profile, accelerator, self.log)
         default_model = "host" if type_ == "kvm" else ""
-        console = f"{disks[0].path.removesuffix(ROOT)}{CONSOLE}" if self.profile.console else ""
         return Domain(
             name=spec.cid,
             type=type_,
-            os_type=self.profile.os_type,
             machine=wanted.machine or self._text("machine") or self.profile.machine,
             firmware=wanted.firmware or self._text("firmware"),
             cpu_model=wanted.cpu_model or self._text("cpu_model") or default_model,
@@ -186,7 +184,7 @@ class VMs:
             memory=wanted.memory or self._default("memory"),
             disks=tuple(disks),
             interfaces=tuple(interfaces),
-            console=console,
+            console=f"{disks[0].path.removesuffix(ROOT)}{CONSOLE}",
             facts=Facts(
                 stemcell=spec.stemcell_cid,
                 settings=base.settings,
@@ -202,16 +200,15 @@ class VMs:
         return self.domains.config.integer(f"{self.profile.name}.{name}")
 
     def _delete_volumes(self, vm_cid: str) -> None:
-        """Delete a VM's own volumes; persistent disks are none of them."""
-        if self.profile.console:
-            self.pool.refresh()  # the hypervisor makes consoles behind its back
+        """Delete a VM's own volumes, not its persistent disks."""
+        self.pool.refresh()  # the hypervisor makes consoles without the pool
         for name in (*(vm_cid + part for part in PARTS), *self._consoles(vm_cid)):
             self.pool.delete(name)
 
     def _consoles(self, vm_cid: str) -> list[str]:
-        """The files of a VM's console, the oldest first.
+        """Return the files of a VM's console, the oldest first.
 
-        virtlogd begins a new one when one is long, and keeps a few (virtlogd.conf, max_backups).
+        virtlogd rotates them by size, and keeps a few (virtlogd.conf, max_backups).
         """
         first = vm_cid + CONSOLE
         older = [name for name in self.pool.names() if name.startswith(f"{first}.")]
@@ -221,7 +218,7 @@ class VMs:
     # While it is there
 
     def console(self, vm_cid: str) -> bytes:
-        """What is kept of what a VM has printed on its console. Raises VMNotFound."""
+        """Return what is kept of a VM's console output. Raises VMNotFound."""
         self.domains.require(vm_cid)
         self.pool.refresh()
         printed = b""
@@ -232,7 +229,7 @@ class VMs:
         return printed
 
     def set_metadata(self, vm_cid: str, metadata: Mapping[str, str]) -> None:
-        """Show BOSH's metadata in the domain, instead of what was there. Raises VMNotFound."""
+        """Replace BOSH's metadata in the domain. Raises VMNotFound."""
         domain = self.domains.get(vm_cid)
         facts = replace(self.domains.facts(domain), metadata=dict(metadata))
         self.domains.set_facts(domain, facts)
@@ -256,10 +253,10 @@ def _remove(folder: Path) -> None:
 
 
 def _data_serial(vm_cid: str) -> str:
-    """Of the ephemeral disk; as long as a virtio serial may be, which agents insist on."""
+    """Return the ephemeral disk's serial, as long as virtio allows, which agents require."""
     return (_DATA_SERIAL + vm_cid.rsplit("-", 1)[1])[:_VIRTIO_SERIAL]
 
 
 def _static(network: Network) -> Network:
-    """A network as its VM's agent has to configure it: no DHCP server is asked."""
+    """Return a network as the agent has to configure it: without DHCP."""
     return replace(network, type="manual")

@@ -12,14 +12,14 @@ from typing import Any, BinaryIO
 from cpi.disks.raw_image import quiet
 from cpi.errors import CloudError
 from cpi.log import Log
-from cpi.progress import Progress
 from runtimes.libvirt import client
 from runtimes.libvirt.client import AlreadyThere, Connection, lookup_or_none, translated_errors
 from runtimes.libvirt.xml import storage_xml
 from runtimes.libvirt.xml.elements import parsed
 from runtimes.libvirt.xml.storage_xml import Volume
+from stemcell_convert.report import Progress
 
-SMALL = 16 << 20  # bytes: as much as is ever read into memory
+SMALL = 16 << 20  # bytes: the most that is read into memory
 
 _BUSY_SECONDS, _BUSY_PAUSE = 60.0, 0.05
 
@@ -30,7 +30,7 @@ class StoragePool:
     def __init__(
         self, connection: Connection, name: str, path: str, lock: Callable[[str], Any], log: Log
     ) -> None:
-        """path: of the folder on libvirt's machine; lock: holds a lock by its name."""
+        """path: of the folder on libvirt's machine; lock: returns a lock by its name."""
         self.name = name
         self._connection = connection
         self._path = path
@@ -41,7 +41,7 @@ class StoragePool:
     @property
     def raw(self) -> Any:
         """libvirt's pool, active. Raises CloudError."""
-        # After a restart of the daemon the old one is of a connection that is no more.
+        # After a restart of the daemon the old one belongs to a closed connection.
         if self._pool is None or self._pool.connect() is not self._connection.raw:
             pool = self._connection.pool(self.name)
             self._pool = pool if pool is not None and pool.isActive() else self._started()
@@ -64,13 +64,13 @@ class StoragePool:
         return pool
 
     def names(self) -> list[str]:
-        """The names of all volumes."""
+        """Return the names of all volumes."""
         with translated_errors(f"listing the storage pool {self.name}"):
             names: list[str] = self.raw.listVolumes()
         return names
 
     def find(self, name: str) -> Any:
-        """The volume of this name, or None."""
+        """Return the volume of this name, or None."""
         return lookup_or_none(self.raw.storageVolLookupByName, name)
 
     def create(self, volume: Volume) -> Any:
@@ -81,7 +81,7 @@ class StoragePool:
             with translated_errors(where):
                 return self.raw.createXML(document)
         except AlreadyThere:
-            # A file may have been put there, or have gone, without libvirt's knowledge.
+            # A file may have come or gone without libvirt.
             self.refresh()
             if self.find(volume.name) is not None:
                 raise
@@ -89,14 +89,14 @@ class StoragePool:
                 return self.raw.createXML(document)
 
     def copy(self, source: Any, volume: Volume) -> None:
-        """Make a volume with the content of another, without sending it. Raises NoDiskSpace."""
+        """Make a volume with the content of another, on libvirt's side. Raises NoDiskSpace."""
         doing = f"copying the volume {source.name()} to {volume.name}"
         document = storage_xml.volume(volume)
         with translated_errors(doing):
             self.raw.createXMLFrom(document, source, 0)
 
     def refresh(self) -> None:
-        """Have libvirt look again at what there is, once no upload or creation is running."""
+        """Have libvirt read the pool again, once no upload or creation is running."""
         end = time.monotonic() + _BUSY_SECONDS
         while True:
             try:
@@ -104,7 +104,7 @@ class StoragePool:
                     self.raw.refresh()
                 return
             except CloudError as error:
-                # Nothing tells when the work of others in the pool has come to its end.
+                # There is no event for the end of other jobs in the pool.
                 if "asynchronous jobs" not in error.message or time.monotonic() > end:
                     raise
             time.sleep(_BUSY_PAUSE)
@@ -150,7 +150,7 @@ class StoragePool:
                 raise
 
     def delete(self, name: str) -> None:
-        """Delete a volume, if it is there."""
+        """Delete a volume, if it exists."""
         volume = self.find(name)
         if volume is None:
             return
@@ -163,20 +163,20 @@ class StoragePool:
                 raise
 
     def backing(self, volume: Any) -> str:
-        """The path of what a volume is a clone of, or ""."""
+        """Return the path of what a volume is a clone of, or ""."""
         with translated_errors(f"looking at the volume {volume.name()}"):
             root = parsed(volume.XMLDesc())
         return root.findtext("backingStore/path") or ""
 
 
 def path_of(volume: Any) -> str:
-    """A volume's path on libvirt's machine."""
+    """Return a volume's path on libvirt's machine."""
     with translated_errors("looking at a volume"):
         return str(volume.path())
 
 
 def capacity_of(volume: Any, *, taken: bool = False) -> int:
-    """A volume's size as its user sees it, or the room that it has taken, in bytes."""
+    """Return a volume's capacity, or its allocation, in bytes."""
     with translated_errors("looking at a volume"):
         return int(volume.info()[2 if taken else 1])
 
@@ -193,7 +193,7 @@ def _send_file(stream: Any, file: BinaryIO, size: int, progress: Progress) -> No
         progress(os.lseek(fd, 0, os.SEEK_CUR), size)
         return data
 
-    def at_hole(_stream: Any, _opaque: Any) -> tuple[bool, int]:
+    def next_extent(_stream: Any, _opaque: Any) -> tuple[bool, int]:
         here = os.lseek(fd, 0, os.SEEK_CUR)
         data = _next_offset(fd, here, os.SEEK_DATA, size)
         if data > here:
@@ -207,12 +207,12 @@ def _send_file(stream: Any, file: BinaryIO, size: int, progress: Progress) -> No
         return os.lseek(fd, count, os.SEEK_CUR)
 
     os.lseek(fd, 0, os.SEEK_SET)
-    stream.sparseSendAll(send, at_hole, skip, None)
+    stream.sparseSendAll(send, next_extent, skip, None)
     stream.finish()
 
 
 def _next_offset(fd: int, here: int, what: int, size: int) -> int:
-    """Where data, or a hole, comes next; the end of the file when there is none."""
+    """Return where data, or a hole, comes next; the end of the file when there is none."""
     try:
         return min(os.lseek(fd, here, what), size)
     except OSError as error:
@@ -222,7 +222,7 @@ def _next_offset(fd: int, here: int, what: int, size: int) -> int:
 
 
 def _receive_bytes(stream: Any, limit: int) -> bytes:
-    """Receive what a stream brings, `limit` bytes at most. Raises ValueError for more."""
+    """Receive a stream, `limit` bytes at most. Raises ValueError for more."""
     pieces: list[bytes] = []
     total = 0
 

@@ -1,7 +1,7 @@
-"""Persistent disks of a hypervisor whose driver cannot give them to a VM that runs.
+"""Persistent disks of a hypervisor whose driver has no hotplug.
 
-The VM is stopped, defined anew with the disk or without it, and started: a power cycle. It has the
-disk as `<disk cid>.vmdk`, which says where the raw file is.
+The VM is stopped, defined again with the disk or without it, and started: a power cycle. It has the
+disk as `<disk cid>.vmdk`, which refers to the raw file.
 """
 
 import os
@@ -23,24 +23,22 @@ from runtimes.libvirt.volumes import StoragePool
 
 
 class ColdDisks(Disks):
-    """The disks of all VMs. The caller holds the locks of the disk and of its VM."""
+    """See Disks."""
 
     def __init__(
         self, domains: Domains, backend: DiskBackend, pool: StoragePool, folder: Path, log: Log
     ) -> None:
-        """folder: where VirtualBox finds the disks."""
+        """folder: for the descriptors of the disks."""
         super().__init__(domains, backend, pool, log)
         self._folder = folder
 
     def get(self, disk_cid: str) -> Disk:
-        """Return a disk's facts, taken from a VM that is gone. Raises DiskNotFound."""
         disk = super().get(disk_cid)
         if not disk.attached_to:
             self._descriptor(disk_cid).unlink(missing_ok=True)  # of the VM that is gone
         return disk
 
     def attach(self, vm_cid: str, domain: Any, resolution: str, disk: Disk, undo: Undo) -> Json:
-        """Give a disk to a VM and return the hint; twice is once. Raises CloudError."""
         disk.require_free_for(vm_cid)
         descriptor = self._descriptor(disk.cid)
         document = self._document(vm_cid)
@@ -60,7 +58,6 @@ class ColdDisks(Disks):
         return hint
 
     def release(self, vm_cid: str, domain: Any, disk_cid: str) -> None:
-        """Take a disk out of a VM, running or not, and off its facts. Raises CloudError."""
         descriptor = self._descriptor(disk_cid)
         document = self._document(vm_cid)
         noted = virtualbox_xml.has_disk(document, str(descriptor))
@@ -70,7 +67,6 @@ class ColdDisks(Disks):
         self.forget(vm_cid, disk_cid)
 
     def forget(self, vm_cid: str, disk_cid: str) -> None:
-        """Record that a VM, which has it no more, has a disk no more."""
         disk = self._backend.find(disk_cid)
         if disk is not None and disk.attached_to == vm_cid:
             self._descriptor(disk_cid).unlink(missing_ok=True)
@@ -115,5 +111,5 @@ class ColdDisks(Disks):
         part.replace(descriptor)
 
     def _descriptor(self, disk_cid: str) -> Path:
-        """Of a disk, in whichever store it is: VirtualBox remembers UUIDs with their paths."""
+        """Return a disk's descriptor, the same for every store: VirtualBox caches UUIDs by path."""
         return self._folder / f"{disk_cid}.vmdk"

@@ -1,6 +1,6 @@
-"""Volumes as files of a folder, for a driver of libvirt's that has no storage API worth the name.
+"""Volumes as files of a folder, for a driver of libvirt without a usable storage API.
 
-They are made with qemu-img, and the hypervisor opens them by their path: both are on this machine.
+They are made with qemu-img, and the hypervisor opens them by their path, on this machine.
 """
 
 import errno
@@ -13,11 +13,11 @@ from cpi.disks import raw_image as images
 from cpi.disks.raw_image import quiet
 from cpi.errors import CloudError, NoDiskSpace
 from cpi.host.process import CommandFailed, run
-from cpi.progress import Progress
 from runtimes.libvirt.client import AlreadyThere
 from runtimes.libvirt.virtualbox import media
 from runtimes.libvirt.volumes import SMALL, StoragePool
 from runtimes.libvirt.xml.storage_xml import Volume
+from stemcell_convert.report import Progress
 
 _HOURS = 24 * 3600.0  # seconds; a disk takes as long as it takes
 _HINT = "apt-get install qemu-utils"
@@ -25,44 +25,41 @@ _PART = ".part"
 
 
 class FileVolume:
-    """A volume, with the words of libvirt's."""
+    """A volume, with the methods of libvirt's."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
 
     def name(self) -> str:
-        """What it is called."""
         return self.file.name
 
     def path(self) -> str:
-        """Where it is."""
         return str(self.file)
 
     def info(self) -> tuple[int, int, int]:
-        """Kind (0, a file), size and room taken, both in bytes; a VDI's own, not its disk's."""
+        """Return type (0, a file), size and allocation, both in bytes; of a VDI, not its disk."""
         status = self.file.stat()
         return 0, status.st_size, status.st_blocks * 512
 
 
 class FolderPool(StoragePool):
-    """The same as a storage pool, without libvirt. What is there has its name, and is whole."""
+    """A storage pool without libvirt. Volumes get their names when they are complete."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def names(self) -> list[str]:
-        """The names of all volumes, and of what killed calls left of some."""
+        """Return the names of all volumes, also of those that killed calls left incomplete."""
         if not self.folder.is_dir():
             return []
         return sorted(path.name.removesuffix(_PART) for path in self.folder.iterdir())
 
     def find(self, name: str) -> FileVolume | None:
-        """The volume of this name, or None."""
         file = self.folder / name
         return FileVolume(file) if file.exists() else None
 
     def create(self, volume: Volume) -> FileVolume:
-        """Make a volume. Raises AlreadyThere, CloudError, NoDiskSpace; then there is none."""
+        """Make a volume, or nothing. Raises AlreadyThere, CloudError, NoDiskSpace."""
         file = self.folder / volume.name
         if file.exists():
             raise AlreadyThere(f"there is a volume {file}")
@@ -82,10 +79,9 @@ class FolderPool(StoragePool):
         return FileVolume(file)
 
     def refresh(self) -> None:
-        """Nothing: a folder is what it is."""
+        """Do nothing: the folder is read each time."""
 
     def upload(self, volume: FileVolume, path: Path, progress: Progress = quiet) -> None:
-        """Write a file into a volume, its holes left out."""
         mode = volume.file.stat().st_mode & 0o7777
         part = volume.file.with_name(volume.name() + _PART)
         images.copy(path, part, progress)
@@ -93,17 +89,13 @@ class FolderPool(StoragePool):
         part.replace(volume.file)
 
     def write(self, volume: FileVolume, data: bytes) -> None:
-        """Write bytes into a volume, from its beginning: a VM may have it open."""
+        """Write bytes in place: a VM may have the volume open."""
         with _translated_errors(f"writing {volume.name()}"), volume.file.open("r+b") as file:
             file.write(data)
 
     def read(
         self, volume: FileVolume, offset: int = 0, length: int = 0, limit: int = SMALL
     ) -> bytes:
-        """Read a volume from an offset (bytes) on, `length` bytes, or all of them for 0.
-
-        Raises CloudError for more than `limit`.
-        """
         with _translated_errors(f"reading {volume.name()}"), volume.file.open("rb") as file:
             file.seek(offset)
             data = file.read(length or limit + 1)
@@ -112,13 +104,12 @@ class FolderPool(StoragePool):
         return data
 
     def delete(self, name: str) -> None:
-        """Delete a volume; one that is gone is no error."""
         file = self.folder / name
         file.with_name(name + _PART).unlink(missing_ok=True)
         file.unlink(missing_ok=True)
 
     def backing(self, volume: FileVolume) -> str:
-        """Nothing: each volume is whole, a copy of its stemcell too."""
+        """Return "": clones are full copies."""
         return ""
 
 
@@ -131,7 +122,7 @@ def _make(file: Path, volume: Volume) -> None:
     _qemu_img("create", "-q", "-f", volume.format, str(file), str(size))
     if volume.backing:
         source, format_ = volume.backing
-        # Into one that is there and empty, as it may have to be larger than the stemcell.
+        # Into an existing empty one, which may be larger than the stemcell.
         argv = ["convert", "-n", "--target-is-zero", "-f", format_, "-O", volume.format]
         _qemu_img(*argv, source, str(file))
 

@@ -1,8 +1,7 @@
-"""Disks that VirtualBox opens: what they are called in the guest, and a raw file among them.
+"""Disks that VirtualBox opens: their serials in the guest, and descriptors of raw files.
 
-VirtualBox gives a guest no serial of our choice, but makes one of the medium's UUID (read from its
-source, DevATA.cpp: "VB%08x-%08x" of the first and the last four bytes). So we choose the UUIDs, by
-the file's name. Pure, but for the UUID that is written into a VDI.
+VirtualBox derives the serial from the medium's UUID (DevATA.cpp: "VB%08x-%08x" of its first and
+last four bytes). So the CPI chooses the UUIDs, by the file's name.
 """
 
 import os
@@ -41,12 +40,12 @@ ddb.uuid.parentmodification="{none}"
 
 
 def uuid_of(name: str) -> uuid.UUID:
-    """The UUID of what has this name: a VM's by its CID, a medium's by its file."""
+    """Return the UUID for a name: a VM's by its CID, a medium's by its file."""
     return uuid.uuid5(_NAMESPACE, name)
 
 
 def serial_of(name: str) -> str:
-    """What VirtualBox calls the medium of this file name inside a VM, on SATA."""
+    """Return the serial of the medium of this file name in a VM, on SATA."""
     # As VirtualBox keeps it in memory, whose last four bytes it prints as one number.
     raw = uuid_of(name).bytes_le
     first, last = (int.from_bytes(raw[start : start + 4], "little") for start in (0, 12))
@@ -54,7 +53,7 @@ def serial_of(name: str) -> str:
 
 
 def hint_of(name: str, resolution: str) -> Json:
-    """How an agent finds the medium of this file name (bosh-agent, devicepathresolver).
+    """Return the hint for the medium of this file name (bosh-agent, devicepathresolver).
 
     A scsi resolver takes the end of a link's name as a pattern, but takes dashes out of it first. A
     virtio resolver takes a path and follows it.
@@ -66,7 +65,7 @@ def hint_of(name: str, resolution: str) -> Json:
 
 
 def descriptor(name: str, raw: Path, size: int) -> str:
-    """A VMDK that says: all of this disk is in that raw file, of `size` bytes.
+    """Return the VMDK descriptor of a raw file of `size` bytes.
 
     name: of the descriptor's own file. Raises CloudError for a path that it cannot hold.
     """
@@ -79,7 +78,7 @@ def descriptor(name: str, raw: Path, size: int) -> str:
 
 
 def set_vdi_uuid(image: Path, name: str) -> None:
-    """Give a VDI that nothing uses the UUID of a file name. Raises CloudError when it is none."""
+    """Give an unused VDI the UUID of a file name. Raises CloudError when it is no VDI."""
     fd = os.open(image, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         offset, signature = _VDI_SIGNATURE

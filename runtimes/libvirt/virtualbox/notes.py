@@ -1,6 +1,6 @@
-"""What the CPI knows of VMs whose hypervisor keeps no metadata: a file in each VM's folder.
+"""Facts of VMs whose hypervisor keeps no metadata: a file in each VM's folder.
 
-It has the domain's document too, by which it is defined anew when that changes.
+It has the domain's document too, from which it is defined again when that changes.
 """
 
 from dataclasses import asdict
@@ -21,19 +21,19 @@ class Notes:
         self._layout = layout
 
     def facts(self, vm_cid: str) -> Facts:
-        """What is known of a VM, nothing of one that is not there. Raises CloudError."""
+        """Return a VM's facts, empty for one that does not exist. Raises CloudError."""
         return self._read(vm_cid)[0]
 
     def document(self, vm_cid: str) -> str:
-        """The domain as it was, or is to be, defined; "" when there is none. Raises CloudError."""
+        """Return the document of the domain; "" when there is none. Raises CloudError."""
         return self._read(vm_cid)[1]
 
     def write(self, vm_cid: str, facts: Facts, document: str) -> None:
-        """Replace what is known of a VM, whole or not at all. Raises NoDiskSpace."""
+        """Replace a VM's notes atomically. Raises NoDiskSpace."""
         write_facts(self._path(vm_cid), {"facts": asdict(facts), "domain": document})
 
     def forget(self, vm_cid: str) -> None:
-        """Know nothing of a VM any more."""
+        """Delete a VM's notes."""
         self._path(vm_cid).unlink(missing_ok=True)
 
     def _read(self, vm_cid: str) -> tuple[Facts, str]:

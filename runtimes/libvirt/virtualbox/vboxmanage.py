@@ -1,7 +1,7 @@
-"""VirtualBox' own command: for what libvirt's driver cannot do or does not tell.
+"""VirtualBox' own command, for what libvirt's driver cannot do.
 
-That driver gives one and the same error whether VirtualBox is missing, too old or too new, and it
-starts no VM without a display: VirtualBox since 6.1 refuses the empty environment that it passes.
+That driver gives the same error whether VirtualBox is missing, too old or too new, and it starts no
+VM without a display: VirtualBox since 6.1 refuses the empty environment that it passes.
 """
 
 import re
@@ -12,9 +12,9 @@ from cpi.host.process import CommandFailed, run
 
 NOT_READY = "unable to initialize VirtualBox driver API"
 
-# Since which libvirt (as libvirt counts: 9.1.0 is 9001000) which VirtualBox is taken, the newest
-# first (vbox_common.h, installUniformedAPI). In words, and from and to which major and minor.
-TAKEN: tuple[tuple[int, str, tuple[int, int], tuple[int, int]], ...] = (
+# The VirtualBox that a libvirt supports, the newest first (vbox_common.h, installUniformedAPI):
+# since which libvirt (9.1.0 is 9001000), in words, and the first and last major and minor version.
+SUPPORTED: tuple[tuple[int, str, tuple[int, int], tuple[int, int]], ...] = (
     (11_001_000, "7.0", (7, 0), (7, 0)),
     (9_001_000, "6.1 and 7.0", (6, 1), (7, 0)),
     (0, "5.2 to 6.1", (5, 2), (6, 1)),
@@ -24,7 +24,7 @@ _PROGRAM = "VBoxManage"
 _HINT = "install VirtualBox"
 # Debian's writes a warning before it when the kernel's module is missing.
 _VERSION = re.compile(rb"^(\d+)\.(\d+)\.(\d+)", re.MULTILINE)
-# VirtualBox lets go of a VM a moment after it has ended.
+# VirtualBox unlocks a VM a moment after it has ended.
 _TRIES, _PAUSE = 20, 0.5  # seconds
 
 
@@ -42,7 +42,7 @@ def start(vm_cid: str, uuid: str) -> None:
 
 
 def version() -> tuple[int, int, int] | None:
-    """The installed VirtualBox' version, or None when there is none that tells."""
+    """Return the installed VirtualBox' version, or None."""
     try:
         numbers = _VERSION.search(run([_PROGRAM, "--version"]))
     except CommandFailed:
@@ -50,14 +50,14 @@ def version() -> tuple[int, int, int] | None:
     return (int(numbers[1]), int(numbers[2]), int(numbers[3])) if numbers else None
 
 
-def taken(libvirt: int) -> str:
-    """Which VirtualBox a libvirt takes, in words. libvirt: its version, as it counts."""
-    return next(f"VirtualBox {words}" for since, words, _, _ in TAKEN if libvirt >= since)
+def supported(libvirt: int) -> str:
+    """Return in words which VirtualBox a libvirt supports. libvirt: its version, as a number."""
+    return next(f"VirtualBox {words}" for since, words, _, _ in SUPPORTED if libvirt >= since)
 
 
 def refusal(libvirt: int) -> CPIError:
-    """Why libvirt's driver did not start, in one sentence. libvirt: its version, as it counts."""
-    words, first, last = next(taken[1:] for taken in TAKEN if libvirt >= taken[0])
+    """Return why libvirt's driver did not start. libvirt: its version, as a number."""
+    words, first, last = next(row[1:] for row in SUPPORTED if libvirt >= row[0])
     mine = f"libvirt {libvirt // 1_000_000}.{libvirt // 1000 % 1000}.{libvirt % 1000}"
     installed = version()
     if installed is None:

@@ -1,7 +1,7 @@
-"""The domain's document as libvirt's VirtualBox driver takes it: nothing in it that it would lose.
+"""The domain's document as libvirt's VirtualBox driver supports it.
 
 Pure. All disks are on one SATA controller, with an address each: the driver makes no second one,
-and its own addresses would ask for it from the seventh disk on.
+which its own addresses would need from the seventh disk on.
 """
 
 import re
@@ -17,14 +17,14 @@ _PORTS = 30  # of the controller
 
 
 def domain(wanted: Domain) -> str:
-    """A domain. Raises NotSupported for more disks than there are ports."""
+    """Render a domain. Raises NotSupported for more disks than there are ports."""
     root = Xml.Element("domain", type=wanted.type)
     add_text(root, "name", wanted.name)
     add_text(root, "uuid", str(uuid_of(wanted.name)))
     add_text(root, "memory", str(wanted.memory << 10), unit="KiB")
     add_text(root, "vcpu", str(int(wanted.cpu)))
     system = Xml.SubElement(root, "os")
-    add_text(system, "type", wanted.os_type)
+    add_text(system, "type", "hvm")
     Xml.SubElement(system, "boot", dev="hd")
     features = Xml.SubElement(root, "features")
     for name in ("acpi", "apic", "pae"):  # what is absent is off
@@ -62,11 +62,11 @@ def _port(target: str) -> int:
     return len(taken)
 
 
-# A document of ours, changed
+# Changes of a rendered document
 
 
 def with_disk(document: str, path: str, format_: str, bus: str) -> str:
-    """A document with one more disk, at the first free port. Raises NotSupported."""
+    """Add a disk to a document, at the first free port. Raises NotSupported."""
     root, devices = _domain_and_devices(document)
     taken = [target.get("dev", "") for target in devices.iterfind("disk/target")]
     devices.append(_disk(DomainDisk(path, format_, free_target(bus, taken), bus)))
@@ -74,7 +74,7 @@ def with_disk(document: str, path: str, format_: str, bus: str) -> str:
 
 
 def without_disk(document: str, path: str) -> str:
-    """A document without the disk in that file; the others keep their ports."""
+    """Remove the disk in that file from a document; the others keep their ports."""
     root, devices = _domain_and_devices(document)
     for disk in devices.findall("disk"):
         if _source(disk) == path:
@@ -89,9 +89,9 @@ def has_disk(document: str, path: str) -> bool:
 
 
 def lost(document: str, defined: str) -> str:
-    """What is not in a domain although its document asked for it, in words; "" for nothing.
+    """Return in words what a domain lacks of its document; "" for nothing.
 
-    The driver tells of some failures in its log alone, and defines what is left.
+    The driver reports some failures only in its log, and defines the rest.
     """
     wanted, got = _figures(document), _figures(defined)
     return ", ".join(

@@ -12,7 +12,7 @@ from runtimes.libvirt.xml.elements import add_text, parsed, rendered
 
 NAMESPACE = "https://github.com/cloudfoundry/bosh-containerd-cpi/domain/1"
 PREFIX = "bosh"
-_PERIOD = 100_000  # microseconds: the kernel's usual period of CPU quotas
+_PERIOD = 100_000  # microseconds: the kernel's default period of CPU quotas
 _HOTPLUG_PORTS = 16  # of machines whose PCI Express slots must be there before they are used
 
 
@@ -66,7 +66,6 @@ class Domain:
 
     name: str
     type: str
-    os_type: str
     machine: str
     firmware: str
     cpu_model: str
@@ -79,7 +78,7 @@ class Domain:
 
 
 def domain(wanted: Domain) -> str:
-    """A domain."""
+    """Render a domain."""
     root = Xml.Element("domain", type=wanted.type)
     add_text(root, "name", wanted.name)
     Xml.register_namespace(PREFIX, NAMESPACE)
@@ -93,8 +92,8 @@ def domain(wanted: Domain) -> str:
         add_text(tune, "global_quota", str(max(1000, round(wanted.cpu * _PERIOD))))
     system = Xml.SubElement(root, "os", {"firmware": "efi"} if wanted.firmware == "uefi" else {})
     machine = {"machine": wanted.machine} if wanted.machine else {}
-    add_text(system, "type", wanted.os_type, **machine)
-    if wanted.firmware == "uefi":  # stemcells' boot loaders are not signed by anyone it knows
+    add_text(system, "type", "hvm", **machine)
+    if wanted.firmware == "uefi":  # it does not trust the signatures of stemcells' boot loaders
         loader = Xml.SubElement(system, "firmware")
         Xml.SubElement(loader, "feature", enabled="no", name="secure-boot")
     Xml.SubElement(system, "boot", dev="hd")
@@ -141,7 +140,7 @@ def _devices(devices: Xml.Element, wanted: Domain) -> None:
 
 
 def disk(wanted: DomainDisk) -> str:
-    """One disk, to attach or detach."""
+    """Render a disk, to attach or detach."""
     return rendered(_disk(wanted))
 
 
@@ -160,7 +159,7 @@ def _disk(wanted: DomainDisk) -> Xml.Element:
 
 
 def interface_element(wanted: Interface) -> Xml.Element:
-    """One network interface."""
+    """Return the element of a network interface."""
     root = Xml.Element("interface", type="network" if wanted.network else "bridge")
     Xml.SubElement(root, "mac", address=wanted.mac)
     if wanted.network:
@@ -173,11 +172,11 @@ def interface_element(wanted: Interface) -> Xml.Element:
     return root
 
 
-# Our facts in the domain's metadata
+# The facts in the domain's metadata
 
 
 def facts(wanted: Facts) -> str:
-    """The element that setMetadata takes, which gives it our namespace itself."""
+    """Render the element for setMetadata, which adds the namespace itself."""
     return rendered(_facts(wanted, "vm"))
 
 
@@ -210,7 +209,7 @@ def read_facts(document: str) -> Facts:
 
 @dataclass(frozen=True)
 class Attached:
-    """A disk that a domain has: where it is and what it is called there."""
+    """A disk that a domain has: its file, and its names there."""
 
     path: str
     target: str
@@ -219,7 +218,7 @@ class Attached:
 
 
 def attached(document: str) -> list[Attached]:
-    """The disks in a domain's document, CD-ROMs aside."""
+    """Return the disks in a domain's document, without CD-ROMs."""
     root = parsed(document)
     disks = []
     for disk in root.iterfind("devices/disk"):
@@ -238,13 +237,13 @@ def attached(document: str) -> list[Attached]:
 
 
 def targets(document: str) -> list[str]:
-    """The names that a domain's disks and CD-ROMs have."""
+    """Return the target names of a domain's disks and CD-ROMs."""
     root = parsed(document)
     return [target.get("dev", "") for target in root.iterfind("devices/disk/target")]
 
 
 def free_target(bus: str, taken: list[str]) -> str:
-    """The first free name for a disk on a bus: vda, vdb, …, vdz, vdaa."""
+    """Return the first free name for a disk on a bus: vda, vdb, …, vdz, vdaa."""
     stem = {"virtio": "vd", "ide": "hd"}.get(bus, "sd")
     letters = [*"abcdefghijklmnopqrstuvwxyz"]
     names = [*letters, *(first + second for first in letters for second in letters)]
@@ -252,7 +251,7 @@ def free_target(bus: str, taken: list[str]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Text without the characters that XML 1.0 cannot have at all."""
+    """Return text without the characters that XML 1.0 cannot have."""
     return "".join(
         character if character in "\t\n\r" or character >= " " else "\ufffd"
         for character in text

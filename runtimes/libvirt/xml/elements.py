@@ -1,4 +1,4 @@
-"""XML elements, as all of libvirt's documents are made of them and read."""
+"""Makes and reads the XML elements of libvirt's documents."""
 
 from xml.etree import ElementTree as Xml
 
@@ -15,5 +15,5 @@ def rendered(root: Xml.Element) -> str:
 
 
 def parsed(document: str) -> Xml.Element:
-    """Read a document of libvirt's or ours. Raises ParseError."""
+    """Parse a document of libvirt or of the CPI. Raises ParseError."""
     return Xml.fromstring(document)  # noqa: S314 (it expands no entities)

@@ -12,9 +12,9 @@ IPInterface = IPv4Interface | IPv6Interface
 
 @dataclass(frozen=True)
 class LibvirtNetwork:
-    """A network. gateways: its own addresses; uuid: of one that is there and is to be changed.
+    """A network. gateways: its own addresses; uuid: of an existing one to change.
 
-    forward: nat, open (no rules of libvirt's), or "" for none, as without gateways there can be.
+    forward: nat, open (no rules of libvirt's), or "" for none.
     """
 
     name: str
@@ -25,7 +25,7 @@ class LibvirtNetwork:
 
 
 def network(wanted: LibvirtNetwork) -> str:
-    """A network without DHCP: the agent configures the addresses that the CPI gives."""
+    """Render a network without DHCP: the agent configures the addresses that the CPI gives."""
     root = Xml.Element("network")
     add_text(root, "name", wanted.name)
     if wanted.uuid:
@@ -48,7 +48,7 @@ def network(wanted: LibvirtNetwork) -> str:
 
 
 def read_network(document: str) -> LibvirtNetwork:
-    """Read what libvirt says of a network, ours or not."""
+    """Read libvirt's document of a network, ours or not."""
     root = parsed(document)
     bridge, forward = root.find("bridge"), root.find("forward")
     gateways = []

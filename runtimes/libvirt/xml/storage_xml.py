@@ -6,7 +6,7 @@ from xml.etree import ElementTree as Xml
 from runtimes.libvirt.xml.elements import add_text, rendered
 
 PRIVATE = "0600"
-# Read by whatever user runs the hypervisor; written by its owner, as without root libvirt has to.
+# Read by the hypervisor's user; written by its owner, as libvirt without root needs to.
 SHARED = "0644"
 
 
@@ -22,18 +22,18 @@ class Volume:
 
 
 def pool(name: str, path: str) -> str:
-    """A pool that is a folder."""
+    """Render a pool that is a folder."""
     root = Xml.Element("pool", type="dir")
     add_text(root, "name", name)
     target = Xml.SubElement(root, "target")
     add_text(target, "path", path)
-    # Others may pass through to files that are theirs: the hypervisor has a user of its own.
+    # The hypervisor's own user may traverse the folder to its files.
     add_text(Xml.SubElement(target, "permissions"), "mode", "0711")
     return rendered(root)
 
 
 def volume(wanted: Volume) -> str:
-    """A volume, which takes its room when it is written."""
+    """Render a volume, which is allocated as it is written."""
     root = Xml.Element("volume")
     add_text(root, "name", wanted.name)
     add_text(root, "capacity", str(wanted.capacity), unit="bytes")
@@ -50,7 +50,7 @@ def volume(wanted: Volume) -> str:
 
 
 def backup(disks: list[str], device: str, path: str, format_: str) -> str:
-    """A copy of one disk of a running domain, as it is now, into a volume that is there.
+    """Render a backup of one disk of a running domain into an existing volume.
 
     disks: the target names of all the domain's disks; device: the one to copy.
     """

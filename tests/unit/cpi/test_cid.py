@@ -10,10 +10,10 @@ from runtimes import catalog
 
 def test_new_cids_route_back() -> None:
     for name in catalog.REGISTRY:
-        for kind in (cid.VM, cid.DISK, cid.STEMCELL, cid.SNAPSHOT):
-            made = cid.new(name, kind)
-            assert cid.runtime_of(made, kind) == name
-            assert made != cid.new(name, kind)
+        for resource in (cid.VM, cid.DISK, cid.STEMCELL, cid.SNAPSHOT):
+            made = cid.new(name, resource)
+            assert cid.runtime_of(made, resource) == name
+            assert made != cid.new(name, resource)
             assert len(made) <= 76  # containerd's limit
 
 
@@ -22,7 +22,7 @@ def test_content_can_name_a_cid() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "error"),
+    ("resource", "error"),
     [
         (cid.VM, VMNotFound),
         (cid.DISK, DiskNotFound),
@@ -34,23 +34,23 @@ def test_content_can_name_a_cid() -> None:
     "odd",
     [
         "",
-        "{kind}",
-        "containerd-{kind}-",
-        "containerd-{kind}-1/../2",
-        "containerd-{kind}-1\n",
-        "containerd-{kind}-A",
-        "containerd-{kind}-1-2",
-        "Containerd-{kind}-1",
+        "{resource}",
+        "containerd-{resource}-",
+        "containerd-{resource}-1/../2",
+        "containerd-{resource}-1\n",
+        "containerd-{resource}-A",
+        "containerd-{resource}-1-2",
+        "Containerd-{resource}-1",
         "containerd-other-1",
-        "../containerd-{kind}-1",
-        "containerd-{kind}-" + "1" * 49,
-        "containerd-{kind}-é",
+        "../containerd-{resource}-1",
+        "containerd-{resource}-" + "1" * 49,
+        "containerd-{resource}-é",
         "x" * 100_000,
     ],
 )
-def test_anything_else_is_not_found(kind: str, error: type[CPIError], odd: str) -> None:
+def test_anything_else_is_not_found(resource: str, error: type[CPIError], odd: str) -> None:
     with pytest.raises(error) as raised:
-        cid.runtime_of(odd.replace("{kind}", kind), kind)
+        cid.runtime_of(odd.replace("{resource}", resource), resource)
     assert type(raised.value) is error
     assert len(raised.value.message) < 300
     assert raised.value.message.isascii() or "…" in raised.value.message

@@ -63,8 +63,8 @@ def response_of(ran: subprocess.CompletedProcess[bytes]) -> dict[str, Any]:
     assert set(response) == {"result", "error", "log"}
     assert isinstance(response["log"], str)
     if response["error"] is not None:
-        kinds = {name: type(value) for name, value in response["error"].items()}
-        assert kinds == {"type": str, "message": str, "ok_to_retry": bool}
+        types = {name: type(value) for name, value in response["error"].items()}
+        assert types == {"type": str, "message": str, "ok_to_retry": bool}
     return response
 
 
@@ -88,7 +88,7 @@ def test_info_answers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stdin", "told"),
+    ("stdin", "reason"),
     [
         (b"", "the request is empty"),
         (b" \n\t ", "the request is empty"),
@@ -109,10 +109,10 @@ def test_info_answers() -> None:
         (b'{"method":"' + b"x" * 10_000_000 + b'"}', "larger than 8388608 bytes (8 MiB)"),
     ],
 )
-def test_garbage_is_an_invalid_call(stdin: bytes, told: str) -> None:
-    kind, message = error_of(run(stdin))
-    assert kind == "InvalidCall"
-    assert told in message
+def test_garbage_is_an_invalid_call(stdin: bytes, reason: str) -> None:
+    error_type, message = error_of(run(stdin))
+    assert error_type == "InvalidCall"
+    assert reason in message
     assert len(message) < 300
 
 
@@ -124,7 +124,7 @@ def test_the_largest_request_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "kind", "told"),
+    ("options", "error_type", "reason"),
     [
         (["--verbose"], "InvalidCall", "does not know the option '--verbose'"),
         (["cpi.json"], "InvalidCall", "does not know the option 'cpi.json'"),
@@ -133,10 +133,10 @@ def test_the_largest_request_is_read() -> None:
         (["-c", "/"], "Bosh::Clouds::CpiError", "'/': Is a directory"),
     ],
 )
-def test_bad_command_lines_are_errors(options: list[str], kind: str, told: str) -> None:
+def test_bad_command_lines_are_errors(options: list[str], error_type: str, reason: str) -> None:
     got, message = error_of(run(b"{}", *options))
-    assert got == kind
-    assert told in message
+    assert got == error_type
+    assert reason in message
 
 
 @pytest.mark.parametrize("option", ["-c", "--config", "--configPath", "-configPath"])
@@ -144,8 +144,8 @@ def test_every_spelling_of_the_config_option(option: str, tmp_path: Path) -> Non
     file = tmp_path / "cpi.json"
     file.write_text('{"no_such_key": 1}')
     for options in ([option, str(file)], [f"{option}={file}"]):
-        kind, message = error_of(run(HAS_VM, *options))
-        assert kind == "Bosh::Clouds::CpiError"
+        error_type, message = error_of(run(HAS_VM, *options))
+        assert error_type == "Bosh::Clouds::CpiError"
         assert f"{str(file)!r} has unknown keys: 'no_such_key'" in message
 
 
@@ -182,7 +182,7 @@ def test_child_processes_do_not_inherit_the_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "kind", "told", "retry"),
+    ("body", "error_type", "reason", "retry"),
     [
         ("raise MemoryError", "CpiError", "has_vm: MemoryError", False),
         ("return self.has_vm(vm_cid)", "CpiError", "has_vm: RecursionError", False),
@@ -193,10 +193,10 @@ def test_child_processes_do_not_inherit_the_answer() -> None:
         ("raise OSError(28, 'full')", "NoDiskSpace", "has_vm: OSError: [Errno 28] full", False),
     ],
 )
-def test_nothing_gets_past(body: str, kind: str, told: str, retry: bool) -> None:
+def test_nothing_gets_past(body: str, error_type: str, reason: str, retry: bool) -> None:
     error = response_of(run(HAS_VM, argv=own_runtime(body)))["error"]
-    assert error["type"] == f"Bosh::Clouds::{kind}"
-    assert told in error["message"]
+    assert error["type"] == f"Bosh::Clouds::{error_type}"
+    assert reason in error["message"]
     assert error["ok_to_retry"] is retry
 
 

@@ -120,8 +120,8 @@ def test_image_and_manifest_are_taken_out_as_bosh_does(tmp_path: Path) -> None:
 def test_a_layout_is_read_as_it_was_written(an_image: Image, tmp_path: Path) -> None:
     target = tmp_path / "layout"
     oci_layout.put(an_image, target, "1.2")
-    found = oci_layout.read(target, "1.2", "amd64")
-    assert (found.manifest, found.config, found.layers) == (
+    stored = oci_layout.read(target, "1.2", "amd64")
+    assert (stored.manifest, stored.config, stored.layers) == (
         an_image.manifest,
         an_image.config,
         an_image.layers,
@@ -173,9 +173,9 @@ def test_an_archive_is_the_same_bytes_each_time(an_image: Image, tmp_path: Path)
 def test_a_damaged_layout_is_refused(an_image: Image, tmp_path: Path, what: str) -> None:
     target = tmp_path / "layout"
     oci_layout.put(an_image, target, "1")
-    found = oci_layout.read(target, "1", "")
-    digests = {"layer": found.layers[0].digest, "manifest": found.digest}
-    path = found.blob(digests.get(what, oci.digest(found.config)))
+    stored = oci_layout.read(target, "1", "")
+    digests = {"layer": stored.layers[0].digest, "manifest": stored.digest}
+    path = stored.blob(digests.get(what, oci.digest(stored.config)))
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(StemcellError, match=r"damaged|lacks"):
         oci_layout.read(target, "1", "")
@@ -198,9 +198,9 @@ def test_an_index_of_several_platforms(an_image: Image, tmp_path: Path) -> None:
 # Interruptions
 
 
-def _stop_at(what: str) -> Callable[[str], None]:
-    def stop(told: str) -> None:
-        if what in told:
+def _interrupt(what: str) -> Callable[[str], None]:
+    def stop(step: str) -> None:
+        if what in step:
             raise KeyboardInterrupt
 
     return stop
@@ -210,7 +210,7 @@ def test_an_interrupted_conversion_leaves_nothing(tmp_path: Path) -> None:
     stemcell = tarball(tmp_path / "stemcell.tgz")
     target = tmp_path / "out" / "layout"
     with pytest.raises(KeyboardInterrupt), oci_layout.scratch(target) as folder:
-        convert(stemcell, folder, means(on_step=_stop_at("reading")))
+        convert(stemcell, folder, means(on_step=_interrupt("reading")))
     assert list(target.parent.iterdir()) == []
 
 

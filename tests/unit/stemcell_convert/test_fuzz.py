@@ -40,8 +40,8 @@ def _manifest(document: bytes) -> manifest.Manifest | None:
 @example("- " * 3000)
 @example("[" * 9000)
 def test_a_manifest_of_any_text(text: str) -> None:
-    found = _manifest(text.encode("utf-8", "surrogatepass"))
-    for value in (found.name, found.version, found.image) if found else ():
+    parsed = _manifest(text.encode("utf-8", "surrogatepass"))
+    for value in (parsed.name, parsed.version, parsed.image) if parsed else ():
         assert value.isprintable()
         assert len(value) < 1000
 
@@ -61,8 +61,8 @@ def test_a_small_manifest_does_not_become_a_large_one() -> None:
     laughs = "a0: &a0 x\n" + "".join(
         f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30)
     )
-    found = _manifest(f"{laughs}name: *a0\nstemcell_formats: *a29\n".encode())
-    assert found == manifest.Manifest(name="x", formats=("",) * 10)
+    parsed = _manifest(f"{laughs}name: *a0\nstemcell_formats: *a29\n".encode())
+    assert parsed == manifest.Manifest(name="x", formats=("",) * 10)
 
 
 def test_a_manifest_that_would_take_hours_is_not_read() -> None:
@@ -70,9 +70,9 @@ def test_a_manifest_that_would_take_hours_is_not_read() -> None:
 
 
 def test_what_ruby_writes_twice_is_read_twice() -> None:
-    found = _manifest(b"name: &1 stemcell\nversion: '1'\ncloud_properties:\n  name: *1\n")
-    assert found is not None
-    assert found.cloud_properties == {"name": "stemcell"}
+    parsed = _manifest(b"name: &1 stemcell\nversion: '1'\ncloud_properties:\n  name: *1\n")
+    assert parsed is not None
+    assert parsed.cloud_properties == {"name": "stemcell"}
 
 
 SIZE = 1 << 20
@@ -99,27 +99,27 @@ def test_a_partition_table_of_any_numbers(
     size: int,
 ) -> None:
     disk = bytearray(max(size, 8 * 512))
-    for number, (kind, first, count) in enumerate(mbr):
+    for number, (mbr_type, first, count) in enumerate(mbr):
         struct.pack_into(
-            "<B3xII", disk, 446 + 16 * number + 4, kind, first & 0xFFFFFFFF, count & 0xFFFFFFFF
+            "<B3xII", disk, 446 + 16 * number + 4, mbr_type, first & 0xFFFFFFFF, count & 0xFFFFFFFF
         )
     disk[510:520] = b"\x55\xaaEFI PART"
     start, number, each = gpt
     struct.pack_into("<QII", disk, 512 + 72, start, number & 0xFFFFFFFF, each)
-    for at, (first, last) in enumerate(entries):
-        struct.pack_into("<16sQQ", disk, 1024 + at * 128, b"t" * 16, 0, 0)
-        struct.pack_into("<QQ", disk, 1024 + at * 128 + 32, first, last)
-    for at, value in flips:
-        disk[at] = value
+    for index, (first, last) in enumerate(entries):
+        struct.pack_into("<16sQQ", disk, 1024 + index * 128, b"t" * 16, 0, 0)
+        struct.pack_into("<QQ", disk, 1024 + index * 128 + 32, first, last)
+    for offset, value in flips:
+        disk[offset] = value
     raw = tmp_path / "raw"
     raw.write_bytes(disk[:size])
-    for one in tried(lambda: file_systems(raw), "the disk") or ():
-        assert 0 <= one.offset < one.offset + one.size <= size
+    for system in tried(lambda: file_systems(raw), "the disk") or ():
+        assert 0 <= system.offset < system.offset + system.size <= size
 
 
 _scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 _json = st.recursive(
-    _scalars, lambda one: st.lists(one, max_size=3) | st.dictionaries(st.text(max_size=5), one)
+    _scalars, lambda node: st.lists(node, max_size=3) | st.dictionaries(st.text(max_size=5), node)
 )
 DIGEST = "sha256:" + "a" * 64
 _digest = st.sampled_from([DIGEST, "sha256:../../../etc/passwd", DIGEST.upper(), "sha256:", "../x"])
@@ -136,7 +136,7 @@ _document = st.one_of(
     st.dictionaries(
         st.sampled_from(["config", "layers", "manifests", "rootfs", "mediaType", "schemaVersion"]),
         _hostile | _descriptor | st.lists(_descriptor | _entry, max_size=3),
-    ).map(lambda one: json.dumps(one).encode()),
+    ).map(lambda document: json.dumps(document).encode()),
 )
 
 
@@ -198,11 +198,11 @@ def test_a_layout_of_any_documents(tmp_path_factory: pytest.TempPathFactory, dat
     entry = {"digest": digest, "mediaType": data.draw(st.just(oci.INDEX) | _hostile)}
     index = {"manifests": data.draw(st.just([entry]) | st.lists(_descriptor | st.just(entry)))}
     (folder / "index.json").write_bytes(data.draw(st.just(json.dumps(index).encode()) | _document))
-    found = tried(lambda: oci_layout.read(folder, "", "amd64"), str(folder))
-    if found:
-        oci.stemcell_of(found.labels)
-        assert found.architecture is not None
-        assert found.media_type
+    image = tried(lambda: oci_layout.read(folder, "", "amd64"), str(folder))
+    if image:
+        oci.stemcell_of(image.labels)
+        assert image.architecture is not None
+        assert image.media_type
 
 
 _names = st.text("aZ0._-/:@[]", max_size=40) | st.from_regex(
@@ -216,8 +216,8 @@ _names = st.text("aZ0._-/:@[]", max_size=40) | st.from_regex(
 @example("x" * 512)
 @example("index.docker.io/x@" + DIGEST)
 def test_a_reference_is_read_as_it_is_written(text: str) -> None:
-    found = tried(lambda: reference.parse(text), ascii(text[:9])[:-1])
-    assert found is None or reference.parse(str(found)) == found
+    parsed = tried(lambda: reference.parse(text), ascii(text[:9])[:-1])
+    assert parsed is None or reference.parse(str(parsed)) == parsed
 
 
 @pytest.mark.parametrize(

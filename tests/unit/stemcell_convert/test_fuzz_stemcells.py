@@ -70,7 +70,7 @@ def root(tmp_path: Path) -> Path:
 
 
 Change = Callable[[bytearray], bytearray]
-_KINDS = b"0125SxgLKXDV\0?"
+_TYPES = b"0125SxgLKXDV\0?"
 _NUMBERS = (
     b"\xff" * 12,
     b"\x80" + b"\xff" * 11,
@@ -80,9 +80,9 @@ _NUMBERS = (
 )
 
 
-def _flip(at: int, value: int) -> Change:
+def _flip(offset: int, value: int) -> Change:
     def change(data: bytearray) -> bytearray:
-        data[at % len(data)] = value
+        data[offset % len(data)] = value
         return data
 
     return change
@@ -92,14 +92,14 @@ def _cut(keep: float) -> Change:
     return lambda data: data[: int(len(data) * keep) + 1]
 
 
-def _field(block: int, at: int, value: bytes) -> Change:
+def _field(block: int, offset: int, value: bytes) -> Change:
     """Another value in what may be a header, with the checksum right."""
 
     def change(data: bytearray) -> bytearray:
         start = block % max(1, len(data) // BLOCK) * BLOCK
         if len(data) < start + BLOCK:
             return data
-        data[start + at : start + at + len(value)] = value
+        data[start + offset : start + offset + len(value)] = value
         return sealed(data, start)
 
     return change
@@ -108,10 +108,12 @@ def _field(block: int, at: int, value: bytes) -> Change:
 _byte, _block = st.integers(0, 255), st.integers(0, 9)
 _flips = st.builds(_flip, st.integers(0, 1 << 14), _byte)
 _cuts = st.builds(_cut, st.floats(0, 1))
-_kinds = st.builds(_field, _block, st.just(156), st.sampled_from([bytes([one]) for one in _KINDS]))
+_types = st.builds(
+    _field, _block, st.just(156), st.sampled_from([bytes([byte]) for byte in _TYPES])
+)
 _sizes = st.builds(_field, _block, st.sampled_from([124, 386, 398, 483]), st.sampled_from(_NUMBERS))
 _fields = st.builds(_field, _block, st.integers(0, 500), st.binary(min_size=1, max_size=12))
-_of_tar = st.lists(st.one_of(_kinds, _sizes, _fields, _flips, _cuts), max_size=4)
+_of_tar = st.lists(st.one_of(_types, _sizes, _fields, _flips, _cuts), max_size=4)
 _of_bytes = st.lists(_flips | _cuts, max_size=1)
 
 
@@ -131,12 +133,12 @@ def _changed(data: bytes, changes: list[Change]) -> bytes:
 def test_a_stemcell_with_anything_wrong_in_it(
     root: Path,
     tmp_path_factory: pytest.TempPathFactory,
-    kind: str,
+    inner: str,
     wrap: Callable[[bytes], bytes],
     changes: tuple[list[Change], ...],
 ) -> None:
     folder = tmp_path_factory.mktemp("work")
-    image = _changed(wrap(_changed(INNER[kind], changes[0])), changes[1])
+    image = _changed(wrap(_changed(INNER[inner], changes[0])), changes[1])
     outer = _changed(tar({"image": image, "stemcell.MF": MANIFEST}), changes[2])
     for name, content in (("s.tgz", _changed(zipped(outer), changes[3])), ("image", image)):
         stemcell = tmp_path_factory.mktemp("stemcell") / name
@@ -237,8 +239,8 @@ def test_a_header_of_any_size_does_not_fill_the_memory(
 
 @stable(60)
 @given(st.sampled_from(sorted(INNER)), _of_tar, st.binary(max_size=9))
-def test_recognising_anything(kind: str, changes: list[Change], start: bytes) -> None:
-    for data in (_changed(INNER[kind], changes), start + INNER[kind][len(start) :]):
+def test_recognising_anything(inner: str, changes: list[Change], start: bytes) -> None:
+    for data in (_changed(INNER[inner], changes), start + INNER[inner][len(start) :]):
         for content in (data, zipped(data)):
             tried(lambda c=content: recognise(Source(io.BytesIO(c), "the file")), "the file")  # type: ignore[misc]
 
@@ -251,13 +253,13 @@ _archive_names = st.sampled_from([
     "../../escaped", "/tmp/escaped", "blobs/sha256/../../escaped", "blobs/sha256", "blobs",
     f"blobs/sha256/{'a' * 64}/x", "index.json/x", "manifest.json",
 ])  # fmt: skip
-_archive_kinds = st.sampled_from(
+_archive_types = st.sampled_from(
     [tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE]
 )
 
 
 @stable(60)
-@given(st.lists(st.tuples(_archive_names, _archive_kinds), max_size=6), _of_tar)
+@given(st.lists(st.tuples(_archive_names, _archive_types), max_size=6), _of_tar)
 def test_an_archive_writes_only_what_a_layout_has(
     tmp_path_factory: pytest.TempPathFactory,
     members: list[tuple[str, bytes]],
@@ -266,19 +268,19 @@ def test_an_archive_writes_only_what_a_layout_has(
     outside = tmp_path_factory.mktemp("outside")
     made = io.BytesIO()
     with tarfile.open(fileobj=made, mode="w") as archive:
-        for name, kind in members:
+        for name, member_type in members:
             info = tarfile.TarInfo(name)
-            info.type, info.linkname = kind, str(outside)
-            info.size = 4 if kind == tarfile.REGTYPE else 0
+            info.type, info.linkname = member_type, str(outside)
+            info.size = 4 if member_type == tarfile.REGTYPE else 0
             archive.addfile(info, io.BytesIO(b"blob"))
     path = outside / "archive.tar"
     path.write_bytes(_changed(made.getvalue(), changes))
     folder = outside / "work" / "layout"
     tried(lambda: oci_layout.open_archive(path, folder), str(path))
     wanted = {"index.json", "oci-layout", BLOB, "a" * 64}
-    found = {one for one in outside.rglob("*") if not one.is_dir()} - {path}
-    assert {one.name for one in found} <= wanted
-    assert all(one.is_relative_to(folder) and one.is_file() for one in found)
+    written = {file for file in outside.rglob("*") if not file.is_dir()} - {path}
+    assert {file.name for file in written} <= wanted
+    assert all(file.is_relative_to(folder) and file.is_file() for file in written)
     assert allocated(folder) <= len(made.getvalue()) + SLACK
 
 
@@ -286,7 +288,7 @@ def test_an_archive_has_no_holes(tmp_path: Path) -> None:
     path = tmp_path / "archive.tar"
     path.write_bytes(bytes(sparse_header(f"blobs/sha256/{BLOB}", TIB, 4)) + bytes(BLOCK) + END)
     oci_layout.open_archive(path, tmp_path / "layout")
-    assert not [one for one in (tmp_path / "layout").rglob("*") if one.is_file()]
+    assert not [file for file in (tmp_path / "layout").rglob("*") if file.is_file()]
 
 
 def test_an_archive_that_says_it_twice(tmp_path: Path) -> None:

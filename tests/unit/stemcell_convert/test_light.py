@@ -36,7 +36,7 @@ def test_a_light_stemcell_is_what_the_director_takes(tmp_path: Path) -> None:
     first = path.read_bytes()
     light.write(path, STEMCELL, "ghcr.io/team/stemcell:1", DIGEST)
     assert path.read_bytes() == first
-    assert [one.name for one in tmp_path.iterdir()] == ["light.tgz"]
+    assert [entry.name for entry in tmp_path.iterdir()] == ["light.tgz"]
 
 
 def test_an_image_of_no_stemcell_gives_no_light_one(tmp_path: Path) -> None:
@@ -63,9 +63,9 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_references(text: str, host: str, repository: str, tag: str, digest: str) -> None:
-    found = reference(text)
-    assert found == Reference(host, repository, tag, digest)
-    assert reference(str(found)) == found
+    parsed = reference(text)
+    assert parsed == Reference(host, repository, tag, digest)
+    assert reference(str(parsed)) == parsed
 
 
 @pytest.mark.parametrize(
@@ -82,8 +82,10 @@ def test_what_is_no_reference(text: str) -> None:
 
 
 def test_what_a_manifest_may_say() -> None:
-    found = parse(b"name: n\nversion: 1.10\napi_version: 3\nstemcell_formats: [a, 1, [x]]\n", "MF")
-    assert found == Manifest("n", "1.1", "", "3", ("a", "1", ""))
+    manifest = parse(
+        b"name: n\nversion: 1.10\napi_version: 3\nstemcell_formats: [a, 1, [x]]\n", "MF"
+    )
+    assert manifest == Manifest("n", "1.1", "", "3", ("a", "1", ""))
     assert parse(b"name: [x]\nversion: {}\nstemcell_formats: x\n", "MF") == Manifest()
     assert of_properties({"name": "n", "version": True}).version == ""
     assert of_properties({"name": "n" * 300}).name == ""

@@ -45,10 +45,14 @@ def test_one_without_a_usable_source_gets_a_config_drive() -> None:
 
 
 def test_what_cannot_be_read_is_told_by_the_infrastructure() -> None:
-    told = {"vsphere": ("cdrom", "scsi"), "openstack": ("config-drive", "virtio"), "": None}
-    for name, wanted in told.items():
-        found = machine.of_infrastructure(Manifest(cloud_properties={"infrastructure": name}))
-        assert (found.settings, found.resolution) == (wanted or ("config-drive", "virtio"))
+    expected = {"vsphere": ("cdrom", "scsi"), "openstack": ("config-drive", "virtio"), "": None}
+    for name, wanted in expected.items():
+        expectations = machine.of_infrastructure(
+            Manifest(cloud_properties={"infrastructure": name})
+        )
+        assert (expectations.settings, expectations.resolution) == (
+            wanted or ("config-drive", "virtio")
+        )
 
 
 @pytest.fixture

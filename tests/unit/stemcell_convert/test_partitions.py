@@ -15,23 +15,23 @@ def _systems(disk: bytes) -> list[FileSystem]:
     return file_systems(lambda offset, size: disk[offset : offset + size], len(disk))
 
 
-def _disk(*parts: tuple[int, int, int], kinds: dict[int, str] | None = None) -> bytearray:
-    """An MBR disk; kinds: file systems by their first sector."""
+def _disk(*parts: tuple[int, int, int], fstypes: dict[int, str] | None = None) -> bytearray:
+    """An MBR disk; fstypes: file systems by their first sector."""
     disk = bytearray(SIZE)
     disk[510:512] = b"\x55\xaa"
-    for number, (kind, first, count) in enumerate(parts):
-        struct.pack_into("<4xB3xII", disk, 446 + 16 * number, kind, first, count)
-    for first, name in (kinds or {}).items():
+    for number, (mbr_type, first, count) in enumerate(parts):
+        struct.pack_into("<4xB3xII", disk, 446 + 16 * number, mbr_type, first, count)
+    for first, name in (fstypes or {}).items():
         _format(disk, first, name)
     return disk
 
 
 def _format(disk: bytearray, first: int, name: str) -> None:
-    at = first * SECTOR
+    offset = first * SECTOR
     if name == "ext4":
-        disk[at + 1080 : at + 1082] = b"\x53\xef"
+        disk[offset + 1080 : offset + 1082] = b"\x53\xef"
     else:
-        disk[at : at + 4] = b"XFSB"
+        disk[offset : offset + 4] = b"XFSB"
 
 
 def _gpt(*parts: tuple[int, int], number: int = 128, each: int = 128) -> bytearray:
@@ -39,20 +39,20 @@ def _gpt(*parts: tuple[int, int], number: int = 128, each: int = 128) -> bytearr
     disk[SECTOR : SECTOR + 8] = b"EFI PART"
     struct.pack_into("<QII", disk, SECTOR + 72, 2, number, each)
     for index, (first, last) in enumerate(parts):
-        at = 2 * SECTOR + index * 128
-        disk[at : at + 16] = b"t" * 16
-        struct.pack_into("<QQ", disk, at + 32, first, last)
+        offset = 2 * SECTOR + index * 128
+        disk[offset : offset + 16] = b"t" * 16
+        struct.pack_into("<QQ", disk, offset + 32, first, last)
     return disk
 
 
 def test_one_partition_at_sector_63() -> None:
-    disk = _disk((0x83, 63, 1000), kinds={63: "ext4"})
+    disk = _disk((0x83, 63, 1000), fstypes={63: "ext4"})
     assert _systems(bytes(disk)) == [FileSystem("ext4", 63 * 512, 1000 * 512)]
 
 
 def test_the_last_comes_first_and_an_esp_is_none() -> None:
     disk = _disk(
-        (0xEF, 64, 64), (0x83, 200, 100), (0x83, 400, 100), kinds={200: "xfs", 400: "ext4"}
+        (0xEF, 64, 64), (0x83, 200, 100), (0x83, 400, 100), fstypes={200: "xfs", 400: "ext4"}
     )
     assert [(system.fstype, system.offset) for system in _systems(bytes(disk))] == [
         ("ext4", 400 * 512), ("xfs", 200 * 512),
@@ -72,7 +72,7 @@ def test_a_file_system_without_a_table() -> None:
 
 
 def test_no_more_than_there_is() -> None:
-    disk = _disk((0x83, 63, 1 << 30), (0x83, 1 << 29, 10), kinds={63: "ext4"})
+    disk = _disk((0x83, 63, 1 << 30), (0x83, 1 << 29, 10), fstypes={63: "ext4"})
     assert _systems(bytes(disk)) == [FileSystem("ext4", 63 * 512, SIZE - 63 * 512)]
 
 

@@ -117,7 +117,7 @@ def _for_others(folder: Path) -> list[tuple[bytes, About]]:
     """
     kept = []
     for name, about in sorted(seen(folder).items()):
-        xattrs = {one: value for one, value in about.xattrs.items() if not set("%=") & set(one)}
+        xattrs = {key: value for key, value in about.xattrs.items() if not set("%=") & set(key)}
         kept.append((name, about._replace(xattrs=xattrs, has_holes=False)))
     return kept
 
@@ -133,11 +133,11 @@ def _run(*argv: str) -> None:
 def _hostile(members: list[tuple[str, bytes, str]]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
-        for name, kind, target in members:
+        for name, member_type, target in members:
             info = tarfile.TarInfo(name)
-            info.type, info.linkname, info.mode = kind, target, 0o6777
+            info.type, info.linkname, info.mode = member_type, target, 0o6777
             info.uid, info.gid = os.geteuid(), os.getegid()
-            data = b"escaped" if kind == tarfile.REGTYPE else b""
+            data = b"escaped" if member_type == tarfile.REGTYPE else b""
             info.size = len(data)
             archive.addfile(info, io.BytesIO(data))
     return gzip.compress(buffer.getvalue(), 1)
@@ -188,8 +188,12 @@ def _require_inside(place: Path, members: list[tuple[str, bytes, str]]) -> None:
     (outside / "kept").write_text("kept")
     before = seen(outside), os.lstat("/etc/passwd").st_nlink, os.lstat("/etc/passwd").st_mtime_ns
     replaced = [
-        (name.replace("OUTSIDE", str(outside)), kind, target.replace("OUTSIDE", str(outside)))
-        for name, kind, target in members
+        (
+            name.replace("OUTSIDE", str(outside)),
+            member_type,
+            target.replace("OUTSIDE", str(outside)),
+        )
+        for name, member_type, target in members
     ]
     image = io.BytesIO(_hostile(replaced))
     tried(lambda: unpack(image, "the image", inside, LIMIT), "the image")

@@ -72,22 +72,27 @@ IMAGES = {
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_by_content(name: str, tmp_path: Path) -> None:
-    content, kind = IMAGES[name]
+    content, image_format = IMAGES[name]
     image = tmp_path / "root.img.vhd.gz"  # a name says nothing
     image.write_bytes(content)
     source = _source(image)
-    assert recognise(source) == kind
+    assert recognise(source) == image_format
     assert source.drain() == oci.digest(content), "what was looked at is still to be read"
 
 
 @pytest.mark.parametrize(
-    "name", [name for name, (_, kind) in IMAGES.items() if kind in (ARCHIVE, BZIPPED, DISK)]
+    "name",
+    [
+        name
+        for name, (_, image_format) in IMAGES.items()
+        if image_format in (ARCHIVE, BZIPPED, DISK)
+    ],
 )
 def test_the_disk_comes_out_whole_and_sparse(name: str, tmp_path: Path) -> None:
-    content, kind = IMAGES[name]
+    content, image_format = IMAGES[name]
     image = tmp_path / "image"
     image.write_bytes(content)
-    disk = unwrap(_source(image), kind, tmp_path / "disk", LIMIT)
+    disk = unwrap(_source(image), image_format, tmp_path / "disk", LIMIT)
     expected = {"ova": b"KDMV" + RAW, "bzip2": b"conectix" + RAW, "qcow2": QCOW2}.get(name, RAW)
     assert disk.read_bytes() == expected
     assert disk.stat().st_blocks * 512 < 64 << 10
@@ -131,22 +136,22 @@ def test_nothing_that_is_damaged_crashes(tmp_path: Path) -> None:
     chance = random.Random(2)
     image, disk = tmp_path / "image", tmp_path / "disk"
     for number in range(600):
-        content = bytearray(chance.choice([one for one, _ in IMAGES.values() if one]))
+        content = bytearray(chance.choice([data for data, _ in IMAGES.values() if data]))
         for _ in range(chance.randrange(1, 30)):
             content[chance.randrange(min(len(content), 4096))] = chance.randrange(256)
         image.write_bytes(content[: chance.randrange(1, len(content))] if number % 3 else content)
-        told = _told(image, disk)
-        assert not told or str(image) in told
+        error = _error_of(image, disk)
+        assert not error or str(image) in error
         disk.unlink(missing_ok=True)
 
 
-def _told(image: Path, disk: Path) -> str:
+def _error_of(image: Path, disk: Path) -> str:
     """Take a disk out; return what an error says, or nothing."""
     try:
         source = _source(image)
-        kind = recognise(source)
-        if kind in (ARCHIVE, BZIPPED, DISK):
-            unwrap(source, kind, disk, LIMIT)
+        image_format = recognise(source)
+        if image_format in (ARCHIVE, BZIPPED, DISK):
+            unwrap(source, image_format, disk, LIMIT)
     except StemcellError as error:
         return str(error)
     return ""

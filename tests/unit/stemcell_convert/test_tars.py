@@ -23,10 +23,10 @@ def _read(data: bytes, limit: int | None = None) -> dict[str, bytes]:
         return {name: content.read(GIB) for name, content in tars.files(members)}
 
 
-def _extended(kind: bytes, data: bytes) -> bytes:
-    """A header of a kind with its data, before a file."""
+def _extended(header_type: bytes, data: bytes) -> bytes:
+    """A header of a type with its data, before a file."""
     padding = bytes(-len(data) % BLOCK)
-    return bytes(header("x", len(data), kind)) + data + padding + tar({"image": b"content"})
+    return bytes(header("x", len(data), header_type)) + data + padding + tar({"image": b"content"})
 
 
 @contextmanager
@@ -53,21 +53,25 @@ def test_every_format_is_read(form: int) -> None:
 def test_a_size_that_only_pax_can_say() -> None:
     record = b"17 comment=more!\n10 size=7\n"
     data = bytearray(_extended(tarfile.XHDTYPE, record))
-    at = 2 * BLOCK
-    data[at + 124 : at + 136] = b"%011o\0" % 0
-    assert _read(bytes(sealed(data, at))) == {"image": b"content"}
+    offset = 2 * BLOCK
+    data[offset + 124 : offset + 136] = b"%011o\0" % 0
+    assert _read(bytes(sealed(data, offset))) == {"image": b"content"}
 
 
-@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE, tarfile.XHDTYPE])
-def test_headers_that_follow_each_other_without_end(kind: bytes) -> None:
-    assert _read(bytes(header("x", 0, kind)) * 5000 + tar({"a": b"b"})) == {"a": b"b"}
+@pytest.mark.parametrize(
+    "header_type", [tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE, tarfile.XHDTYPE]
+)
+def test_headers_that_follow_each_other_without_end(header_type: bytes) -> None:
+    assert _read(bytes(header("x", 0, header_type)) * 5000 + tar({"a": b"b"})) == {"a": b"b"}
     with pytest.raises(StemcellError, match="the tar has more than"):
-        _read(bytes(header("x", 0, kind)) * 20_000 + tar({"a": b"b"}))
+        _read(bytes(header("x", 0, header_type)) * 20_000 + tar({"a": b"b"}))
 
 
-@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE, tarfile.XHDTYPE])
-def test_what_extends_a_header_is_not_taken_into_memory(kind: bytes) -> None:
-    bomb = gzip.compress(bytes(header("x", 48 << 20, kind)) + bytes(48 << 20), 1)
+@pytest.mark.parametrize(
+    "header_type", [tarfile.GNUTYPE_LONGNAME, tarfile.XGLTYPE, tarfile.XHDTYPE]
+)
+def test_what_extends_a_header_is_not_taken_into_memory(header_type: bytes) -> None:
+    bomb = gzip.compress(bytes(header("x", 48 << 20, header_type)) + bytes(48 << 20), 1)
     with (
         _in_little_memory(),
         tars.opened(io.BytesIO(bomb), "the tar", zipped=True) as members,
@@ -75,7 +79,7 @@ def test_what_extends_a_header_is_not_taken_into_memory(kind: bytes) -> None:
         try:
             assert list(members) == []
         except tarfile.ReadError:
-            assert kind == tarfile.XHDTYPE
+            assert header_type == tarfile.XHDTYPE
 
 
 @pytest.mark.parametrize(
@@ -129,9 +133,11 @@ def test_a_map_of_holes_without_end() -> None:
         _read(bytes(start))
 
 
-@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.XHDTYPE, b"S", b"?"])
-def test_a_negative_size_does_not_lead_back(kind: bytes) -> None:
-    back = header("back", 0, kind)
+@pytest.mark.parametrize(
+    "header_type", [tarfile.REGTYPE, tarfile.DIRTYPE, tarfile.XHDTYPE, b"S", b"?"]
+)
+def test_a_negative_size_does_not_lead_back(header_type: bytes) -> None:
+    back = header("back", 0, header_type)
     back[124:136] = b"\xff" * 10 + b"\xfe\x00"
     with pytest.raises(StemcellError, match="the tar is cut short or damaged"):
         _read(tar({"a": b"b"})[: 2 * BLOCK] + bytes(sealed(back)) + END)

@@ -48,8 +48,8 @@ class Served:
             connection.sendall(self._answer)
 
     def _is_all(self) -> bool:
-        head, found, body = self.received.partition(b"\r\n\r\n")
-        if not found:
+        head, separator, body = self.received.partition(b"\r\n\r\n")
+        if not separator:
             return False
         length = next(line for line in head.split(b"\r\n") if line.startswith(b"Content-Length"))
         return len(body) == int(length.split()[1])
@@ -67,12 +67,12 @@ class Served:
         """What was sent, by name."""
         body = self.received.partition(b"\r\n\r\n")[2]
         line = next(line for line in self.head.split("\r\n") if line.startswith("Cpi-Parts: "))
-        found = {}
+        parts = {}
         for word in line.split()[1:]:
             name, size = word.split("=")
-            found[name], body = body[: int(size)], body[int(size) :]
+            parts[name], body = body[: int(size)], body[int(size) :]
         assert body == b""
-        return found
+        return parts
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def serve(tmp_path: Path) -> Iterator[Callable[[bytes], Served]]:
         return running[-1]
 
     yield start
-    for one in running:
-        one.stop()
+    for server in running:
+        server.stop()
 
 
 @pytest.fixture(scope="session")
@@ -205,7 +205,7 @@ def test_a_refusal_before_all_is_sent_is_heard(call: Caller, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("answer", "told", "retry"),
+    ("answer", "reason", "retry"),
     [
         (b"", "without an answer", True),
         (http(b"", "503 Service Unavailable"), "it is busy", True),
@@ -216,12 +216,12 @@ def test_a_refusal_before_all_is_sent_is_heard(call: Caller, tmp_path: Path) -> 
     ],
 )
 def test_what_is_no_answer_is_an_error_that_names_the_endpoint(
-    call: Caller, serve: Callable[[bytes], Served], answer: bytes, told: str, retry: bool
+    call: Caller, serve: Callable[[bytes], Served], answer: bytes, reason: str, retry: bool
 ) -> None:
     server = serve(answer)
     error = call.error(HAS_VM, endpoint=f"unix://{server.path}")
     assert str(server.path) in error["message"]
-    assert told in error["message"]
+    assert reason in error["message"]
     assert error["ok_to_retry"] is retry
 
 
@@ -239,7 +239,7 @@ def test_a_service_that_is_not_there(call: Caller, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "told"),
+    ("config", "reason"),
     [
         ({"endpoint": 5}, "endpoint must be a string"),
         ({"endpoint": "http://host:80"}, "https://host:port"),
@@ -249,8 +249,8 @@ def test_a_service_that_is_not_there(call: Caller, tmp_path: Path) -> None:
         ({"endpoint": "https://a:1", "tls": {"ca": "x", "certificate": "x"}}, "tls.private_key"),
     ],
 )
-def test_a_wrong_endpoint_is_named(call: Caller, config: dict[str, Any], told: str) -> None:
-    assert told in call.error(HAS_VM, **config)["message"]
+def test_a_wrong_endpoint_is_named(call: Caller, config: dict[str, Any], reason: str) -> None:
+    assert reason in call.error(HAS_VM, **config)["message"]
 
 
 def test_certificates_that_are_none_are_named(call: Caller, tmp_path: Path) -> None:
@@ -266,8 +266,8 @@ def test_without_an_endpoint_the_installed_cpi_answers(call: Caller, tmp_path: P
     program.write_text(
         f"#!{sys.executable}\n"
         "import json, sys\n"
-        "told = json.dumps([sys.argv[1], json.loads(sys.stdin.read())['method']])\n"
-        "print(json.dumps({'result': told, 'error': None, 'log': ''}))\n"
+        "reason = json.dumps([sys.argv[1], json.loads(sys.stdin.read())['method']])\n"
+        "print(json.dumps({'result': reason, 'error': None, 'log': ''}))\n"
     )
     program.chmod(0o755)
     assert json.loads(call(HAS_VM, program=str(program))["result"]) == ["-c", "has_vm"]

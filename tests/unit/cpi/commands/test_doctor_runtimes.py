@@ -111,11 +111,11 @@ def test_containerds_disk(subject: Any, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(container_checks, "_SCARCE", 0)
     assert container_checks._room(subject).status == OK
     monkeypatch.setattr(container_checks, "_SCARCE", 1 << 60)
-    monkeypatch.setattr(container_checks, "_LEAST_FREE", 0)
+    monkeypatch.setattr(container_checks, "_MIN_FREE", 0)
     assert container_checks._room(subject) == warning(
         container_checks._room(subject).message, "bosh clean-up --all"
     )
-    monkeypatch.setattr(container_checks, "_LEAST_FREE", 1 << 60)
+    monkeypatch.setattr(container_checks, "_MIN_FREE", 1 << 60)
     assert container_checks._room(subject).status == FAILURE
 
 

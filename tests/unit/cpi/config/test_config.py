@@ -51,7 +51,7 @@ def test_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "reason"),
     [
         (b"", "cannot be used: Expecting value"),
         (b"{", "cannot be used: Expecting"),
@@ -61,12 +61,12 @@ def test_file(tmp_path: Path) -> None:
         (b" " * 2**20 + b"{}", "cannot be used: larger than 1048576 bytes"),
     ],
 )
-def test_unusable_files(tmp_path: Path, content: bytes, told: str) -> None:
+def test_unusable_files(tmp_path: Path, content: bytes, reason: str) -> None:
     file = tmp_path / "cpi.json"
     file.write_bytes(content)
     with pytest.raises(CPIError) as raised:
         load_config(str(file))
-    assert told in raised.value.message
+    assert reason in raised.value.message
     assert str(file) in raised.value.message
 
 
@@ -82,7 +82,7 @@ def test_unknown_keys_are_named_with_a_guess() -> None:
 
 
 @pytest.mark.parametrize(
-    ("document", "told"),
+    ("document", "reason"),
     [
         ({"agent": "x"}, "agent must be an object, got a string"),
         ({"runtime": 5}, "runtime must be a string, got 5"),
@@ -117,9 +117,9 @@ def test_unknown_keys_are_named_with_a_guess() -> None:
     ],
 )
 def test_wrong_values_name_the_key_and_never_a_string(
-    document: dict[str, object], told: str
+    document: dict[str, object], reason: str
 ) -> None:
-    assert told in refused(document)
+    assert reason in refused(document)
 
 
 def test_passwords_in_the_wrong_place_are_not_shown() -> None:

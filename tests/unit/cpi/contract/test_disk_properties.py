@@ -22,7 +22,7 @@ def test_everything_asked_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "reason"),
     [
         ({"typ": "ssd", "store": "fast"}, "'typ'"),
         ({"filesystem": "btrfs"}, "ext4, xfs"),
@@ -34,10 +34,10 @@ def test_everything_asked_for() -> None:
         ({"preallocate": 1}, "true or false"),
     ],
 )
-def test_wrong_properties_are_named(given: dict[str, Any], told: str) -> None:
+def test_wrong_properties_are_named(given: dict[str, Any], reason: str) -> None:
     with pytest.raises(CloudError) as caught:
         parse(given)
-    assert told in caught.value.message
+    assert reason in caught.value.message
 
 
 def test_env_of_a_vm() -> None:

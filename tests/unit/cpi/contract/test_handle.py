@@ -17,7 +17,7 @@ from tests.support.fake_runtime import FakeRuntime
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         ({"method": None}, "the request's method must be a string, got null"),
         ({"method": 7}, "the request's method must be a string, got a number"),
@@ -33,16 +33,16 @@ from tests.support.fake_runtime import FakeRuntime
         ({"api_version": []}, "the request's api_version must be 1 to 3, got a list"),
     ],
 )
-def test_envelope(config: Config, change: dict[str, object], told: str) -> None:
+def test_envelope(config: Config, change: dict[str, object], message: str) -> None:
     document = {"method": "info", "arguments": [], "context": {}, "api_version": 2}
     response = handle({**document, **change}, config, Log("error"))
-    assert error_of(response) == ("InvalidCall", told)
+    assert error_of(response) == ("InvalidCall", message)
 
 
 def test_missing_arguments(config: Config) -> None:
     response = handle({"method": "info"}, config, Log("error"))
-    told = "the request's arguments must be a list, got none"
-    assert error_of(response) == ("InvalidCall", told)
+    message = "the request's arguments must be a list, got none"
+    assert error_of(response) == ("InvalidCall", message)
 
 
 @pytest.mark.parametrize("context", [None, {}, {"director_uuid": "d", "vm": {"stemcell": {}}}])
@@ -79,8 +79,8 @@ def test_update_disk_is_not_known_in_version_1(config: Config) -> None:
 def test_context_chooses_the_runtime(config: Config) -> None:
     response = call(config, "info", context={"runtime": "containerd"})
     assert "warden-tar" in response["result"]["stemcell_formats"]
-    kind, message = error_of(call(config, "info", context={"runtime": "<xen>"}))
-    assert kind == "Bosh::Clouds::CpiError"
+    error_type, message = error_of(call(config, "info", context={"runtime": "<xen>"}))
+    assert error_type == "Bosh::Clouds::CpiError"
     assert message == "there is no runtime '<xen>'; known: containerd, kvm, virtualbox, fake"
 
 
@@ -140,8 +140,8 @@ def test_unexpected_exceptions_show_no_secrets(
     env = {"bosh": {"password": secret}}
     context = {"agent": {"mbus": f"nats://nats:{secret}@10.0.0.1"}, "log_level": "debug"}
     response = call(config, "create_vm", "agent", stemcell, {}, networks, [], env, context=context)
-    kind, message = error_of(response)
-    assert kind == "Bosh::Clouds::VMCreationFailed"
+    error_type, message = error_of(response)
+    assert error_type == "Bosh::Clouds::VMCreationFailed"
     assert response["error"]["ok_to_retry"] is False
     assert message.startswith("create_vm: KeyError: ")
     assert "<redacted>" in message

@@ -20,8 +20,8 @@ STEMCELL = "fake-stemcell-1"
 @pytest.mark.parametrize("method", methods.METHODS)
 def test_one_argument_too_many(config: Config, method: str) -> None:
     parameters = methods.METHODS[method].parameters
-    kind, message = error_of(call(config, method, *[None] * (len(parameters) + 1)))
-    assert kind == "InvalidCall"
+    error_type, message = error_of(call(config, method, *[None] * (len(parameters) + 1)))
+    assert error_type == "InvalidCall"
     assert message.startswith(f"{method} takes ")
     assert message.endswith(f"got {len(parameters) + 1}")
     assert all(parameter.name in message for parameter in parameters)
@@ -29,21 +29,21 @@ def test_one_argument_too_many(config: Config, method: str) -> None:
 
 @pytest.mark.parametrize("method", [name for name in methods.METHODS if name != "info"])
 def test_no_arguments_at_all(config: Config, method: str) -> None:
-    kind, message = error_of(call(config, method))
-    assert kind == "InvalidCall"
+    error_type, message = error_of(call(config, method))
+    assert error_type == "InvalidCall"
     assert message.startswith(f"{method} takes ")
     assert message.endswith("got 0")
 
 
 def test_arity_message_names_arguments(config: Config) -> None:
-    told = "create_disk takes 3 arguments (size, cloud_properties, vm_cid), got 1"
-    assert error_of(call(config, "create_disk", 1)) == ("InvalidCall", told)
-    told = "create_stemcell takes 2 to 3 arguments (image_path, cloud_properties, options), got 1"
-    assert error_of(call(config, "create_stemcell", "/x")) == ("InvalidCall", told)
+    reason = "create_disk takes 3 arguments (size, cloud_properties, vm_cid), got 1"
+    assert error_of(call(config, "create_disk", 1)) == ("InvalidCall", reason)
+    reason = "create_stemcell takes 2 to 3 arguments (image_path, cloud_properties, options), got 1"
+    assert error_of(call(config, "create_stemcell", "/x")) == ("InvalidCall", reason)
 
 
 @pytest.mark.parametrize(
-    ("method", "given", "told"),
+    ("method", "given", "reason"),
     [
         ("has_vm", [7], "has_vm: vm_cid must be a vm CID, got 7"),
         ("delete_vm", [None], "delete_vm: vm_cid must be a vm CID, got null"),
@@ -92,12 +92,12 @@ def test_arity_message_names_arguments(config: Config) -> None:
     ],
 )
 def test_wrong_types_name_method_and_argument(
-    config: Config, method: str, given: list[object], told: str
+    config: Config, method: str, given: list[object], reason: str
 ) -> None:
-    kind, message = error_of(call(config, method, *given))
-    assert kind == "InvalidCall"
+    error_type, message = error_of(call(config, method, *given))
+    assert error_type == "InvalidCall"
     assert message.startswith(f"{method}: ")
-    assert told in message
+    assert reason in message
 
 
 def test_values_that_may_be_secret_are_not_shown(config: Config) -> None:
@@ -114,7 +114,7 @@ def test_values_that_may_be_secret_are_not_shown(config: Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "given", "kind"),
+    ("method", "given", "error_type"),
     [
         ("delete_stemcell", ["fake-vm-1"], "StemcellNotFound"),
         ("delete_vm", ["i-0123456789"], "VMNotFound"),
@@ -132,9 +132,9 @@ def test_values_that_may_be_secret_are_not_shown(config: Config) -> None:
         ("create_vm", ["a", STEMCELL, {}, {}, ["../x"], {}], "DiskNotFound"),
     ],
 )
-def test_foreign_cids(config: Config, method: str, given: list[object], kind: str) -> None:
+def test_foreign_cids(config: Config, method: str, given: list[object], error_type: str) -> None:
     got, message = error_of(call(config, method, *given))
-    assert got == f"Bosh::Clouds::{kind}"
+    assert got == f"Bosh::Clouds::{error_type}"
     assert "\n" not in message
 
 

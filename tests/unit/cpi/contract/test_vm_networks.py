@@ -75,12 +75,12 @@ def test_type_is_manual_unless_said() -> None:
 def test_no_networks_and_several() -> None:
     assert vm_networks.parse({}, Log("error")) == ()
     other = {"type": "dynamic"}
-    names = [one.name for one in vm_networks.parse({"z": MANUAL, "a": other}, Log("error"))]
+    names = [network.name for network in vm_networks.parse({"z": MANUAL, "a": other}, Log("error"))]
     assert names == ["z", "a"]
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         ({"type": "bridged"}, "type 'bridged' is not known; known: manual, dynamic"),
         ({"type": 5}, "type must be a string, got 5"),
@@ -117,14 +117,14 @@ def test_no_networks_and_several() -> None:
         ({"cloud_properties": "x"}, "cloud_properties must be an object, got a string"),
     ],
 )
-def test_wrong_networks(change: dict[str, object], told: str) -> None:
-    assert told in refused({**MANUAL, **change})
+def test_wrong_networks(change: dict[str, object], reason: str) -> None:
+    assert reason in refused({**MANUAL, **change})
 
 
 @pytest.mark.parametrize("key", ["ip", "netmask", "gateway"])
 def test_dynamic_gives_no_address(key: str) -> None:
-    told = f"is dynamic, so it cannot give {key}; use type manual"
-    assert told in refused({"type": "dynamic", key: "10.0.0.5"})
+    reason = f"is dynamic, so it cannot give {key}; use type manual"
+    assert reason in refused({"type": "dynamic", key: "10.0.0.5"})
 
 
 def test_a_network_is_an_object() -> None:
@@ -149,16 +149,16 @@ def test_an_address_comes_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "reason"),
     [
         ({"gateway": "10.9.9.9"}, "gateway 10.9.9.9 is outside 10.0.1.0/24"),
         ({"nic_group": "1"}, "nic_group is not honoured"),
     ],
 )
 def test_oddities_are_logged(
-    change: dict[str, Any], told: str, capsys: pytest.CaptureFixture[str]
+    change: dict[str, Any], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = Log("warn")
     vm_networks.parse({"net": {**MANUAL, **change}}, log)
-    assert told in log.text
-    assert told in capsys.readouterr().err
+    assert reason in log.text
+    assert reason in capsys.readouterr().err

@@ -48,7 +48,7 @@ def test_everything_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "reason"),
     [
         ({"firmware": "efi"}, "firmware must be one of bios, uefi, got 'efi' (did you mean uefi?)"),
         ({"machine": "<pc>"}, "cloud_properties.machine must be a word such as q35"),
@@ -75,10 +75,10 @@ def test_everything_given() -> None:
         ({"ports": "8080:80"}, "ports must be a list, got a string"),
     ],
 )
-def test_wrong_properties(given: dict[str, object], told: str) -> None:
+def test_wrong_properties(given: dict[str, object], reason: str) -> None:
     with pytest.raises(CloudError) as raised:
         vm_properties.parse(given)
-    assert told in raised.value.message
+    assert reason in raised.value.message
     assert raised.value.message.startswith("cloud_properties")
 
 
@@ -109,7 +109,7 @@ def test_ports(given: object, forward: PortForward) -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "told"),
+    ("given", "reason"),
     [
         (1342, 'ports[0] must be in quotes, such as "8080"'),
         ("8000-8010:8000-8010", "ranges are not supported, list each port; got '8000-8010:8000"),
@@ -131,10 +131,10 @@ def test_ports(given: object, forward: PortForward) -> None:
         ({"container": 80, "host_ip": 6}, "ports[0].host_ip must be a string, got 6"),
     ],
 )
-def test_wrong_ports(given: object, told: str) -> None:
+def test_wrong_ports(given: object, reason: str) -> None:
     with pytest.raises(CloudError) as raised:
         vm_properties.parse({"ports": [given]})
-    assert told in raised.value.message
+    assert reason in raised.value.message
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_mounts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("mount", "told"),
+    ("mount", "reason"),
     [
         ("/srv", "mounts[0] must be an object, got a string"),
         ({"host": "/a"}, f"mounts[0].vm must be {PLAIN_PATH}, got null"),
@@ -198,10 +198,10 @@ def test_mounts() -> None:
         ({"host": "/a", "vm": "/mnt", "read_only": "no"}, "mounts[0].read_only must be true or"),
     ],
 )
-def test_wrong_mounts(mount: object, told: str) -> None:
+def test_wrong_mounts(mount: object, reason: str) -> None:
     with pytest.raises(CloudError) as raised:
         mounts(mount)
-    assert told in raised.value.message
+    assert reason in raised.value.message
 
 
 @pytest.mark.parametrize(

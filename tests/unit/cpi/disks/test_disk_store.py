@@ -87,9 +87,9 @@ def test_check_tells_other_files_from_the_disk(store: DiskStore, disk: Disk) -> 
         "does not begin at 1 MiB": kept[: 2 * 512 + 32] + b"\1" + kept[2 * 512 + 33 :],
         "none that is known": kept[:MIB] + bytes(len(kept) - MIB),
     }
-    for told, content in wrong.items():
+    for reason, content in wrong.items():
         image.write_bytes(content)
-        with pytest.raises(CloudError, match=told) as caught:
+        with pytest.raises(CloudError, match=reason) as caught:
             store.check(disk)
         assert str(image) in caught.value.message
     image.unlink()
@@ -107,15 +107,15 @@ def test_a_copy_has_the_data_and_the_holes(tmp_path: Path) -> None:
             file.seek(place)
             file.write(os.urandom(MIB))
         file.truncate(200 * MIB)
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     target.write_text("what a killed call left")
-    images.copy(source, target, lambda done, total: told.append((done, total)))
+    images.copy(source, target, lambda done, total: reports.append((done, total)))
     assert target.read_bytes() == source.read_bytes()
     assert target.stat().st_blocks * 512 < 4 * MIB
     assert target.stat().st_mode & 0o777 == 0o600
-    if told:  # not where the blocks are shared
-        assert told[-1][0] == told[-1][1]
-        assert told == sorted(told)
+    if reports:  # not where the blocks are shared
+        assert reports[-1][0] == reports[-1][1]
+        assert reports == sorted(reports)
 
 
 def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:

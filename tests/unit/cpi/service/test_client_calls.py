@@ -17,7 +17,7 @@ from cpi.service.worker_pool import WorkerPool
 
 
 class Recorder(WorkerPool):
-    """A pool that answers what it is told to, and remembers what it was asked."""
+    """A pool with a fixed response, which records its jobs."""
 
     def __init__(self, *results: object) -> None:
         super().__init__(None, 1)
@@ -91,8 +91,8 @@ def test_an_image_is_called_as_its_client_calls_it(gone: socket.socket, tmp_path
             assert Path(path).read_bytes() == image
             assert (Path(path).parent / "stemcell.MF").read_bytes() == b"name: x"
             assert job["request"]["arguments"][0] == path  # type: ignore[index]
-            told = {"type": "x", "message": f"{path} is broken", "ok_to_retry": False}
-            return {"result": None, "error": told, "log": f"importing {path}\n"}
+            error = {"type": "x", "message": f"{path} is broken", "ok_to_retry": False}
+            return {"result": None, "error": error, "log": f"importing {path}\n"}
 
     sizes = {"call": len(document), "stemcell.MF": 7, "image": len(image)}
     body = io.BytesIO(document + b"name: x" + image)

@@ -30,7 +30,7 @@ def _fake() -> Iterator[None]:
 
 
 @pytest.fixture
-def one(tmp_path: Path) -> Client:
+def mine(tmp_path: Path) -> Client:
     return client(tmp_path, "one")
 
 
@@ -43,7 +43,7 @@ class TestContractForClients(RuntimeContract):
     """A client sees the contract as root in process does."""
 
     @pytest.fixture
-    def cpi(self, one: Client) -> Cpi:
+    def cpi(self, mine: Client) -> Cpi:
         def send(
             method: str, *arguments: object, api_version: int = 2, context: Any = None
         ) -> dict[str, Any]:
@@ -52,10 +52,10 @@ class TestContractForClients(RuntimeContract):
             from tests.support.cpi_calls import request
 
             upload = Path(str(arguments[0])) if method == "create_stemcell" else None
-            guard = guards.Guard("one", one.config, Policies.of(one.config), upload)
+            guard = guards.Guard("one", mine.config, Policies.of(mine.config), upload)
             sent = request(method, *arguments, api_version=api_version, context=context)
             answer: dict[str, Any] = json.loads(
-                json.dumps(handle(sent, one.config, Log("error"), guard))
+                json.dumps(handle(sent, mine.config, Log("error"), guard))
             )
             return answer
 
@@ -68,8 +68,8 @@ class TestContractForClients(RuntimeContract):
         return image
 
     @pytest.fixture
-    def metadata_of(self, one: Client) -> MetadataOf:
-        return partial(fake_runtime.metadata_of, one.config)
+    def metadata_of(self, mine: Client) -> MetadataOf:
+        return partial(fake_runtime.metadata_of, mine.config)
 
 
 def test_every_method_has_its_rule() -> None:
@@ -78,9 +78,9 @@ def test_every_method_has_its_rule() -> None:
     assert set(METHODS) - known == {"create_network", "delete_network"}
 
 
-def test_managed_networks_are_not_for_clients(one: Client) -> None:
-    assert one.fails("create_network", {}).type == "NotSupported"
-    assert one.fails("delete_network", "net").type == "NotSupported"
+def test_managed_networks_are_not_for_clients(mine: Client) -> None:
+    assert mine.fails("create_network", {}).type == "NotSupported"
+    assert mine.fails("delete_network", "net").type == "NotSupported"
 
 
 def foreign_calls(vm: str, disk: str, mine: Client) -> dict[str, tuple[list[Any], str]]:
@@ -103,76 +103,76 @@ def foreign_calls(vm: str, disk: str, mine: Client) -> dict[str, tuple[list[Any]
 
 
 @pytest.mark.parametrize("owner", ["another", "root"])
-def test_other_things_do_not_exist(one: Client, other: Client, owner: str) -> None:
+def test_other_things_do_not_exist(mine: Client, other: Client, owner: str) -> None:
     if owner == "another":
         vm, disk = other.vm(), other.disk()
         other.call("attach_disk", vm, disk)
         snapshot = other.call("snapshot_disk", disk, {})
     else:
-        vm = call(one.config, "create_vm", *other.arguments(other.stemcell()))["result"][0]
-        disk = call(one.config, "create_disk", 64, {}, vm)["result"]
-        call(one.config, "attach_disk", vm, disk)
-        snapshot = call(one.config, "snapshot_disk", disk, {})["result"]
-    world = WORLDS[one.config.text("state_dir")]
-    assert one.call("has_vm", vm) is False
-    assert one.call("has_disk", disk) is False
-    for method, (values, kind) in foreign_calls(vm, disk, one).items():
-        error = one.fails(method, *values)
-        assert (method, error.type) == (method, kind)
-    one.call("delete_snapshot", snapshot)
+        vm = call(mine.config, "create_vm", *other.arguments(other.stemcell()))["result"][0]
+        disk = call(mine.config, "create_disk", 64, {}, vm)["result"]
+        call(mine.config, "attach_disk", vm, disk)
+        snapshot = call(mine.config, "snapshot_disk", disk, {})["result"]
+    world = WORLDS[mine.config.text("state_dir")]
+    assert mine.call("has_vm", vm) is False
+    assert mine.call("has_disk", disk) is False
+    for method, (values, error_type) in foreign_calls(vm, disk, mine).items():
+        error = mine.fails(method, *values)
+        assert (method, error.type) == (method, error_type)
+    mine.call("delete_snapshot", snapshot)
     assert snapshot in world.snapshots
     assert world.machines[vm].reboots == 0
     assert world.disks[disk].vm_cid == vm
     assert world.disks[disk].size_mib == 64
 
 
-def test_a_vm_takes_only_a_stemcell_and_disks_of_its_owner(one: Client, other: Client) -> None:
+def test_a_vm_takes_only_a_stemcell_and_disks_of_its_owner(mine: Client, other: Client) -> None:
     stemcell, disk = other.stemcell(b"something else"), other.disk()
-    refused = one.fails("create_vm", *one.arguments(stemcell))
+    refused = mine.fails("create_vm", *mine.arguments(stemcell))
     assert refused.type == "StemcellNotFound"
     assert refused.message.endswith("upload it again (bosh upload-stemcell --fix FILE)")
-    refused = one.fails("create_vm", *one.arguments(one.stemcell(), disks=[disk]))
+    refused = mine.fails("create_vm", *mine.arguments(mine.stemcell(), disks=[disk]))
     assert refused.type == "DiskNotFound"
     assert refused.message.endswith("was it made on another one (bosh cck)?")
-    assert one.records() == [one.stemcell()]
-    assert WORLDS[one.config.text("state_dir")].machines == {}
+    assert mine.records() == [mine.stemcell()]
+    assert WORLDS[mine.config.text("state_dir")].machines == {}
 
 
-def test_get_disks_names_the_clients_own_alone(one: Client) -> None:
-    vm, disk = one.vm(), one.disk()
-    one.call("attach_disk", vm, disk)
-    roots = call(one.config, "create_disk", 64, {}, None)["result"]
-    call(one.config, "attach_disk", vm, roots)
-    assert one.call("get_disks", vm) == [disk]
+def test_get_disks_names_the_clients_own_alone(mine: Client) -> None:
+    vm, disk = mine.vm(), mine.disk()
+    mine.call("attach_disk", vm, disk)
+    roots = call(mine.config, "create_disk", 64, {}, None)["result"]
+    call(mine.config, "attach_disk", vm, roots)
+    assert mine.call("get_disks", vm) == [disk]
 
 
-def test_a_stemcell_of_two_is_deleted_with_the_last(one: Client, other: Client) -> None:
-    stemcell = one.stemcell()
-    world = WORLDS[one.config.text("state_dir")]
+def test_a_stemcell_of_two_is_deleted_with_the_last(mine: Client, other: Client) -> None:
+    stemcell = mine.stemcell()
+    world = WORLDS[mine.config.text("state_dir")]
     assert other.call("delete_stemcell", stemcell) is None  # as if nobody had it
     assert stemcell in world.stemcells
     assert other.stemcell() == stemcell
     for _ in range(2):
-        one.call("delete_stemcell", stemcell)
+        mine.call("delete_stemcell", stemcell)
         assert stemcell in world.stemcells
-    assert one.records() == []
-    assert one.fails("create_vm", *one.arguments(stemcell)).type == "StemcellNotFound"
+    assert mine.records() == []
+    assert mine.fails("create_vm", *mine.arguments(stemcell)).type == "StemcellNotFound"
     assert other.vm()
     other.call("delete_stemcell", stemcell)
     assert stemcell not in world.stemcells
 
 
-def test_files_of_the_host_are_not_read(one: Client, tmp_path: Path) -> None:
+def test_files_of_the_host_are_not_read(mine: Client, tmp_path: Path) -> None:
     secret = tmp_path / "shadow"
     secret.write_bytes(gzip.compress(b"root:hash"))
-    for path in (str(secret), "/etc/shadow", str(one.upload)):
-        error = one.fails("create_stemcell", path, {})  # nothing was uploaded
+    for path in (str(secret), "/etc/shadow", str(mine.upload)):
+        error = mine.fails("create_stemcell", path, {})  # nothing was uploaded
         assert error.type == "CloudError"
         assert "reads no files of the host" in error.message
-    one.upload.write_bytes(gzip.compress(b"x"))
-    for path in (str(secret), f"{one.upload}/../shadow", f"{one.upload}/"):
-        assert "reads no files" in one.fails("create_stemcell", path, {}).message
-    assert one.records() == []
+    mine.upload.write_bytes(gzip.compress(b"x"))
+    for path in (str(secret), f"{mine.upload}/../shadow", f"{mine.upload}/"):
+        assert "reads no files" in mine.fails("create_stemcell", path, {}).message
+    assert mine.records() == []
 
 
 def test_registries_are_asked_without_the_hosts_credentials(
@@ -190,7 +190,7 @@ def test_registries_are_asked_without_the_hosts_credentials(
     assert seen == ["/dev/null", ""]
 
 
-def test_only_what_is_the_clients_business_comes_from_its_context(one: Client) -> None:
+def test_only_what_is_the_clients_business_comes_from_its_context(mine: Client) -> None:
     context = {
         "state_dir": "/etc",
         "run_dir": "/etc",
@@ -205,8 +205,8 @@ def test_only_what_is_the_clients_business_comes_from_its_context(one: Client) -
         "datacenter": 5,
         "director_uuid": "d",
     }
-    vm = one.call("create_vm", *one.arguments(one.stemcell()), context=context)[0]
-    line = next(line for line in one.log.splitlines() if "host's to decide" in line)
+    vm = mine.call("create_vm", *mine.arguments(mine.stemcell()), context=context)[0]
+    line = next(line for line in mine.log.splitlines() if "host's to decide" in line)
     for name in (
         *("state_dir", "run_dir", "disk_dir", "disk_stores", "containerd.address"),
         *("registry.docker_config", "registry.plain_http", "network.cni_config_dir"),
@@ -215,39 +215,39 @@ def test_only_what_is_the_clients_business_comes_from_its_context(one: Client) -
         assert f"'{name}'" in line
     for name in ("mtu", "memory", "allow_privileged", "log_level", "director_uuid", "datacenter"):
         assert name not in line
-    assert "not used from the context: 'datacenter'" in one.log
-    assert vm in one.records()
-    assert one.call("has_vm", vm, context=context) is True
-    assert one.fails("create_vm", *one.arguments("fake-stemcell-1", {"privileged": True}),
+    assert "not used from the context: 'datacenter'" in mine.log
+    assert vm in mine.records()
+    assert mine.call("has_vm", vm, context=context) is True
+    assert mine.fails("create_vm", *mine.arguments("fake-stemcell-1", {"privileged": True}),
                      context=context).type == "StemcellNotFound"  # fmt: skip
 
 
 @pytest.mark.parametrize("level", ["debug", "error"])
 def test_a_client_sets_the_level_of_its_own_log_and_not_of_the_hosts(
-    one: Client, level: str, capsys: pytest.CaptureFixture[str]
+    mine: Client, level: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one.call("has_vm", "fake-vm-1", context={"log_level": level})
-    assert ("INFO has_vm" in one.log) is (level == "debug")
+    mine.call("has_vm", "fake-vm-1", context={"log_level": level})
+    assert ("INFO has_vm" in mine.log) is (level == "debug")
     assert "INFO has_vm vm_cid='fake-vm-1'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("failure", [CloudError("no"), Interrupted("SIGTERM"), MemoryError()])
 def test_what_fails_is_not_counted(
-    one: Client, failure: BaseException, monkeypatch: pytest.MonkeyPatch
+    mine: Client, failure: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise failure
 
-    vm, disk = one.vm(), one.disk()
-    before = one.records()
-    size = WORLDS[one.config.text("state_dir")].disks[disk].size_mib
+    vm, disk = mine.vm(), mine.disk()
+    before = mine.records()
+    size = WORLDS[mine.config.text("state_dir")].disks[disk].size_mib
     for name in ("create_stemcell", "create_vm", "create_disk", "snapshot_disk", "resize_disk",
                  "update_disk", "delete_vm", "delete_disk", "delete_stemcell"):  # fmt: skip
         monkeypatch.setattr(FakeRuntime, name, fail)
     stemcell = next(cid for cid in before if "stemcell" in cid)
     calls: dict[str, list[Any]] = {
-        "create_stemcell": [str(one.upload), {}],
-        "create_vm": one.arguments(stemcell),
+        "create_stemcell": [str(mine.upload), {}],
+        "create_vm": mine.arguments(stemcell),
         "create_disk": [64, {}, None],
         "snapshot_disk": [disk, {}],
         "resize_disk": [disk, 128],
@@ -258,52 +258,52 @@ def test_what_fails_is_not_counted(
     }
     for method, arguments in calls.items():
         with pytest.raises((Failed, Interrupted)):
-            one.call(method, *arguments)
-        assert one.records() == before, method
-    record = Path(one.config.text("state_dir")) / "clients" / "one" / disk
+            mine.call(method, *arguments)
+        assert mine.records() == before, method
+    record = Path(mine.config.text("state_dir")) / "clients" / "one" / disk
     assert json.loads(record.read_text())["disk"] == size
 
 
 @pytest.mark.parametrize("failure", [OSError("no space"), Interrupted("SIGTERM")])
 def test_what_cannot_be_recorded_does_not_stay(
-    one: Client, failure: BaseException, monkeypatch: pytest.MonkeyPatch
+    mine: Client, failure: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise failure
 
-    disk, stemcell = one.disk(), one.stemcell()
-    before = one.records()
+    disk, stemcell = mine.disk(), mine.stemcell()
+    before = mine.records()
     monkeypatch.setattr(Ownership, "_name", fail)
     calls: dict[str, list[Any]] = {
-        "create_vm": one.arguments(stemcell),
+        "create_vm": mine.arguments(stemcell),
         "create_disk": [64, {}, None],
         "snapshot_disk": [disk, {}],
     }
     for method, arguments in calls.items():
         with pytest.raises((Failed, Interrupted)):
-            one.call(method, *arguments)
-    world = WORLDS[one.config.text("state_dir")]
+            mine.call(method, *arguments)
+    world = WORLDS[mine.config.text("state_dir")]
     assert (list(world.machines), list(world.disks), list(world.snapshots)) == ([], [disk], [])
-    assert one.records() == before
+    assert mine.records() == before
 
 
-def test_a_disk_that_was_deleted_without_the_service_is_forgotten(one: Client) -> None:
-    disk = one.disk()
-    call(one.config, "delete_disk", disk)
-    assert one.fails("delete_disk", disk).type == "DiskNotFound"
-    assert one.records() == []
+def test_a_disk_that_was_deleted_without_the_service_is_forgotten(mine: Client) -> None:
+    disk = mine.disk()
+    call(mine.config, "delete_disk", disk)
+    assert mine.fails("delete_disk", disk).type == "DiskNotFound"
+    assert mine.records() == []
 
 
-def test_an_update_that_gives_another_cid_is_followed(one: Client) -> None:
-    disk = one.disk()
-    fresh = one.call("update_disk", disk, 128, {})
+def test_an_update_that_gives_another_cid_is_followed(mine: Client) -> None:
+    disk = mine.disk()
+    fresh = mine.call("update_disk", disk, 128, {})
     assert fresh != disk
-    assert one.records() == [fresh]
-    assert one.call("has_disk", fresh) is True
+    assert mine.records() == [fresh]
+    assert mine.call("has_disk", fresh) is True
 
 
-def test_records_are_for_root_alone(one: Client) -> None:
-    one.vm()
-    clients = Path(one.config.text("state_dir")) / "clients"
+def test_records_are_for_root_alone(mine: Client) -> None:
+    mine.vm()
+    clients = Path(mine.config.text("state_dir")) / "clients"
     assert [path.stat().st_mode & 0o777 for path in (clients, clients / "one")] == [0o700, 0o700]
     assert {path.stat().st_mode & 0o777 for path in (clients / "one").iterdir()} == {0o600}

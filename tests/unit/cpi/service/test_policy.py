@@ -40,12 +40,14 @@ def test_nothing_dangerous_is_allowed_unless_somebody_says_so() -> None:
 
 
 def test_a_client_has_its_own_policy_or_the_default() -> None:
-    found = policies({"guest": {"ports": [443]}, "default": {"privileged": True}, "idle": None})
-    assert found.of_client("guest").ports == (range(443, 444),)
-    assert found.of_client("guest").privileged is False
-    assert found.of_client("local").privileged is True
-    assert found.of_client("some.director").rule == "service.clients.default"
-    assert found.of_client("idle").privileged is False
+    all_policies = policies(
+        {"guest": {"ports": [443]}, "default": {"privileged": True}, "idle": None}
+    )
+    assert all_policies.of_client("guest").ports == (range(443, 444),)
+    assert all_policies.of_client("guest").privileged is False
+    assert all_policies.of_client("local").privileged is True
+    assert all_policies.of_client("some.director").rule == "service.clients.default"
+    assert all_policies.of_client("idle").privileged is False
 
 
 def test_everything_given() -> None:
@@ -69,7 +71,7 @@ def test_everything_given() -> None:
 
 
 @pytest.mark.parametrize(
-    ("clients", "told"),
+    ("clients", "reason"),
     [
         ({"guest": {"privilegd": True}}, "service.clients.guest has unknown keys: 'privilegd' (did"
          " you mean privileged?)"),
@@ -97,10 +99,10 @@ def test_everything_given() -> None:
         ({"../x": {}}, "service.clients: '../x' cannot be a client's"),
     ],
 )  # fmt: skip
-def test_mistakes_are_refused_when_the_service_starts(clients: object, told: str) -> None:
+def test_mistakes_are_refused_when_the_service_starts(clients: object, reason: str) -> None:
     with pytest.raises(CPIError) as raised:
         policies(clients)
-    assert told in raised.value.message
+    assert reason in raised.value.message
 
 
 ODD_NAMES = ("../x", "..", ".", "", "/etc", "a/b", "a\0b", "a b", "-x", "é", "a\n", "x" * 65)
@@ -150,19 +152,19 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str, str, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("properties", "networks", "rule", "kind", "allowing"), REFUSED)
+@pytest.mark.parametrize(("properties", "networks", "rule", "error_type", "allowing"), REFUSED)
 def test_each_rule_is_named_and_can_be_lifted(
     tmp_path: Path,
     properties: dict[str, Any],
     networks: dict[str, Any],
     rule: str,
-    kind: str,
+    error_type: str,
     allowing: str,
 ) -> None:
     guest = client(tmp_path)
     arguments = ["agent", guest.stemcell(), properties, networks, [], {}]
     error = guest.fails("create_vm", *arguments)
-    assert error.type == kind
+    assert error.type == error_type
     assert f"the host's rule service.clients.default.{rule} does not allow " in error.message
     assert len(guest.records()) == 1  # the stemcell
     if allowing:
@@ -188,8 +190,8 @@ def test_a_client_cannot_take_a_subnet_that_the_host_has_elsewhere(
     # An administrator who names a CNI network or a subnet knows about it.
     cni = network(cloud_properties={"name": "flannel"})
     assert guest.call("create_vm", "a", stemcell, {}, cni, [], {})
-    told = client(tmp_path, guest={"subnets": ["10.9.0.0/24"]})
-    assert told.call("create_vm", "a", told.stemcell(), {}, network(ip="10.9.0.7"), [], {})
+    allowed = client(tmp_path, guest={"subnets": ["10.9.0.0/24"]})
+    assert allowed.call("create_vm", "a", allowed.stemcell(), {}, network(ip="10.9.0.7"), [], {})
 
 
 def test_rules_name_the_client_that_they_are_of(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def limited(folder: Path, **quotas: float) -> Client:
 
 
 @pytest.mark.parametrize(
-    ("quota", "most", "properties", "told"),
+    ("quota", "limit", "properties", "reason"),
     [
         ("vms", 2, {}, "2 of 2 are in use, and this takes 1 more"),
         ("cpu", 1.2, {"cpu": 0.6}, "1.2 of 1.2 CPUs are in use, and this takes 0.6 more"),
@@ -43,14 +43,14 @@ def limited(folder: Path, **quotas: float) -> Client:
     ],
 )
 def test_vms_within_their_quota(
-    tmp_path: Path, quota: str, most: float, properties: dict[str, float], told: str
+    tmp_path: Path, quota: str, limit: float, properties: dict[str, float], reason: str
 ) -> None:
-    guest = limited(tmp_path, **{quota: most})
+    guest = limited(tmp_path, **{quota: limit})
     vms = [guest.vm(properties), guest.vm(properties)]
     error = guest.fails("create_vm", *guest.arguments(guest.stemcell(), properties))
     assert (error.type, error.ok_to_retry) == ("VMCreationFailed", False)
     assert f"the host's rule service.clients.guest.quotas.{quota} " in error.message
-    assert told in error.message
+    assert reason in error.message
     guest.call("delete_vm", vms[0])
     assert guest.vm(properties)
 
@@ -136,7 +136,7 @@ def test_many_processes_at_once_do_not_go_over_a_quota(tmp_path: Path) -> None:
     arguments = guest.arguments(guest.stemcell(), {"memory": 100})
     made = in_processes(lambda _: guest.call("create_vm", *arguments)[0])
     assert made.count("VMCreationFailed") == MANY - 7
-    vms = {one for one in made if one != "VMCreationFailed"}
+    vms = {cid for cid in made if cid != "VMCreationFailed"}
     assert len(vms) == 7
     assert vms < set(guest.records())
     assert not [name for name in guest.records() if name.startswith(("pending", "fresh"))]
@@ -173,9 +173,9 @@ def test_many_resizes_at_once_do_not_go_over_a_quota(tmp_path: Path) -> None:
     assert Ownership(Path(guest.config.text("state_dir")), "guest").used().disk == MANY * 10 + 70
 
 
-def allowed_up_to(most: int) -> Any:
+def allowed_up_to(limit: int) -> Any:
     def check(used: QuotaUsage, record: OwnershipRecord) -> None:
-        if used.plus(record).vms > most:
+        if used.plus(record).vms > limit:
             raise CloudError("too many")
 
     return check

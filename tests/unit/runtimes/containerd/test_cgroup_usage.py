@@ -54,10 +54,10 @@ def test_v1(root: Path) -> None:
 def test_hybrid_without_limits(root: Path) -> None:
     (root / "unified" / VM).mkdir(parents=True)
     write_v1(root, "9223372036854771712\n")
-    found = cgroups.usage(f"/{VM}")
-    assert found is not None
-    assert found["memory_limit"] is None
-    assert found["pids"] == 12
+    usage = cgroups.usage(f"/{VM}")
+    assert usage is not None
+    assert usage["memory_limit"] is None
+    assert usage["pids"] == 12
 
 
 def test_v2(root: Path) -> None:
@@ -85,8 +85,8 @@ def test_v2_without_controllers(root: Path) -> None:
     """cpu.stat is there always; the others where a parent passes their controller on."""
     write(root, cgroup__controllers="")
     write(root / VM, cpu__stat="usage_usec 1000000\n")
-    found = cgroups.usage(f"/{VM}")
-    assert found == {
+    usage = cgroups.usage(f"/{VM}")
+    assert usage == {
         **dict.fromkeys(("memory", "memory_limit", "pids")),
         "cpu": 1.0,
         "read": 0,

@@ -29,7 +29,7 @@ def test_every_status_is_told_with_what_was_tried(status: grpc.StatusCode) -> No
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "retry"),
+    ("status", "error_class", "retry"),
     [
         (grpc.StatusCode.NOT_FOUND, NotFound, False),
         (grpc.StatusCode.ALREADY_EXISTS, AlreadyExists, False),
@@ -39,11 +39,11 @@ def test_every_status_is_told_with_what_was_tried(status: grpc.StatusCode) -> No
     ],
 )
 def test_what_is_told_apart(
-    status: grpc.StatusCode, kind: type[Exception] | None, retry: bool
+    status: grpc.StatusCode, error_class: type[Exception] | None, retry: bool
 ) -> None:
     error = error_from(Failed(status, "because"), "x", "/run/c.sock")
     assert error.ok_to_retry is retry
-    assert kind is None or type(error) is kind
+    assert error_class is None or type(error) is error_class
 
 
 def test_a_full_disk_is_no_disk_space() -> None:

@@ -20,7 +20,6 @@ ODD = "a<b>&'\"/../é"
 LEAST = Domain(
     name="kvm-vm-1",
     type="qemu",
-    os_type="hvm",
     machine="pc",
     firmware="bios",
     cpu_model="",
@@ -39,7 +38,6 @@ DISKS = (
 FULL = Domain(
     name="kvm-vm-2",
     type="kvm",
-    os_type="hvm",
     machine="q35",
     firmware="uefi",
     cpu_model="Skylake-Server",
@@ -121,18 +119,18 @@ def test_text_that_xml_cannot_have_is_replaced() -> None:
     assert domain_xml.read_facts(domain_xml.facts(facts)).metadata == {"a\ufffdb": "\ufffd[31m"}
 
 
-def test_metadata_that_is_damaged_is_told() -> None:
+def test_corrupt_metadata_is_an_error() -> None:
     with pytest.raises(ValueError, match="no XML"):
         domain_xml.read_facts("<vm")
 
 
 def test_attached_disks_are_read() -> None:
-    found = domain_xml.attached(domain_xml.domain(FULL))
-    assert [(one.target, one.bus, one.serial) for one in found] == [
+    disks = domain_xml.attached(domain_xml.domain(FULL))
+    assert [(disk.target, disk.bus, disk.serial) for disk in disks] == [
         ("sda", "scsi", ""),
         ("sdb", "scsi", "ephemeral0123456789a"),
     ]
-    assert found[0].path == f"/pool/{ODD}.root"
+    assert disks[0].path == f"/pool/{ODD}.root"
 
 
 def test_names_of_disks() -> None:
@@ -144,12 +142,12 @@ def test_names_of_disks() -> None:
 
 
 def test_networks_of_others_are_read() -> None:
-    found = network_xml.read_network(
+    network = network_xml.read_network(
         "<network><name>default</name><forward mode='nat'/><bridge name='virbr0'/>"
         "<ip address='192.168.122.1' netmask='255.255.255.0'><dhcp/></ip>"
         "<ip family='ipv6' address='fd00::1' prefix='64'/></network>"
     )
-    assert found == LibvirtNetwork(
+    assert network == LibvirtNetwork(
         "default", "virbr0", "nat", (ip_interface("192.168.122.1/24"), ip_interface("fd00::1/64"))
     )
     assert network_xml.read_network("<network><name>x</name></network>").gateways == ()

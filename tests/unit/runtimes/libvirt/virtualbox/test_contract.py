@@ -121,8 +121,8 @@ def test_a_vm_is_vdis_a_cd_and_a_domain_that_the_schema_takes(lab: VBoxLab) -> N
 
 def test_settings_name_the_ephemeral_disk_by_its_serial(lab: VBoxLab) -> None:
     vm = lab.vm()
-    found = settings_iso.read("cdrom", (lab.pool / f"{vm}.iso").read_bytes())
-    assert found["disks"]["ephemeral"] == media.hint_of(f"{vm}.data", "scsi")
+    settings = settings_iso.read("cdrom", (lab.pool / f"{vm}.iso").read_bytes())
+    assert settings["disks"]["ephemeral"] == media.hint_of(f"{vm}.data", "scsi")
 
 
 def test_an_openstack_stemcell_gets_its_config_drive_as_a_cd(
@@ -161,9 +161,9 @@ def test_a_vm_that_has_ended_is_started_and_deleted(lab: VBoxLab, state: str) ->
 def test_a_start_that_fails_leaves_nothing(lab: VBoxLab) -> None:
     arguments = lab.arguments()
     lab.world.fail_start = 1
-    kind, message = lab.fails("create_vm", *arguments)
+    error_type, message = lab.fails("create_vm", *arguments)
     assert "terminated unexpectedly" in message
-    assert kind in ("CloudError", "VMCreationFailed")
+    assert error_type in ("CloudError", "VMCreationFailed")
     assert not lab.world.machines
     assert not lab.files()
 
@@ -192,8 +192,8 @@ def test_what_the_driver_loses_silently_is_an_error(lab: VBoxLab, what: str) -> 
 def test_what_the_driver_cannot_set_is_not_supported(
     lab: VBoxLab, properties: dict[str, object], named: str
 ) -> None:
-    kind, message = lab.fails("create_vm", *lab.arguments(properties))
-    assert kind == "NotSupported"
+    error_type, message = lab.fails("create_vm", *lab.arguments(properties))
+    assert error_type == "NotSupported"
     assert f"cloud_properties.{named}" in message
     assert not lab.files()
 
@@ -331,8 +331,8 @@ def test_a_disk_that_a_vm_has_is_neither_grown_nor_copied(lab: VBoxLab) -> None:
     vm, disk = lab.vm(), lab.ok("create_disk", 32, {}, None)
     lab.ok("attach_disk", vm, disk)
     assert lab.fails("snapshot_disk", disk, {})[0] == "NotSupported"
-    kind, message = lab.fails("resize_disk", disk, 64)
-    assert (kind, vm in message) == ("CloudError", True)
+    error_type, message = lab.fails("resize_disk", disk, 64)
+    assert (error_type, vm in message) == ("CloudError", True)
     lab.ok("detach_disk", vm, disk)
     assert lab.ok("snapshot_disk", disk, {})
 
@@ -340,8 +340,8 @@ def test_a_disk_that_a_vm_has_is_neither_grown_nor_copied(lab: VBoxLab) -> None:
 @pytest.mark.parametrize("uri", ["vbox+ssh://root@other/session", "vbox+tcp://other/system"])
 def test_other_machines_are_not_supported(lab: VBoxLab, uri: str) -> None:
     lab.config = settings(lab.folder, uri=uri)
-    kind, message = lab.fails("create_stemcell", str(lab.image), {})
-    assert kind == "NotSupported"
+    error_type, message = lab.fails("create_stemcell", str(lab.image), {})
+    assert error_type == "NotSupported"
     assert uri in message
     assert lab.fails("delete_vm", "virtualbox-vm-0123456789abcdef")[0] == "NotSupported"
 
@@ -350,7 +350,7 @@ def test_without_root_there_is_no_bridge(lab: VBoxLab, monkeypatch: pytest.Monke
     from runtimes.libvirt import runtime
 
     monkeypatch.setattr(runtime, "is_unprivileged", lambda: True)
-    kind, message = lab.fails("create_vm", *lab.arguments())
-    assert kind == "NotSupported"
+    error_type, message = lab.fails("create_vm", *lab.arguments())
+    assert error_type == "NotSupported"
     assert "root" in message
     assert not lab.files()

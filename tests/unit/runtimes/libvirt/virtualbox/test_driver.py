@@ -17,7 +17,7 @@ from runtimes.libvirt import client
 from runtimes.libvirt.client import AlreadyThere, Connection, is_missing
 from runtimes.libvirt.virtualbox import media, vboxmanage, virtualbox_xml
 from runtimes.libvirt.virtualbox.folder_pool import FolderPool
-from runtimes.libvirt.virtualbox.one_at_a_time import OneAtATime
+from runtimes.libvirt.virtualbox.locked import Locked
 from runtimes.libvirt.xml import domain_xml, storage_xml
 from runtimes.libvirt.xml.domain_xml import Domain, DomainDisk, Facts, Interface
 from tests.support.virtualbox.fake_vbox import FakeVBox, VBoxConnection as Fake
@@ -51,7 +51,6 @@ def wanted(folder: FolderPool) -> Domain:
     return Domain(
         name="some-vm-1",
         type="vbox",
-        os_type="hvm",
         machine="",
         firmware="",
         cpu_model="",
@@ -68,8 +67,8 @@ def refused(call: Callable[[], Any]) -> tuple[int, int, str]:
     """Code, domain and message of libvirt's error."""
     with pytest.raises(libvirt.libvirtError) as raised:
         call()
-    told = raised.value
-    return told.get_error_code(), told.get_error_domain(), told.get_error_message()
+    refusal = raised.value
+    return refusal.get_error_code(), refusal.get_error_domain(), refusal.get_error_message()
 
 
 # The fake is as strict as the driver
@@ -152,8 +151,8 @@ def test_flags_disks_and_running_domains(world: FakeVBox, wanted: Domain) -> Non
     flags = "unsupported flags (0x2) in function vboxDomainAttachDeviceFlags"
     disk = domain_xml.disk(wanted.disks[0])
     assert refused(lambda: domain.attachDeviceFlags(disk, client.CONFIG)) == (8, 25, flags)
-    kind = "argument unsupported: Unsupported device type 1"
-    assert refused(lambda: domain.attachDeviceFlags(disk, client.LIVE)) == (74, 25, kind)
+    message = "argument unsupported: Unsupported device type 1"
+    assert refused(lambda: domain.attachDeviceFlags(disk, client.LIVE)) == (74, 25, message)
     assert "unsupported flags" in refused(lambda: domain.undefineFlags(client.UNDEFINE_ALL))[2]
     assert "LaunchVMProcess failed" in refused(domain.create)[2]
     world.run(["VBoxManage", "startvm", domain.UUIDString(), "--type", "headless"])
@@ -180,7 +179,7 @@ def test_a_vm_has_no_more_disks_than_ports(wanted: Domain) -> None:
 
 
 @pytest.mark.parametrize(
-    ("libvirt_version", "installed", "kind", "said"),
+    ("libvirt_version", "installed", "error_class", "said"),
     [
         (
             9_000_000,
@@ -208,7 +207,7 @@ def test_refusals_name_both_versions(
     monkeypatch: pytest.MonkeyPatch,
     libvirt_version: int,
     installed: bytes | None,
-    kind: type[CPIError],
+    error_class: type[CPIError],
     said: str,
 ) -> None:
     def run(argv: list[str]) -> bytes:
@@ -227,7 +226,7 @@ def test_refusals_name_both_versions(
     connection = Connection("vbox:///session", Log("error"))
     with pytest.raises(CPIError) as raised:
         connection.raw  # noqa: B018
-    assert type(raised.value) is kind
+    assert type(raised.value) is error_class
     assert said in raised.value.message
     assert not raised.value.ok_to_retry
     assert "\n" not in raised.value.message
@@ -295,8 +294,8 @@ def test_every_call_waits_for_its_turn(world: FakeVBox, wanted: Domain) -> None:
     def held() -> AbstractContextManager[None]:
         return turn()
 
-    raw = OneAtATime(Fake(world), held)
+    raw = Locked(Fake(world), held)
     domain = raw.defineXML(virtualbox_xml.domain(wanted))
     assert domain.name() == "some-vm-1"
-    assert [one.UUIDString() for one in raw.listAllDomains()] == [domain.UUIDString()]
+    assert [listed.UUIDString() for listed in raw.listAllDomains()] == [domain.UUIDString()]
     assert taken == 5
