@@ -1,11 +1,12 @@
 """Progress of long work, as lines of a log."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cpi.log import Log
-from stemcell_convert.report import Progress
+
+Progress = Callable[[int, int], None]  # bytes done, bytes in all
 
 _INTERVAL = 10.0  # seconds
 
