@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from stemcell_convert.report import Progress
+from cpi.progress import Progress
 
 _LINE_SECONDS = 1.0  # between lines of a log
 _SHORT = 12  # characters

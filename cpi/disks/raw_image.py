@@ -18,8 +18,8 @@ from cpi.disks.loop import Part
 from cpi.errors import CloudError, NoDiskSpace
 from cpi.host import kernel, linux
 from cpi.host.process import CommandFailed, run
+from cpi.progress import Progress
 from stemcell_convert.gpt import SECTOR, read_table
-from stemcell_convert.report import Progress
 
 MIB = 1 << 20
 PARTITION_OFFSET = MIB  # bytes

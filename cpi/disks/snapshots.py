@@ -16,7 +16,7 @@ from cpi.disks import raw_image as images
 from cpi.disks.disk import Disk
 from cpi.disks.disk_store import DiskStore, read_facts, write_facts
 from cpi.errors import CloudError
-from stemcell_convert.report import Progress
+from cpi.progress import Progress
 
 _FOLDER = "snapshots"
 _RAW, _FACTS = "disk.raw", "facts.json"

@@ -12,12 +12,12 @@ from typing import Any, BinaryIO
 from cpi.disks.raw_image import quiet
 from cpi.errors import CloudError
 from cpi.log import Log
+from cpi.progress import Progress
 from runtimes.libvirt import client
 from runtimes.libvirt.client import AlreadyThere, Connection, lookup_or_none, translated_errors
 from runtimes.libvirt.xml import storage_xml
 from runtimes.libvirt.xml.elements import parsed
 from runtimes.libvirt.xml.storage_xml import Volume
-from stemcell_convert.report import Progress
 
 SMALL = 16 << 20  # bytes: the most that is read into memory
 

@@ -13,11 +13,11 @@ from cpi.disks import raw_image as images
 from cpi.disks.raw_image import quiet
 from cpi.errors import CloudError, NoDiskSpace
 from cpi.host.process import CommandFailed, run
+from cpi.progress import Progress
 from runtimes.libvirt.client import AlreadyThere
 from runtimes.libvirt.virtualbox import media
 from runtimes.libvirt.volumes import SMALL, StoragePool
 from runtimes.libvirt.xml.storage_xml import Volume
-from stemcell_convert.report import Progress
 
 _HOURS = 24 * 3600.0  # seconds; a disk takes as long as it takes
 _HINT = "apt-get install qemu-utils"

@@ -19,7 +19,7 @@ ELF = {"amd64": 0x3E, "arm64": 0xB7}
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    """A root file system with a shell and nothing to boot."""
+    """Make a root file system with a shell and nothing to boot."""
     root = tmp_path / "root"
     _put(root, "bin/sh", _elf("amd64"))
     _put(root, "etc/os-release", b'ID=debian\nVERSION_ID="12"\n')

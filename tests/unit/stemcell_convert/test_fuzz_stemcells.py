@@ -57,7 +57,7 @@ INNER: dict[str, bytes] = {
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """What is found when a disk is mounted."""
+    """Make the content of a mounted disk."""
     folder = tmp_path / "mounted"
     for name, content in (
         ("bin/sh", ELF),
@@ -93,7 +93,7 @@ def _cut(keep: float) -> Change:
 
 
 def _field(block: int, offset: int, value: bytes) -> Change:
-    """Another value in what may be a header, with the checksum right."""
+    """Return a change of what may be a header, with the checksum right."""
 
     def change(data: bytearray) -> bytearray:
         start = block % max(1, len(data) // BLOCK) * BLOCK

@@ -57,7 +57,7 @@ def test_what_cannot_be_read_is_told_by_the_infrastructure() -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> tuple[Path, list[FileSystem]]:
-    """A disk with an ext4 at 1 MiB, and an agent.json to be written by the test."""
+    """Return a disk with an ext4 at 1 MiB, whose agent.json the test writes."""
     return tmp_path / "raw", [FileSystem("ext4", 1 << 20, 15 << 20)]
 
 

@@ -16,7 +16,7 @@ def _systems(disk: bytes) -> list[FileSystem]:
 
 
 def _disk(*parts: tuple[int, int, int], fstypes: dict[int, str] | None = None) -> bytearray:
-    """An MBR disk; fstypes: file systems by their first sector."""
+    """Make an MBR disk; fstypes: file systems by their first sector."""
     disk = bytearray(SIZE)
     disk[510:512] = b"\x55\xaa"
     for number, (mbr_type, first, count) in enumerate(parts):

@@ -25,7 +25,7 @@ LIMIT = 1 << 30
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    """A folder on a file system that keeps what a root file system has."""
+    """Return a folder on a file system that keeps all of a root file system."""
     try:
         os.setxattr(tmp_path, "user.note", b"x")
     except OSError as error:
@@ -35,7 +35,7 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def fresh(place: Path) -> Iterator[Path]:
-    """That folder, as root."""
+    """Return that folder, as root."""
     if os.geteuid() != 0:
         pytest.skip("owners and device nodes need root")
     yield place
@@ -112,8 +112,9 @@ def test_other_tools_unpack_the_same(fresh: Path, tree: Node) -> None:
 
 
 def _for_others(folder: Path) -> list[tuple[bytes, About]]:
-    """All that umoci keeps: it writes holes as zeros, and does not know how GNU tar writes an
-    equals sign in an attribute's name.
+    """Return all that umoci keeps.
+
+    It writes holes as zeros, and loses attributes with an equals sign in their names.
     """
     kept = []
     for name, about in sorted(seen(folder).items()):

@@ -24,7 +24,7 @@ def _read(data: bytes, limit: int | None = None) -> dict[str, bytes]:
 
 
 def _extended(header_type: bytes, data: bytes) -> bytes:
-    """A header of a type with its data, before a file."""
+    """Return a header of a type with its data, before a file."""
     padding = bytes(-len(data) % BLOCK)
     return bytes(header("x", len(data), header_type)) + data + padding + tar({"image": b"content"})
 

@@ -64,7 +64,7 @@ class Served:
         return self.received.partition(b"\r\n\r\n")[0].decode()
 
     def parts(self) -> dict[str, bytes]:
-        """What was sent, by name."""
+        """Return what was sent, by name."""
         body = self.received.partition(b"\r\n\r\n")[2]
         line = next(line for line in self.head.split("\r\n") if line.startswith("Cpi-Parts: "))
         parts = {}
@@ -118,7 +118,7 @@ class Caller:
         return response
 
     def error(self, stdin: bytes, **config: Any) -> dict[str, Any]:
-        """The error of a call that has to fail."""
+        """Return the error of a call that has to fail."""
         error: dict[str, Any] = self(stdin, **config)["error"]
         assert error["type"].startswith(("Bosh::Clouds::", "InvalidCall"))
         return error

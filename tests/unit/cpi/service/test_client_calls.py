@@ -43,7 +43,7 @@ def sent(method: str, *arguments: object) -> bytes:
 
 @pytest.fixture
 def gone() -> Iterator[socket.socket]:
-    """A connection whose client has gone."""
+    """Return a connection whose client has gone."""
     ours, theirs = socket.socketpair()
     theirs.close()
     with ours:
@@ -121,7 +121,7 @@ def test_a_disk_that_fills_up_meanwhile_is_told_of(tmp_path: Path) -> None:
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Iterator[WorkerPool]:
-    """Real workers, whose runtime cannot do anything here; `info` needs none."""
+    """Start real workers, whose runtime cannot do anything here; `info` needs none."""
     path = tmp_path / "cpi.json"
     folders = {"state_dir": str(tmp_path / "state"), "run_dir": str(tmp_path / "run")}
     path.write_text(json.dumps(folders))

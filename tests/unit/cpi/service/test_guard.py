@@ -73,7 +73,7 @@ class TestContractForClients(RuntimeContract):
 
 
 def test_every_method_has_its_rule() -> None:
-    """A method that is added to the contract is refused until somebody thinks of its rule."""
+    """A method that is added to the contract is refused until it has a rule."""
     known = {*guards._OWNED, *guards._HARMLESS, *guards._METHODS}
     assert set(METHODS) - known == {"create_network", "delete_network"}
 
@@ -84,7 +84,7 @@ def test_managed_networks_are_not_for_clients(mine: Client) -> None:
 
 
 def foreign_calls(vm: str, disk: str, mine: Client) -> dict[str, tuple[list[Any], str]]:
-    """Every method on the things of somebody else, and the error that there has to be."""
+    """Return every method with resources of another client, and the expected error."""
     my_vm, my_disk = mine.vm(), mine.disk()
     return {
         "delete_vm": ([vm], "VMNotFound"),

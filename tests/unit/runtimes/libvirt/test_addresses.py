@@ -39,7 +39,7 @@ def volumes() -> Volumes:
 
 @pytest.fixture(params=["files", "pool"])
 def make(request: pytest.FixtureRequest, volumes: Volumes, tmp_path: Path) -> Make:
-    """Addresses as one call finds them."""
+    """Return addresses as a new call has them."""
     if request.param == "files":
         return lambda: FileAddresses(tmp_path)
     return lambda: PoolAddresses(cast(StoragePool, volumes))

@@ -207,7 +207,7 @@ def test_nine_networks_are_more_than_it_has_interfaces(lab: VBoxLab) -> None:
 
 
 def _power(lab: VBoxLab, vm: str) -> list[str]:
-    """What has happened to a VM since it was last looked at."""
+    """Return the calls on a VM since the last time."""
     calls, lab.world.calls = lab.world.calls, []
     assert all(line.endswith(vm) for line in calls)
     return [line.split()[0] for line in calls]

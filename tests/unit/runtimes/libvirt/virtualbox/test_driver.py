@@ -46,7 +46,7 @@ def folder(tmp_path: Path) -> FolderPool:
 
 @pytest.fixture
 def wanted(folder: FolderPool) -> Domain:
-    """A domain with a root disk and an interface."""
+    """Return a domain with a root disk and an interface."""
     made = folder.create(storage_xml.Volume("some-vm-1.root", 8 * MIB, "vdi"))
     return Domain(
         name="some-vm-1",
@@ -64,7 +64,7 @@ def wanted(folder: FolderPool) -> Domain:
 
 
 def refused(call: Callable[[], Any]) -> tuple[int, int, str]:
-    """Code, domain and message of libvirt's error."""
+    """Return code, domain and message of libvirt's error."""
     with pytest.raises(libvirt.libvirtError) as raised:
         call()
     refusal = raised.value
