@@ -286,12 +286,12 @@ def test_top(machine: Machine, router: VM, db: VM) -> None:
         router.sh(f"kill {pid}")
     assert set(found) == {router.cid, db.cid}
     used = found[router.cid]
-    assert used["cpu"] > 10
+    assert used["cpu_percent"] > 10
     assert used["instance"] == ROUTER
-    assert used["memory_limit"] == 512 << 20
-    assert 0 < used["memory"] < 512 << 20
+    assert used["memory_limit_bytes"] == 512 << 20
+    assert 0 < used["memory_bytes"] < 512 << 20
     assert used["pids"] >= 2
-    assert used["disk"] > 0
+    assert used["disk_bytes"] > 0
     table = machine.bosh_cpi("top", "--once", "--interval", "0.2").stdout
     assert ROUTER in table
     assert "512 MiB" in table

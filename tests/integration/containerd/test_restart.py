@@ -145,7 +145,7 @@ def test_what_cannot_be_brought_back_is_no_hindrance(
     machine.call("reboot_vm", broken_one.cid)
     broken_one.wait_for_agent()
     assert disk in broken_one.sh("ls /warden-cpi-dev")
-    assert restored(machine)["back"] == []
+    assert restored(machine)["restored"] == []
     machine.call("delete_vm", half)
     drop_leases(machine)
 
@@ -165,6 +165,6 @@ def test_a_killed_restore_is_done_again(
     vm = machine.create_vm(stemcell, LIMITED, STATIC)
     reboot(machine)
     assert broken(machine, target, "kill", "reboot_vm", vm.cid) == ""
-    assert restored(machine)["back"] == [vm.cid]
+    assert restored(machine)["restored"] == [vm.cid]
     vm.wait_for_agent()
     assert len(limits(vm)) == 2

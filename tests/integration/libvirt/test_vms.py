@@ -182,7 +182,7 @@ def test_restore_starts_a_vm_that_the_host_did_not(machine: KvmMachine, make_gue
     machine.virsh("autostart", "--disable", guest.cid)
     _restart_host(machine)
     assert "running" not in machine.virsh("list")
-    assert _restored(machine)["back"] == [guest.cid]
+    assert _restored(machine)["restored"] == [guest.cid]
     assert "running" in machine.virsh("list")
 
 
