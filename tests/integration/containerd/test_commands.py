@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -102,7 +103,7 @@ def test_stemcells_disks_and_networks(machine: Machine, router: VM, db: VM, stem
 
 def test_cni_networks_of_the_host_and_broken_ones(machine: Machine, router: VM) -> None:
     folder = machine.host.folder / "cni"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     (folder / "70-good.conflist").write_text('{"name": "lan", "plugins": [{"type": "macvlan"}]}')
     (folder / "71-bad.conf").write_text("{")
     try:
@@ -111,8 +112,7 @@ def test_cni_networks_of_the_host_and_broken_ones(machine: Machine, router: VM) 
         assert found["71-bad.conf"]["problem"]
         assert "broken" in machine.bosh_cpi("networks").stdout
     finally:
-        for path in folder.glob("7*"):
-            path.unlink()
+        shutil.rmtree(folder)
 
 
 def test_a_runtime_that_does_not_answer_is_a_warning(machine: Machine, router: VM) -> None:

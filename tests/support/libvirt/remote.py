@@ -115,7 +115,8 @@ class RemoteMachine(KvmMachine):
 
     def metadata_of(self, cid: str) -> dict[str, str]:
         if "-disk-" in cid:  # its facts are beside it, where libvirt is
-            return dict(json.loads((self.pool / f"{cid}.json").read_text())["metadata"])
+            facts = (self.pool / f"{cid}.facts").read_text()
+            return dict(json.loads(facts.rstrip("\0"))["metadata"])
         return super().metadata_of(cid)
 
     def kept_by_cpi(self) -> list[str]:
