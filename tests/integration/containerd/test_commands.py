@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import shutil
 import struct
 import subprocess
 import sys
@@ -52,7 +53,7 @@ def test_stemcells_disks_and_networks(machine: Machine, router: VM, db: VM, stem
 
 def test_cni_networks_of_the_host_and_broken_ones(machine: Machine, router: VM) -> None:
     folder = machine.host.folder / "cni"
-    folder.mkdir(exist_ok=True)
+    folder.mkdir()
     (folder / "70-good.conflist").write_text('{"name": "lan", "plugins": [{"type": "macvlan"}]}')
     (folder / "71-bad.conf").write_text("{")
     try:
@@ -62,8 +63,7 @@ def test_cni_networks_of_the_host_and_broken_ones(machine: Machine, router: VM) 
         assert networks["71-bad.conf"]["problem"]
         assert "broken" in machine.bosh_cpi("networks").stdout
     finally:
-        for path in folder.glob("7*"):
-            path.unlink()
+        shutil.rmtree(folder)
 
 
 def test_a_runtime_that_does_not_answer_is_a_warning(machine: Machine, router: VM) -> None:
