@@ -95,5 +95,5 @@ bench-kvm: setup test-packages ## time every call on full VMs (RUNS=5)
 	@$(BIN)/python -m bench.bench_kvm $(if $(RUNS),--runs $(RUNS))
 
 clean: ## remove what the targets above made here
-	rm -rf $(VENV) .cache build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info $(API)/*_pb2.py $(API)/*_pb2.pyi
+	rm -rf $(VENV) .cache .hypothesis build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info $(API)/*_pb2.py $(API)/*_pb2.pyi
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

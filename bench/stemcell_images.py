@@ -24,7 +24,6 @@ FOLDER = "opt/bench"
 
 # Of BOSH's Ubuntu stemcells, roughly: 60,000 files where the tar.gz has 1 GB. Their sizes lie
 # around a few kilobytes and a few are large, so that the mean is ten times the median.
-FILES_PER_MEGABYTE = 60
 _MEDIAN, _SPREAD = 3600, 2.15  # bytes; the standard deviation of the size's logarithm
 _LARGEST = 48 << 20
 _PER_FOLDER = 30

@@ -1,4 +1,4 @@
-"""What the contract hands to a runtime: plain, frozen, already validated.
+"""What the contract and the runtimes hand each other: plain, frozen, already validated.
 
 Sizes are MiB, as in BOSH. Source of the shapes: bosh-director's cloud calls (api versions 1 to 3)
 and bosh-agent's settings.

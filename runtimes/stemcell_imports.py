@@ -27,7 +27,7 @@ from cpi.model import Garbage, JsonObject
 
 if TYPE_CHECKING:
     from stemcell_convert.convert import Means
-    from stemcell_convert.manifest import Manifest
+    from stemcell_convert.stemcell_manifest import Manifest
     from stemcell_convert.streams import Source
 
 _KEY = re.compile(r"[0-9a-f]{64}")
@@ -56,7 +56,7 @@ class Upload:
     def manifest(self) -> "Manifest":
         """Which stemcell it is. Raises StemcellError."""
         from stemcell_convert.convert import beside
-        from stemcell_convert.manifest import of_properties
+        from stemcell_convert.stemcell_manifest import of_properties
 
         return beside(self.path) or of_properties(self.properties)
 

@@ -7,7 +7,7 @@ stemcell gives the same digests everywhere. Each entry has its reason.
 import io
 from dataclasses import dataclass
 
-from stemcell_convert import bind_mounts
+from stemcell_convert import mount_programs
 from stemcell_convert.facts import AGENT_CONFIG, SYSTEMD, RootfsFacts
 
 # Raise this when the content below changes, so that stemcells are imported again.
@@ -18,7 +18,7 @@ DISK_FOLDER = "/warden-cpi-dev"
 _FOR_DISKS = "the agent takes bind-mounted disks for devices"
 
 _NOTHING = b"#!/bin/sh\nexit 0\n"
-_AUDITING = f"{bind_mounts.FOLDER}/bosh-start-logging-and-auditing"
+_AUDITING = f"{mount_programs.FOLDER}/bosh-start-logging-and-auditing"
 _START_LIMIT = "/etc/systemd/system.conf.d/bosh-container.conf"
 _START_LIMIT_CONFIG = b"[Manager]\nDefaultStartLimitBurst=500\n"  # as newer warden stemcells have
 
@@ -95,8 +95,10 @@ def adaptations(facts: RootfsFacts) -> list[Entry]:
     entries = [
         Entry(DISK_FOLDER, "persistent disks appear below it"),
         Entry("/var/vcap/data", "the ephemeral disk is mounted here"),
-        Entry(f"{bind_mounts.FOLDER}/mount", _FOR_DISKS, data=bind_mounts.MOUNT, mode=0o755),
-        Entry(f"{bind_mounts.FOLDER}/umount", _FOR_DISKS, data=bind_mounts.UMOUNT, mode=0o755),
+        Entry(f"{mount_programs.FOLDER}/mount", _FOR_DISKS, data=mount_programs.MOUNT, mode=0o755),
+        Entry(
+            f"{mount_programs.FOLDER}/umount", _FOR_DISKS, data=mount_programs.UMOUNT, mode=0o755
+        ),
         # The agent does not start when this fails, as starting a masked unit does.
         Entry(_AUDITING, "the kernel's audit belongs to the host", data=_NOTHING, mode=0o755),
     ]
@@ -122,7 +124,7 @@ def _for_machines(facts: RootfsFacts) -> list[Entry]:
         Entry("/boot/.wh..wh..opq", "kernel and boot loader: the host has its own", data=b""),
         Entry("/etc/fstab", "its file systems are the disk's", data=b""),
         Entry(
-            f"{bind_mounts.FOLDER}/restart_networking",
+            f"{mount_programs.FOLDER}/restart_networking",
             "the network is there before the first process",
             data=_NOTHING,
             mode=0o755,

@@ -16,20 +16,20 @@ from typing import Protocol, TypeVar
 from stemcell_convert import (
     adapt,
     disk_image,
-    manifest as manifests,
     oci,
     oci_layout,
     partitions,
+    stemcell_manifest as manifests,
     tars,
 )
 from stemcell_convert.facts import RootfsFacts, read_facts
 from stemcell_convert.inroot import Root
-from stemcell_convert.manifest import Manifest
 from stemcell_convert.oci_image import Image
 from stemcell_convert.pack import Rootfs, pack
 from stemcell_convert.recognise import LIGHT, ROOTFS, TARBALL, recognise
 from stemcell_convert.report import Report
 from stemcell_convert.stemcell_errors import LightStemcell, StemcellError, over_limit
+from stemcell_convert.stemcell_manifest import Manifest
 from stemcell_convert.streams import CHUNK, Source, widen
 from stemcell_convert.unpack import look_into
 from stemcell_convert.unwrap import unwrap

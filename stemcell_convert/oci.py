@@ -12,7 +12,7 @@ from typing import Any
 
 from stemcell_convert import adapt
 from stemcell_convert.facts import RootfsFacts
-from stemcell_convert.manifest import Manifest
+from stemcell_convert.stemcell_manifest import Manifest
 
 INDEX = "application/vnd.oci.image.index.v1+json"
 MANIFEST = "application/vnd.oci.image.manifest.v1+json"

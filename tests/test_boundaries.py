@@ -21,7 +21,7 @@ MAY_IMPORT = {
     # The entry point, and what everything else is built on.
     "cpi": ("cpi/client", "cpi/config", "cpi/contract"),
     "cpi/client": ("cpi",),
-    "cpi/config": ("cpi", "cpi/service", "runtimes"),
+    "cpi/config": ("cpi", "runtimes"),
     "cpi/host": ("cpi", "cpi/config"),
     "cpi/cni": ("cpi", "cpi/config", "cpi/host"),
     "cpi/disks": ("cpi", "cpi/config", "cpi/host", "stemcell_convert"),

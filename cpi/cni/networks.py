@@ -28,7 +28,7 @@ from cpi.cni.plugins import (
 )
 from cpi.cni.ports import Ports
 from cpi.errors import CloudError, NotSupported
-from cpi.host import iproute, linux
+from cpi.host import iproute, syscalls
 from cpi.host.layout import Layout
 from cpi.host.process import run
 from cpi.model import Network, PortForward, VMSpec
@@ -94,7 +94,7 @@ class Networks:
             raise CloudError("ports need a network that has the VM's default gateway")
         self._ports.reserve(spec.properties.ports, spec.cid)
         self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
-        linux.pin_network_namespace(self.namespace(spec.cid))
+        syscalls.pin_network_namespace(self.namespace(spec.cid))
         _save(folder / STATE, attachments)
         return [
             self._add(index, network, attachments, spec.cid, folder)
@@ -106,7 +106,7 @@ class Networks:
         namespace = self.namespace(vm_cid)
         with ExitStack() as stack:  # one plugin's failure does not block the others
             stack.callback(self._ports.release, vm_cid)
-            stack.callback(linux.unpin_network_namespace, namespace)
+            stack.callback(syscalls.unpin_network_namespace, namespace)
             for attachment in attachments_in(folder / STATE):
                 stack.callback(self._plugins.delete, attachment, vm_cid, namespace)
 
@@ -116,7 +116,9 @@ class Networks:
 
     def is_whole(self, vm_cid: str, folder: Path) -> bool:
         """Tell whether the VM has its namespace, which a restart of the host removes."""
-        return linux.is_mount_point(self.namespace(vm_cid)) and not (folder / _REBUILDING).exists()
+        return (
+            syscalls.is_mount_point(self.namespace(vm_cid)) and not (folder / _REBUILDING).exists()
+        )
 
     def rebuild(self, vm_cid: str, folder: Path, then: Callable[[], None] | None = None) -> None:
         """Make the VM's namespace and interfaces again, with the addresses and MACs they had.
@@ -129,9 +131,9 @@ class Networks:
         namespace, attachments = self.namespace(vm_cid), attachments_in(folder / STATE)
         for attachment in reversed(attachments):
             self._plugins.delete(attachment, vm_cid, namespace)
-        linux.unpin_network_namespace(namespace)
+        syscalls.unpin_network_namespace(namespace)
         self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
-        linux.pin_network_namespace(namespace)
+        syscalls.pin_network_namespace(namespace)
         for index, attachment in enumerate(attachments):
             result = self._plugins.add(as_before(attachment), vm_cid, namespace, lambda _: None)
             _require_same_addresses(attachment, result)

@@ -16,7 +16,7 @@ from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.disks.filesystems import FILE_SYSTEMS, mount_device, replay
 from cpi.disks.snapshots import Snapshot, Snapshots
 from cpi.errors import CloudError, CPIError
-from cpi.host import kernel, linux, locks
+from cpi.host import kernel, locks, syscalls
 from cpi.log import Log
 from cpi.views import name_of
 
@@ -130,8 +130,8 @@ def _mount(options: argparse.Namespace, config: Config) -> int:
         disk = context.store.get(options.disk)
         image = context.store.image(disk)
         if loop.over(image):
-            linux.mount(str(_mount_point(disk, image)), folder, flags=kernel.MS_BIND)
-            linux.mount("none", folder, flags=flags | kernel.MS_BIND | kernel.MS_REMOUNT)
+            syscalls.mount(str(_mount_point(disk, image)), folder, flags=kernel.MS_BIND)
+            syscalls.mount("none", folder, flags=flags | kernel.MS_BIND | kernel.MS_REMOUNT)
         else:
             context.store.check(disk)
             part, filesystem = images.part_of(image), FILE_SYSTEMS[disk.filesystem]
@@ -144,7 +144,7 @@ def _mount(options: argparse.Namespace, config: Config) -> int:
 
 def _mount_point(disk: Disk, image: Path) -> str:
     devices = {loop.device_number(name) for name in loop.over(image)}
-    for mounted in linux.mounts("self"):
+    for mounted in syscalls.mounts("self"):
         if mounted.device in devices and mounted.root == "/":
             return mounted.target
     raise CloudError(f"the disk {disk.cid} is in use where this process cannot look into it")

@@ -16,7 +16,7 @@ from cpi.disks import loop
 from cpi.disks.disk_store import folders_of
 from cpi.errors import CPIError
 from cpi.findings import Checks, Finding, failure, ok, warning
-from cpi.host import kernel, linux
+from cpi.host import kernel, syscalls
 from cpi.host.layout import Layout
 from cpi.host.process import ENVIRONMENT
 from cpi.service.ownership import records_by_client
@@ -158,7 +158,7 @@ def _after_restart(host: Host) -> Finding:
     folders = sorted(Layout.of(host.config).vms.glob("*-vm-*"))
     pins = Layout.of(host.config).namespaces
     vms = [folder.name for folder in folders if (folder / "network.json").exists()]
-    lost = [name for name in vms if not linux.is_mount_point(pins / name)]
+    lost = [name for name in vms if not syscalls.is_mount_point(pins / name)]
     if lost:
         return warning(
             f"{len(lost)} VMs have lost their network namespace, as in a restart of the host: "

@@ -8,7 +8,7 @@ from cpi.config.config import Config
 _EXAMPLES = """\
 examples:
   bosh-cpi serve                                on <run_dir>.sock, for root and service.socket_group
-  bosh-cpi --config /etc/bosh-cpi/cpi.json serve
+  bosh-cpi --config /etc/bosh-containerd-cpi/cpi.json serve
   curl --unix-socket /run/bosh-containerd-cpi.sock http://localhost/healthz
   curl --unix-socket /run/bosh-containerd-cpi.sock http://localhost/metrics
 

@@ -197,7 +197,7 @@ def _import(work: _Work, target: Place) -> int:
 
 
 def _push(work: _Work) -> int:
-    from stemcell_convert import light, oci, oci_layout
+    from stemcell_convert import light_tarball, oci, oci_layout
     from stemcell_convert.reference import parse
 
     reference = parse(work.options.reference)
@@ -210,7 +210,7 @@ def _push(work: _Work) -> int:
         registry.push(image, reference.tag)
     if work.options.light_stemcell:
         stemcell = oci.stemcell_of(image.labels)
-        light.write(work.options.light_stemcell, stemcell, str(reference), image.digest)
+        light_tarball.write(work.options.light_stemcell, stemcell, str(reference), image.digest)
     return work.result(
         {"reference": str(reference), **_image_document(image)}, f"{reference}@{image.digest}"
     )
@@ -257,7 +257,7 @@ def _inspect(work: _Work) -> int:
 
 
 def _look(work: _Work, folder: Path) -> "Image":
-    from stemcell_convert import light, oci
+    from stemcell_convert import light_tarball, oci
     from stemcell_convert.reference import parse
     from stemcell_convert.stemcell_errors import StemcellError
 
@@ -269,7 +269,7 @@ def _look(work: _Work, folder: Path) -> "Image":
     if work.options.light_stemcell:
         stemcell = oci.stemcell_of(image.labels)
         named = replace(reference, digest="")
-        light.write(work.options.light_stemcell, stemcell, str(named), image.digest)
+        light_tarball.write(work.options.light_stemcell, stemcell, str(named), image.digest)
     return image
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from cpi.disks import loop
 from cpi.disks.loop import Part
 from cpi.errors import CloudError, NoDiskSpace
-from cpi.host import kernel, linux
+from cpi.host import kernel, syscalls
 from cpi.host.process import CommandFailed, run
 
 _HOURS = 24 * 3600.0  # seconds; checking a big disk takes as long as it takes
@@ -75,7 +75,7 @@ class Ext4(FileSystem):
 
     def can_grow_mounted(self) -> bool:
         # The kernel asks for it (ext4_resize_begin), and some containers' root lacks it.
-        return "CAP_SYS_RESOURCE" in linux.effective_capabilities()
+        return "CAP_SYS_RESOURCE" in syscalls.effective_capabilities()
 
     def grow_unmounted(self, device: Path) -> None:
         _run_fsck(["e2fsck", "-f", "-p", str(device)], sound=(0, 1))
@@ -143,16 +143,16 @@ def _while_mounted(part: Part, system: FileSystem, work: Callable[[Path, Path], 
     def mounted() -> None:
         with loop.attached(part) as device:
             # Tools look for the mount by its path, so that must be one where nothing else is.
-            linux.mount("tmpfs", folder, "tmpfs", kernel.MS_NODEV, "mode=700,size=64k")
+            syscalls.mount("tmpfs", folder, "tmpfs", kernel.MS_NODEV, "mode=700,size=64k")
             target = folder / "mounted"
             target.mkdir()
             mount_device(device, target, system.name, options=system.copy_options)
             try:
                 work(device, target)
             finally:
-                linux.umount(target)
+                syscalls.umount(target)
 
-    linux.in_private_mounts(mounted)
+    syscalls.in_private_mounts(mounted)
 
 
 def mount_device(
@@ -160,7 +160,7 @@ def mount_device(
 ) -> None:
     """Mount a device. Raises CloudError naming it, and the options when they may be the reason."""
     try:
-        linux.mount(str(device), target, fstype, flags, ",".join(options))
+        syscalls.mount(str(device), target, fstype, flags, ",".join(options))
     except OSError as error:
         with_options = f" with the options {', '.join(options)}" if options else ""
         raise CloudError(

@@ -8,7 +8,7 @@ from cpi.disks import loop
 from cpi.disks.filesystems import FILE_SYSTEMS, mount_device
 from cpi.disks.loop import Part
 from cpi.errors import CloudError
-from cpi.host import kernel, linux
+from cpi.host import kernel, syscalls
 from stemcell_convert.partitions import FileSystem
 
 _FLAGS = kernel.MS_RDONLY | kernel.MS_NODEV | kernel.MS_NOSUID | kernel.MS_NOEXEC
@@ -30,11 +30,11 @@ def mounted(raw: Path, system: FileSystem, folder: Path, use: Callable[[Path], R
             try:
                 return use(folder)
             finally:
-                linux.umount(folder)
+                syscalls.umount(folder)
 
     folder.mkdir(exist_ok=True)
     try:
-        return linux.in_private_mounts(look)
+        return syscalls.in_private_mounts(look)
     except PermissionError:
         raise CloudError(
             "only root can look into a disk, since the kernel has to mount it; run this with sudo"

@@ -16,7 +16,7 @@ from cpi.disks import loop
 from cpi.disks.filesystems import FILE_SYSTEMS, fstype_of, grow, replay
 from cpi.disks.loop import Part
 from cpi.errors import CloudError, NoDiskSpace
-from cpi.host import kernel, linux
+from cpi.host import kernel, syscalls
 from cpi.host.process import CommandFailed, run
 from cpi.progress import Progress
 from stemcell_convert.gpt import SECTOR, read_table
@@ -184,7 +184,9 @@ def require_unused(image: Path, cid: str) -> None:
     left = loop.wait_until_free(image)
     if left:
         devices = {loop.device_number(name) for name in left}
-        places = [mounted.target for mounted in linux.mounts("self") if mounted.device in devices]
+        places = [
+            mounted.target for mounted in syscalls.mounts("self") if mounted.device in devices
+        ]
         where = f", mounted at {', '.join(places)}: unmount it there" if places else ""
         raise CloudError(
             f"the disk {cid} is still in use on this host by {', '.join(left)}{where}",

@@ -1,4 +1,4 @@
-"""The one place that starts other programs."""
+"""Running another program to its end."""
 
 import shlex
 import subprocess

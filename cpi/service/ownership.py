@@ -214,7 +214,7 @@ def _write(path: Path, record: OwnershipRecord, *, lock: bool = False) -> Binary
     if lock:
         fcntl.flock(file, fcntl.LOCK_EX)
     facts = asdict(record)
-    facts["kind"] = facts.pop("resource")
+    facts["kind"] = facts.pop("resource")  # as files of earlier versions have it
     file.write(json.dumps(facts).encode())
     file.flush()
     os.fsync(file.fileno())

@@ -12,7 +12,7 @@ from functools import partial
 from cpi import cid
 from cpi.config.config import Config
 from cpi.errors import CPIError
-from cpi.host import locks, unfinished
+from cpi.host import locks, vm_creation
 from cpi.host.folders import size_of
 from cpi.host.layout import Layout
 from cpi.log import Log
@@ -123,7 +123,7 @@ def _unknown(bosh_vms: set[str], runtimes: catalog.Runtimes) -> Iterator[Garbage
     config = runtimes.config
     for vm_cid in vms_of(config):
         folder = Layout.of(config).vm(vm_cid)
-        if vm_cid in bosh_vms or unfinished.is_marked(folder):
+        if vm_cid in bosh_vms or vm_creation.is_marked(folder):
             continue
         if not locks.is_held(config.text("run_dir"), vm_cid):
             why, remove = "BOSH does not know it", partial(_delete_vm, vm_cid, runtimes)

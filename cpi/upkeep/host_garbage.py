@@ -13,7 +13,7 @@ from cpi.disks import loop
 from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.disks.snapshots import Snapshots
 from cpi.errors import CPIError
-from cpi.host import linux, locks
+from cpi.host import locks, syscalls
 from cpi.host.folders import entries, size_of
 from cpi.host.layout import Layout
 from cpi.model import Garbage
@@ -86,7 +86,7 @@ def _snapshots(store: DiskStore) -> Iterator[Garbage]:
 def _namespaces(folder: Path, vms: Path) -> Iterator[Garbage]:
     for path in entries(folder):
         if _is_gone(path.name, vms):
-            remove = _while_gone(path.name, vms, partial(linux.unpin_network_namespace, path))
+            remove = _while_gone(path.name, vms, partial(syscalls.unpin_network_namespace, path))
             yield Garbage("network namespace", str(path), _NO_VM, path.name, remove)
 
 

@@ -17,8 +17,8 @@ from cpi.host.process import CommandFailed, run as run_program
 from runtimes.containerd import cgroups, host_facts
 from runtimes.containerd.api import types_pb2, version_pb2
 from runtimes.containerd.containers import Containers
+from runtimes.containerd.image_store import ImageStore
 from runtimes.containerd.oci_spec import CAPABILITIES
-from runtimes.containerd.storage import Store
 
 SUPPORTED = ((1, 6), (2, 99))  # containerd's minor versions, first and last
 _SNAPSHOTTERS = ("overlayfs", "native", "btrfs", "zfs", "fuse-overlayfs")
@@ -34,7 +34,7 @@ class Subject:
 
     runtime: str
     config: Config
-    store: Store
+    store: ImageStore
     containers: Containers
 
     @property
@@ -103,7 +103,7 @@ def _snapshotter(subject: Subject) -> Finding:
 
 
 @contextmanager
-def _snapshot(store: Store) -> Iterator[types_pb2.Mount]:
+def _snapshot(store: ImageStore) -> Iterator[types_pb2.Mount]:
     """Make a snapshot and give its first mount."""
     with store.lease() as lease:
         key = f"{lease}-doctor"

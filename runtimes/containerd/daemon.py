@@ -9,9 +9,9 @@ if TYPE_CHECKING:
     from cpi.log import Log
     from runtimes.containerd.client import Client
     from runtimes.containerd.containers import Containers
-    from runtimes.containerd.imports import Imports
+    from runtimes.containerd.image_store import ImageStore
+    from runtimes.containerd.stemcell_import import Imports
     from runtimes.containerd.stemcells import Stemcells
-    from runtimes.containerd.storage import Store
 
 
 class Containerd:
@@ -39,11 +39,11 @@ class Containerd:
         return Client(self.address, namespace, self._config.integer("containerd.timeout"))
 
     @cached_property
-    def store(self) -> "Store":
-        from runtimes.containerd.storage import Store
+    def store(self) -> "ImageStore":
+        from runtimes.containerd.image_store import ImageStore
 
         snapshotter = self._config.text("containerd.snapshotter")
-        return Store(self.client, snapshotter, str(self._layout.run_dir), self._log)
+        return ImageStore(self.client, snapshotter, str(self._layout.run_dir), self._log)
 
     @cached_property
     def containers(self) -> "Containers":
@@ -59,7 +59,7 @@ class Containerd:
 
     @cached_property
     def imports(self) -> "Imports":
-        from runtimes.containerd.imports import Imports
+        from runtimes.containerd.stemcell_import import Imports
 
         rootfs = self._layout.rootfs
         return Imports(self.store, self._runtime, self._config, rootfs, self._log)

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from cpi.disks import freeze, raw_image as images
 from cpi.disks.disk import Disk
 from cpi.disks.disk_store import DiskStore
-from cpi.host import linux
+from cpi.host import syscalls
 from cpi.host.layout import Layout
 from cpi.host.undo import Undo
 from cpi.log import Log
@@ -92,10 +92,10 @@ class Disks:
         Raises CloudError, naming its users, and then the VM still has it.
         """
         target = folder.disks / disk_cid
-        device, shared = linux.device_of(target), linux.device_of(folder.disks)
+        device, shared = syscalls.device_of(target), syscalls.device_of(folder.disks)
         if device is not None and shared is not None:
             freeze.thaw(target)  # what is frozen is never quite unmounted
-            below_tmpfs = linux.Mounted(shared, f"/{disk_cid}", hint_of(disk_cid))
+            below_tmpfs = syscalls.Mounted(shared, f"/{disk_cid}", hint_of(disk_cid))
             mount_namespaces.umount_everywhere(folder.vm_cid, device, below_tmpfs)
         folder.umount_disk(disk_cid)
         disk = self._store.find(disk_cid)
@@ -106,7 +106,7 @@ class Disks:
     def still(self, disk: Disk) -> AbstractContextManager[None] | None:
         """Return what blocks a disk's writers; None where there can be none."""
         target = VMFolder(self._layout, disk.attached_to).disks / disk.cid
-        if disk.attached_to and linux.is_mount_point(target):
+        if disk.attached_to and syscalls.is_mount_point(target):
             return freeze.frozen(target)
         images.require_unused(self._store.image(disk), disk.cid)
         return None

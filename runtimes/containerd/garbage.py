@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from cpi import cid
-from cpi.host import locks, unfinished
+from cpi.host import locks, vm_creation
 from cpi.host.folders import entries, size_of
 from cpi.host.layout import Layout
 from cpi.log import Log
@@ -57,9 +57,9 @@ class Finder:
         for path in entries(self._layout.vms):
             if not self._is_vm(path.name):
                 continue
-            if unfinished.is_marked(path):
+            if vm_creation.is_marked(path):
                 why = "a call that made or deleted it was killed"
-                yield self._vm(path.name, why, partial(unfinished.is_marked, path), certain=True)
+                yield self._vm(path.name, why, partial(vm_creation.is_marked, path), certain=True)
             elif path.name not in records:
                 if mount_namespaces.pids_of(path.name):
                     self._log.warn(f"{path.name} runs, and this containerd knows nothing of it")

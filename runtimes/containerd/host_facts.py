@@ -6,7 +6,7 @@ import stat
 import struct
 from typing import Any
 
-from cpi.host.linux import effective_capabilities
+from cpi.host.syscalls import effective_capabilities
 
 # What jobs that run containers or VMs themselves open, where the host has it.
 _DEVICES = ("fuse", "kvm", "loop-control", "net/tun", *(f"loop{number}" for number in range(16)))

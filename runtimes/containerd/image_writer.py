@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from cpi.errors import CloudError
-from cpi.host import linux
+from cpi.host import syscalls
 from runtimes.containerd.api import types_pb2
+from runtimes.containerd.image_store import ImageStore
 from runtimes.containerd.rootfs import enter, mounted
-from runtimes.containerd.storage import Store
 from stemcell_convert import adapt, oci
 from stemcell_convert.facts import RootfsFacts, read_facts
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class ImageWriter:
     """One import, under a lease that keeps what is stored until an image refers to it."""
 
-    def __init__(self, store: Store, lease: str, mount_point: Path) -> None:
+    def __init__(self, store: ImageStore, lease: str, mount_point: Path) -> None:
         self.lease = lease
         self._store = store
         self._mount_point = mount_point
@@ -43,7 +43,7 @@ class ImageWriter:
         size = path.stat().st_size
         with ThreadPoolExecutor(1) as pool, path.open("rb") as file:
             stored = pool.submit(lambda: self._write(file, size, digest()))
-            diff_id = linux.in_private_mounts(
+            diff_id = syscalls.in_private_mounts(
                 lambda: _unpack(path, mounts, self._mount_point, limit)
             )
             stored.result()

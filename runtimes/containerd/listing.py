@@ -11,8 +11,8 @@ from runtimes.containerd.api import containers_pb2, images_pb2, task_pb2
 from runtimes.containerd.client import NotFound
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.daemon import Containerd
+from runtimes.containerd.image_store import ImageStore
 from runtimes.containerd.stemcells import IMAGE_PREFIX
-from runtimes.containerd.storage import Store
 from runtimes.containerd.vm_folder import VMFolder
 from runtimes.containerd.vms import (
     LABEL_ADDRESSES,
@@ -69,7 +69,7 @@ def view(
     )
 
 
-def stemcells(store: Store, runtime: str, default: str) -> list[StemcellView]:
+def stemcells(store: ImageStore, runtime: str, default: str) -> list[StemcellView]:
     """Return all imported stemcells. default: the runtime that names shared ones."""
     images = store.find_images(f'name~="^{IMAGE_PREFIX}"')
     views = (_stemcell(image, runtime, default) for image in images)

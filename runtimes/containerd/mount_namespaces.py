@@ -1,4 +1,4 @@
-"""Unmounts disks in the mount namespaces of a running VM.
+"""The mount namespaces of a running VM: its processes, and unmounting disks in them.
 
 BOSH's agent in bind mode leaves /var/vcap/store mounted when it unmounts a disk (bosh-agent,
 bind_mounter), and a job's own container may have a copy. Each is unmounted where it is.
@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cpi.errors import CloudError
-from cpi.host import kernel, linux
-from cpi.host.linux import Mounted
+from cpi.host import kernel, syscalls
+from cpi.host.syscalls import Mounted
 
 
 def share_mounts(init: int) -> None:
@@ -21,7 +21,7 @@ def share_mounts(init: int) -> None:
     it cannot be unmounted.
     """
     flags = kernel.MS_SHARED | kernel.MS_REC
-    linux.in_mount_namespace(init, lambda: linux.mount("none", Path("/"), flags=flags))
+    syscalls.in_mount_namespace(init, lambda: syscalls.mount("none", Path("/"), flags=flags))
 
 
 def pids_of(vm_cid: str) -> list[int]:
@@ -45,7 +45,7 @@ def sees(vm_cid: str, target: str) -> bool:
     for pid in pids_of(vm_cid):
         try:
             if _is_init(pid):
-                return any(mounted.target == target for mounted in linux.mounts(str(pid)))
+                return any(mounted.target == target for mounted in syscalls.mounts(str(pid)))
         except OSError:
             continue  # it has ended
     return True
@@ -87,14 +87,14 @@ def _is_init(pid: int) -> bool:
 
 
 def _umount_in(pid: int, is_disk: Callable[[Mounted], bool]) -> None:
-    targets = [mounted.target for mounted in linux.mounts(str(pid)) if is_disk(mounted)]
+    targets = [mounted.target for mounted in syscalls.mounts(str(pid)) if is_disk(mounted)]
 
     def umount_all() -> None:
         for target in reversed(targets):
-            linux.umount(Path(target))
+            syscalls.umount(Path(target))
 
     if targets:
-        linux.in_mount_namespace(pid, umount_all)
+        syscalls.in_mount_namespace(pid, umount_all)
 
 
 def _pids_by_namespace(pids: list[int]) -> Iterator[int]:

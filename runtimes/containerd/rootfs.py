@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cpi.agent_settings import render as render_settings
 from cpi.cni.networks import nameservers
-from cpi.host import kernel, linux
+from cpi.host import kernel, syscalls
 from cpi.model import Network, VMSpec
 from stemcell_convert.facts import SYSTEMD
 from stemcell_convert.inroot import Root
@@ -26,15 +26,15 @@ _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 @contextmanager
 def mounted(mounts: "Sequence[types_pb2.Mount]", mount_point: Path) -> Iterator[Path]:
-    """Mount a snapshot, for use inside linux.in_private_mounts.
+    """Mount a snapshot, for use inside syscalls.in_private_mounts.
 
     The mount point is made when missing. Concurrent calls may share it: each has its own mounts.
     """
     mount_point.mkdir(parents=True, exist_ok=True, mode=0o700)
     with ExitStack() as stack:
         for mount in mounts:
-            linux.mount_words(mount.source, mount_point, mount.type, list(mount.options))
-            stack.callback(linux.umount, mount_point, kernel.MNT_DETACH)
+            syscalls.mount_words(mount.source, mount_point, mount.type, list(mount.options))
+            stack.callback(syscalls.umount, mount_point, kernel.MNT_DETACH)
         yield mount_point
 
 
@@ -47,7 +47,7 @@ def enter(
         with mounted(mounts, mount_point) as folder, Root(folder) as root:
             return work(root)
 
-    return linux.in_private_mounts(in_mounts)
+    return syscalls.in_private_mounts(in_mounts)
 
 
 def hostname(spec: VMSpec) -> str:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from cpi import cid
 from cpi.errors import StemcellNotFound
-from runtimes.containerd.storage import Store
+from runtimes.containerd.image_store import ImageStore
 from stemcell_convert import oci
 
 # The image's name in containerd. `ctr run` takes it, and it is a valid reference for a push.
@@ -28,7 +28,7 @@ class Stemcell:
 class Stemcells:
     """The stemcells of one containerd namespace."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: ImageStore) -> None:
         self._store = store
 
     def find(self, stemcell_cid: str) -> Stemcell:

@@ -8,7 +8,7 @@
     mounts.json      folders of the host that the VM has besides (cloud_properties.mounts)
     mounts/<n>/      the n-th of them
     network.json     see cpi.cni.networks
-    unfinished       see cpi.host.unfinished
+    unfinished       see cpi.host.vm_creation
 """
 
 import errno
@@ -23,7 +23,7 @@ from cpi.disks.filesystems import make_ext4, mount_device
 from cpi.disks.loop import Part
 from cpi.disks.raw_image import MIB, make_sparse, part_of
 from cpi.errors import CloudError, VMNotFound
-from cpi.host import linux, unfinished
+from cpi.host import syscalls, vm_creation
 from cpi.host.layout import Layout
 from cpi.model import DiskWishes, HostMount
 
@@ -54,10 +54,10 @@ class VMFolder:
 
     def create(self, wishes: DiskWishes) -> None:
         """Make the folder and the mount for disks; `remove` undoes it, even half-way."""
-        unfinished.make(self.path)
+        vm_creation.make(self.path)
         self.data.mkdir(mode=0o755)
         self.disks.mkdir(mode=0o755)
-        linux.mount_shared_tmpfs(self.disks)
+        syscalls.mount_shared_tmpfs(self.disks)
         write_facts(self._wishes, asdict(wishes))
 
     def limit_data(self, size_mib: int) -> None:
@@ -68,9 +68,9 @@ class VMFolder:
 
     def restore(self) -> None:
         """Mount everything again after a restart of the host."""
-        if not linux.is_mount_point(self.disks):
-            linux.mount_shared_tmpfs(self.disks)
-        if self._ephemeral.exists() and not linux.is_mount_point(self.data):
+        if not syscalls.is_mount_point(self.disks):
+            syscalls.mount_shared_tmpfs(self.disks)
+        if self._ephemeral.exists() and not syscalls.is_mount_point(self.data):
             self._mount_data()
         facts = read_facts(self._mount_facts) or {}
         self._bind_all([HostMount(**mount) for mount in facts.get("mounts", ())])
@@ -85,13 +85,13 @@ class VMFolder:
         return [self._bind(index, mount) for index, mount in enumerate(mounts)]
 
     def _bind(self, index: int, mount: HostMount) -> Path:
-        """Bind a folder here: a container's spec has only paths, see linux.bind_folder."""
+        """Bind a folder here: a container's spec has only paths, see syscalls.bind_folder."""
         target = self._mounts / str(index)
         target.mkdir(parents=True, exist_ok=True)
-        if linux.is_mount_point(target):
+        if syscalls.is_mount_point(target):
             return target
         try:
-            linux.bind_folder(Path(mount.host), target)
+            syscalls.bind_folder(Path(mount.host), target)
         except OSError as error:
             reason = error.strerror
             if error.errno == errno.ENOTDIR:
@@ -112,10 +112,10 @@ class VMFolder:
         """Unmount and delete everything. Persistent data is not in here."""
         foreign = sorted(self._mounts.iterdir()) if self._mounts.is_dir() else []
         for target in [*foreign, *self.attached(), self.disks, self.data]:
-            linux.umount(target)
+            syscalls.umount(target)
         # Delete nothing while anything is still mounted.
         mine = [*foreign, *self.attached(), self.data]
-        busy = [target for target in mine if linux.is_mount_point(target)]
+        busy = [target for target in mine if syscalls.is_mount_point(target)]
         if busy:
             raise CloudError(f"{busy[0]} is still mounted", ok_to_retry=True)
         shutil.rmtree(self.path, ignore_errors=not self.exists())
@@ -127,7 +127,7 @@ class VMFolder:
         return sorted(self.disks.iterdir()) if self.disks.is_dir() else []
 
     def has_disk(self, disk_cid: str) -> bool:
-        return linux.is_mount_point(self.disks / disk_cid)
+        return syscalls.is_mount_point(self.disks / disk_cid)
 
     def wishes(self) -> DiskWishes:
         """Return what the VM's env says of its disks."""
@@ -143,7 +143,7 @@ class VMFolder:
     def umount_disk(self, disk_cid: str) -> None:
         """Unmount a disk here, and with it every copy of the mount that propagated."""
         target = self.disks / disk_cid
-        linux.umount(target)
+        syscalls.umount(target)
         if target.is_dir():
             target.rmdir()
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from cpi.host import kernel, linux
+from cpi.host import kernel, syscalls
 from cpi.views import LogPart, LogPlaces
 from runtimes.containerd import rootfs
 from stemcell_convert.inroot import Root
@@ -41,7 +41,7 @@ def stopped(
         with suppress(FileNotFoundError):
             target = root.folder(_DATA)
             try:
-                linux.mount(str(data), Path(f"/proc/self/fd/{target}"), flags=kernel.MS_BIND)
+                syscalls.mount(str(data), Path(f"/proc/self/fd/{target}"), flags=kernel.MS_BIND)
             finally:
                 os.close(target)
         return work(root)

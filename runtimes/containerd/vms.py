@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 from cpi.cni.networks import Networks, published
 from cpi.config.config import Config
 from cpi.errors import CloudError, NotSupported, VMNotFound
-from cpi.host import guest_socket, unfinished
+from cpi.host import guest_socket, vm_creation
 from cpi.host.layout import Layout
 from cpi.log import Log
 from cpi.model import Json, Network, VMProperties, VMSpec
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from cpi.terminal import Streams
     from runtimes.containerd.api import containers_pb2
     from runtimes.containerd.containers import Containers
+    from runtimes.containerd.image_store import ImageStore
     from runtimes.containerd.stemcells import Stemcell
-    from runtimes.containerd.storage import Store
 
 STORE = "/var/vcap/store"
 METADATA_PREFIX = "bosh.metadata/"
@@ -66,7 +66,7 @@ class VMs:
         return self._containerd.containers
 
     @property
-    def _store(self) -> "Store":
+    def _store(self) -> "ImageStore":
         return self._containerd.store
 
     # From its creation to its end
@@ -79,7 +79,7 @@ class VMs:
             )
         self._networks.require_free(spec)
         folder, cgroup = VMFolder(self._layout, spec.cid), self._cgroup(spec.cid)
-        with unfinished.creation(
+        with vm_creation.creation(
             folder.path,
             self._log,
             make=lambda: folder.create(spec.disk_wishes),
@@ -115,7 +115,7 @@ class VMs:
     def delete(self, vm_cid: str) -> None:
         """Delete all parts of a VM, also after a killed create."""
         folder = VMFolder(self._layout, vm_cid)
-        unfinished.begin(folder.path)
+        vm_creation.begin(folder.path)
         with ThreadPoolExecutor(1) as threads:
             disconnecting = threads.submit(self._networks.disconnect, vm_cid, folder.path)
             self._containers.stop(vm_cid)
@@ -138,7 +138,7 @@ class VMs:
     def restore(self, vm_cid: str) -> bool:
         """Start a VM if a restart of the host ended it; tell whether it did. Raises VMNotFound."""
         folder = VMFolder.of_existing(self._layout, vm_cid)
-        if unfinished.is_marked(folder.path) or not self.exists(vm_cid):
+        if vm_creation.is_marked(folder.path) or not self.exists(vm_cid):
             return False
         if self._containers.has_task(vm_cid):
             return False

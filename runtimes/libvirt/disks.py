@@ -21,7 +21,7 @@ from runtimes.libvirt.domains import Domains, is_running
 from runtimes.libvirt.volumes import StoragePool, path_of
 from runtimes.libvirt.xml import domain_xml, storage_xml
 from runtimes.libvirt.xml.storage_xml import Volume
-from stemcell_convert.machine import SCSI
+from stemcell_convert.machine_agent import SCSI
 
 _SERIAL = 20  # characters that virtio has for it (linux/virtio_blk.h, VIRTIO_BLK_ID_BYTES)
 _ASK_AGAIN = 2.0  # seconds

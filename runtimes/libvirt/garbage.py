@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from cpi import cid
-from cpi.host import locks, unfinished
+from cpi.host import locks, vm_creation
 from cpi.host.folders import entries, size_of
 from cpi.model import Garbage
 from runtimes.libvirt.disk_backend_files import BACKUP
@@ -58,7 +58,7 @@ class Sweep:
         for path in entries(self._layout.vms):
             if not self._is_vm(path.name):
                 continue
-            if unfinished.is_marked(path):
+            if vm_creation.is_marked(path):
                 yield self._vm(path.name, "a call that made or deleted it was killed")
             elif self._domains.is_unfinished(path.name):
                 yield self._vm(path.name, "libvirt has no domain for it", certain=False)
@@ -68,7 +68,7 @@ class Sweep:
 
         def remove() -> None:
             # Under the lock: the call that made it may just have ended.
-            if unfinished.is_marked(folder) or self._domains.is_unfinished(name):
+            if vm_creation.is_marked(folder) or self._domains.is_unfinished(name):
                 self._vms.clear(name)
 
         size = size_of(folder)

@@ -1,7 +1,7 @@
 """Hypervisors as data: what libvirt's driver for each can do, and how to ask for it.
 
 Only `virtualbox` modules are specific to a hypervisor. A new one needs a Profile here, a class of
-three lines in runtime.py, its configuration keys, an entry in the registry, and a test class. See
+three lines in runtime.py, its configuration keys, an entry in the catalog, and a test class. See
 docs/adding-a-runtime.md.
 """
 

@@ -25,7 +25,7 @@ from runtimes.stemcell_imports import StemcellImports, Upload, import_lock
 from stemcell_convert.stemcell_errors import UnsupportedStemcell
 
 if TYPE_CHECKING:
-    from stemcell_convert.manifest import Manifest
+    from stemcell_convert.stemcell_manifest import Manifest
 
 _DIGITS = 40  # hexadecimal, of a sha256
 DISK, FACTS = ".stemcell", ".json"
@@ -36,7 +36,7 @@ _ROOT = ".root"
 class Base:
     """A stemcell's disk. path: on libvirt's machine; size: bytes; key: of its upload.
 
-    settings, resolution: as its agent expects them (stemcell_convert.machine).
+    settings, resolution: as its agent expects them (stemcell_convert.machine_agent).
     """
 
     path: str
@@ -159,9 +159,11 @@ class Stemcells:
 
         Volumes of that name, left by a killed import, are deleted first.
         """
-        from stemcell_convert import convert, machine
+        from stemcell_convert import convert, machine_agent
 
-        expected = machine.prepare(raw, convert.file_systems(raw), upload.manifest, raw.parent)
+        expected = machine_agent.prepare(
+            raw, convert.file_systems(raw), upload.manifest, raw.parent
+        )
         self._log.info(
             f"settings reach its agent by {expected.settings}, disks are found as "
             f"{expected.resolution}{'; its agent.json was changed for that' * expected.adapted}"

@@ -13,7 +13,7 @@ from typing import Any
 from cpi.agent_settings import render as render_settings
 from cpi.disks.raw_image import MIB
 from cpi.errors import CloudError
-from cpi.host import unfinished
+from cpi.host import vm_creation
 from cpi.log import Log
 from cpi.model import Json, Network, VMSpec
 from runtimes.libvirt import settings_iso
@@ -65,10 +65,10 @@ class VMs:
         self.nics.require_free(spec)
         folder = self.domains.layout.vm(spec.cid)
         is_local = self.domains.connection.is_local
-        with unfinished.creation(
+        with vm_creation.creation(
             folder,
             self.log,
-            make=lambda: unfinished.make(folder) if is_local else None,
+            make=lambda: vm_creation.make(folder) if is_local else None,
             remove=lambda: _remove(folder),
             connect=lambda: self.nics.connect(spec, folder),
             disconnect=lambda: self.nics.disconnect(spec.cid, folder),
@@ -111,7 +111,7 @@ class VMs:
     def clear(self, vm_cid: str) -> None:
         """Delete a VM without shutting it down; its disks are released as it ends."""
         folder = self.domains.layout.vm(vm_cid)
-        unfinished.begin(folder)
+        vm_creation.begin(folder)
         disk_cids = self.backend.attached_to(vm_cid)
         self.domains.delete(vm_cid)
         self._delete_volumes(vm_cid)
@@ -131,7 +131,7 @@ class VMs:
         """Restore a VM's networks after a restart of the host; tell whether it did."""
         # libvirt itself starts the domain with the host, where its driver can.
         folder = self.domains.layout.vm(vm_cid)
-        if unfinished.is_marked(folder) or self.domains.is_unfinished(vm_cid):
+        if vm_creation.is_marked(folder) or self.domains.is_unfinished(vm_cid):
             return False
         return self.nics.restore(vm_cid, folder, lambda: self.domains.start_stopped(vm_cid))
 

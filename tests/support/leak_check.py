@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from cpi.host import kernel, linux
+from cpi.host import kernel, syscalls
 from testing.hosts.private_host import remove_cgroups
 from testing.repository import REPOSITORY
 from tests.support.machine_snapshot import Processes, Snapshot, changes, is_of_others, snapshot
@@ -88,7 +88,7 @@ def remove_leaks_of_killed_runs() -> None:
 
 def _remove(folder: Path) -> None:
     """Remove a folder, unless something is mounted in it."""
-    if not any(mounted.target.startswith(f"{folder}/") for mounted in linux.mounts("self")):
+    if not any(mounted.target.startswith(f"{folder}/") for mounted in syscalls.mounts("self")):
         shutil.rmtree(folder)
 
 
@@ -96,7 +96,7 @@ def _mount_privately() -> None:
     """Enter a mount namespace, if allowed, so that tests' mounts are not on the machine."""
     clone_newns = 0x20000
     if os.geteuid() == 0 and ctypes.CDLL(None).unshare(clone_newns) == 0:
-        linux.mount("none", Path("/"), flags=kernel.MS_REC | kernel.MS_PRIVATE)
+        syscalls.mount("none", Path("/"), flags=kernel.MS_REC | kernel.MS_PRIVATE)
 
 
 class MachineAsItWas(pytest.Item):

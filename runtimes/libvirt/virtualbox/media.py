@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cpi.errors import CloudError
 from cpi.model import Json
-from stemcell_convert.machine import SCSI
+from stemcell_convert.machine_agent import SCSI
 
 _NAMESPACE = uuid.UUID("5b3b6d0e-4f0c-5d0a-9a8e-6f1f2f6f7a10")
 _SECTOR = 512

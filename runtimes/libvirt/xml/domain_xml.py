@@ -48,7 +48,7 @@ class Interface:
 class Facts:
     """What the CPI keeps in a domain's metadata; no secrets.
 
-    stemcell: its CID; settings, resolution: what its agent expects (stemcell_convert.machine);
+    stemcell: its CID; settings, resolution: what its agent expects (see machine_agent);
     filesystem: what its disks should have, or ""; complete: it was started; metadata: BOSH's own.
     """
 

@@ -72,7 +72,7 @@ def only_vm(machine: Machine, *known: VM) -> str:
     [
         "runtimes.containerd.vm_folder:VMFolder.create",
         "cpi.cni.plugins:Plugins.add",
-        "runtimes.containerd.storage:Store.prepare",
+        "runtimes.containerd.image_store:ImageStore.prepare",
         "runtimes.containerd.containers:Containers.start",
     ],
 )
@@ -82,7 +82,7 @@ def test_a_killed_create_vm(machine: Machine, stemcell: str, healthy: VM, target
     left = only_vm(machine, healthy)
     # A thread makes networks before, while or after the call has the lease.
     leases = {("lease", "")} & named(gc(machine))
-    assert leases or "Store" not in target
+    assert leases or "ImageStore" not in target
     wanted = {("VM", left), ("lock", ""), *leases}
     assert named(gc(machine)) == wanted
     assert named(gc(machine, "--yes")) == wanted
@@ -125,7 +125,7 @@ def test_a_killed_create_stemcell(machine: Machine, healthy: VM, tmp_path: Path)
     before = machine.stored()
     image = tmp_path / "image"
     image.write_bytes(zipped(tar({**ROOTFS, "./var/more": os.urandom(1 << 20)})))
-    target = "runtimes.containerd.storage:Store.write_content"
+    target = "runtimes.containerd.image_store:ImageStore.write_content"
     assert broken(machine, target, "kill", "create_stemcell", str(image), {}) == ""
     [folder] = (machine.host.state / "imports").iterdir()
     wanted = {("import", str(folder)), ("lease", ""), ("lock", "")}

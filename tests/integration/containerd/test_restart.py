@@ -153,8 +153,8 @@ def test_a_vm_that_cannot_be_restored_does_not_block_others(
 @pytest.mark.parametrize(
     "target",
     [
-        "cpi.host.linux:mount_shared_tmpfs",
-        "cpi.host.linux:pin_network_namespace",
+        "cpi.host.syscalls:mount_shared_tmpfs",
+        "cpi.host.syscalls:pin_network_namespace",
         "cpi.cni.plugins:Plugins.add",
         "runtimes.containerd.cgroups:create",
     ],

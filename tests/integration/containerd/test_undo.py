@@ -15,13 +15,13 @@ CREATE_VM = [
     "runtimes.containerd.vm_folder:make_sparse",
     "runtimes.containerd.vm_folder:make_ext4",
     "runtimes.containerd.vm_folder:_mount",
-    "cpi.host.linux:mount_shared_tmpfs",
+    "cpi.host.syscalls:mount_shared_tmpfs",
     "cpi.cni.ports:Ports.reserve",
-    "cpi.host.linux:pin_network_namespace",
+    "cpi.host.syscalls:pin_network_namespace",
     "cpi.cni.networks:_save",
     "cpi.cni.plugins:Plugins.add",
     "cpi.cni.networks:Networks.connect",
-    "runtimes.containerd.storage:Store.prepare",
+    "runtimes.containerd.image_store:ImageStore.prepare",
     "runtimes.containerd.rootfs:write",
     "runtimes.containerd.oci_spec:render",
     "runtimes.containerd.containers:Containers.create",
@@ -34,13 +34,13 @@ CREATE_DISK = [
     "cpi.disks.disk_store:DiskStore.save",
 ]
 CREATE_STEMCELL = [
-    "runtimes.containerd.storage:Store.prepare",
-    "runtimes.containerd.storage:Store.write_content",
+    "runtimes.containerd.image_store:ImageStore.prepare",
+    "runtimes.containerd.image_store:ImageStore.write_content",
     "stemcell_convert.unpack:unpack",
     "runtimes.containerd.image_writer:read_facts",
-    "runtimes.containerd.storage:Store.commit",
-    "runtimes.containerd.storage:Store.apply",
-    "runtimes.containerd.storage:Store.create_image",
+    "runtimes.containerd.image_store:ImageStore.commit",
+    "runtimes.containerd.image_store:ImageStore.apply",
+    "runtimes.containerd.image_store:ImageStore.create_image",
 ]
 PROPERTIES = {"ephemeral_disk": 64, "ports": ["8871:80"]}
 
@@ -75,11 +75,11 @@ def test_create_stemcell(
 @pytest.mark.parametrize(
     "target",
     [
-        "runtimes.containerd.storage:Store.write_content",
+        "runtimes.containerd.image_store:ImageStore.write_content",
         "stemcell_convert.unpack:_feed",
-        "runtimes.containerd.storage:Store.commit",
-        "runtimes.containerd.storage:Store.apply",
-        "runtimes.containerd.storage:Store.create_image",
+        "runtimes.containerd.image_store:ImageStore.commit",
+        "runtimes.containerd.image_store:ImageStore.apply",
+        "runtimes.containerd.image_store:ImageStore.create_image",
     ],
 )
 def test_a_killed_import_does_not_block_the_next(
@@ -103,10 +103,10 @@ def test_attach_disk(machine: Machine, make_vm: Callable[..., VM], when: str) ->
 @pytest.mark.parametrize(
     "target",
     [
-        "cpi.host.linux:mount_shared_tmpfs",
+        "cpi.host.syscalls:mount_shared_tmpfs",
         "cpi.cni.networks:_save",
         "cpi.cni.plugins:Plugins.add",
-        "runtimes.containerd.storage:Store.prepare",
+        "runtimes.containerd.image_store:ImageStore.prepare",
         "runtimes.containerd.containers:Containers.create",
         "runtimes.containerd.containers:Containers.start",
     ],

@@ -217,7 +217,7 @@ STEPS = [
     "stemcell_convert.registry:Registry.pull",
     "runtimes.containerd.image_writer:ImageWriter.rootfs",
     "runtimes.containerd.image_writer:ImageWriter.layer",
-    "runtimes.containerd.storage:Store.create_image",
+    "runtimes.containerd.image_store:ImageStore.create_image",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The registry of runtimes."""
+"""The catalog of runtimes."""
 
 import re
 

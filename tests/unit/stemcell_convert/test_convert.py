@@ -8,9 +8,9 @@ import pytest
 
 from stemcell_convert import oci, oci_layout
 from stemcell_convert.convert import convert, extract
-from stemcell_convert.manifest import parse
 from stemcell_convert.oci_image import Image
 from stemcell_convert.stemcell_errors import LightStemcell, StemcellError
+from stemcell_convert.stemcell_manifest import parse
 from tests.support.stemcells.small_stemcells import MANIFEST, image, means, tarball, zipped
 
 

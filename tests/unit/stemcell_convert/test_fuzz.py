@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, strategies as st
 
-from stemcell_convert import manifest, oci, oci_image as images, oci_layout, reference
+from stemcell_convert import oci, oci_image as images, oci_layout, reference, stemcell_manifest
 from stemcell_convert.convert import file_systems
 from stemcell_convert.facts import read_facts
 from stemcell_convert.inroot import Root
@@ -29,8 +29,8 @@ WORDS = (
 )
 
 
-def _manifest(document: bytes) -> manifest.Manifest | None:
-    return tried(lambda: manifest.parse(document, NAMED), NAMED)
+def _manifest(document: bytes) -> stemcell_manifest.Manifest | None:
+    return tried(lambda: stemcell_manifest.parse(document, NAMED), NAMED)
 
 
 @stable(40)
@@ -62,7 +62,7 @@ def test_a_small_manifest_does_not_become_a_large_one() -> None:
         f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 30)
     )
     parsed = _manifest(f"{laughs}name: *a0\nstemcell_formats: *a29\n".encode())
-    assert parsed == manifest.Manifest(name="x", formats=("",) * 10)
+    assert parsed == stemcell_manifest.Manifest(name="x", formats=("",) * 10)
 
 
 def test_a_manifest_that_would_take_hours_is_not_read() -> None:
@@ -246,7 +246,7 @@ def test_what_is_no_reference(text: str) -> None:
 def test_a_label_that_is_no_version(version: str) -> None:
     labels = {oci.LABEL_API: version, oci.LABEL_NAME: "n", oci.LABEL_VERSION: "1"}
     said = oci.stemcell_of({**labels, oci.LABEL_OS: "o"})
-    assert manifest.of_light(said, "a/b", DIGEST)["api_version"] == 3
+    assert stemcell_manifest.of_light(said, "a/b", DIGEST)["api_version"] == 3
 
 
 @stable(30)

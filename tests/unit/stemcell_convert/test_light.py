@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from stemcell_convert import light
-from stemcell_convert.manifest import Manifest, of_properties, parse
+from stemcell_convert import light_tarball
 from stemcell_convert.reference import Reference, parse as reference
 from stemcell_convert.stemcell_errors import StemcellError
+from stemcell_convert.stemcell_manifest import Manifest, of_properties, parse
 
 STEMCELL = Manifest("a-go_agent", "1.10", "ubuntu-noble", "3", ("warden-tar",))
 DIGEST = "sha256:" + "5" * 64
@@ -17,7 +17,7 @@ DIGEST = "sha256:" + "5" * 64
 
 def test_a_light_stemcell_is_what_the_director_takes(tmp_path: Path) -> None:
     path = tmp_path / "light.tgz"
-    light.write(path, STEMCELL, "ghcr.io/team/stemcell:1", DIGEST)
+    light_tarball.write(path, STEMCELL, "ghcr.io/team/stemcell:1", DIGEST)
     with tarfile.open(path, "r:gz") as tar:
         content = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
     assert content["image"] == b""
@@ -34,20 +34,20 @@ def test_a_light_stemcell_is_what_the_director_takes(tmp_path: Path) -> None:
     }
     assert parse(content["stemcell.MF"], "").image == f"ghcr.io/team/stemcell:1@{DIGEST}"
     first = path.read_bytes()
-    light.write(path, STEMCELL, "ghcr.io/team/stemcell:1", DIGEST)
+    light_tarball.write(path, STEMCELL, "ghcr.io/team/stemcell:1", DIGEST)
     assert path.read_bytes() == first
     assert [entry.name for entry in tmp_path.iterdir()] == ["light.tgz"]
 
 
 def test_an_image_of_no_stemcell_gives_no_light_one(tmp_path: Path) -> None:
     with pytest.raises(StemcellError, match="does not say which stemcell"):
-        light.write(tmp_path / "light.tgz", Manifest("a", "1"), "h.io/a", DIGEST)
+        light_tarball.write(tmp_path / "light.tgz", Manifest("a", "1"), "h.io/a", DIGEST)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(StemcellError, match="missing"):
-        light.write(tmp_path / "missing" / "light.tgz", STEMCELL, "h.io/a", DIGEST)
+        light_tarball.write(tmp_path / "missing" / "light.tgz", STEMCELL, "h.io/a", DIGEST)
 
 
 @pytest.mark.parametrize(

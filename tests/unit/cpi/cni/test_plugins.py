@@ -1,4 +1,4 @@
-"""CNI configurations and results: the pure part. Real plugins run in tests/containerd."""
+"""CNI configurations and results: the pure part. Real plugins run in tests/integration."""
 
 import json
 from dataclasses import replace

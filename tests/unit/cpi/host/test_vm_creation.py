@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cpi.host import unfinished
+from cpi.host import vm_creation
 from cpi.log import Log
 
 
@@ -19,7 +19,7 @@ class Steps:
 
     def make(self) -> None:
         self.done.append("make")
-        unfinished.make(self.folder)
+        vm_creation.make(self.folder)
 
     def connect(self) -> str:
         self.done.append("connect")
@@ -35,7 +35,7 @@ def steps(tmp_path: Path) -> Steps:
 
 
 def create(steps: Steps, *, fail: bool = False) -> None:
-    with unfinished.creation(
+    with vm_creation.creation(
         steps.folder,
         Log("error"),
         make=steps.make,
@@ -44,7 +44,7 @@ def create(steps: Steps, *, fail: bool = False) -> None:
         disconnect=steps.step("disconnect"),
     ) as (undo, connecting):
         undo.push(steps.step("undo the rest"))
-        assert unfinished.is_marked(steps.folder)
+        assert vm_creation.is_marked(steps.folder)
         assert connecting.result() != threading.current_thread().name
         if fail:
             raise RuntimeError("the rest failed")
@@ -61,17 +61,17 @@ def test_what_fails_is_undone_last_first(steps: Steps) -> None:
     with pytest.raises(RuntimeError, match="the rest failed"):
         create(steps, fail=True)
     assert steps.done == ["make", "connect", "undo the rest", "disconnect", "remove"]
-    assert unfinished.is_marked(steps.folder)
+    assert vm_creation.is_marked(steps.folder)
 
 
 def test_a_folder_that_cannot_be_made_is_removed_and_nothing_connected(steps: Steps) -> None:
-    unfinished.make(steps.folder)
+    vm_creation.make(steps.folder)
     with pytest.raises(FileExistsError):
         create(steps)
     assert steps.done == ["make", "remove"]
 
 
 def test_a_mark_needs_a_folder(tmp_path: Path) -> None:
-    unfinished.begin(tmp_path / "gone")
-    unfinished.end(tmp_path / "gone")
-    assert not unfinished.is_marked(tmp_path / "gone")
+    vm_creation.begin(tmp_path / "gone")
+    vm_creation.end(tmp_path / "gone")
+    assert not vm_creation.is_marked(tmp_path / "gone")

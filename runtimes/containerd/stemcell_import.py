@@ -12,6 +12,7 @@ from cpi.host.undo import Undo
 from cpi.log import Log
 from cpi.model import JsonObject
 from runtimes.containerd.api import types_pb2
+from runtimes.containerd.image_store import ImageStore
 from runtimes.containerd.image_writer import ImageWriter
 from runtimes.containerd.stemcells import (
     IMAGE_PREFIX,
@@ -20,13 +21,12 @@ from runtimes.containerd.stemcells import (
     cid_of,
     image_name,
 )
-from runtimes.containerd.storage import Store
 from runtimes.stemcell_imports import StemcellImports, Upload
 from stemcell_convert import adapt, oci
 from stemcell_convert.convert import rootfs_of_disk
 from stemcell_convert.facts import RootfsFacts
-from stemcell_convert.manifest import Manifest, of_properties
 from stemcell_convert.recognise import LIGHT, ROOTFS
+from stemcell_convert.stemcell_manifest import Manifest, of_properties
 
 if TYPE_CHECKING:
     from stemcell_convert.oci_image import Image
@@ -38,7 +38,7 @@ class Imports:
     """Imports into one containerd namespace."""
 
     def __init__(
-        self, store: Store, runtime: str, config: Config, mount_point: Path, log: Log
+        self, store: ImageStore, runtime: str, config: Config, mount_point: Path, log: Log
     ) -> None:
         self._store = store
         self._runtime = runtime

@@ -6,9 +6,9 @@ import os
 import tarfile
 from pathlib import Path
 
-from stemcell_convert import manifest as manifests
-from stemcell_convert.manifest import Manifest
+from stemcell_convert import stemcell_manifest as manifests
 from stemcell_convert.stemcell_errors import StemcellError
+from stemcell_convert.stemcell_manifest import Manifest
 
 
 def write(target: Path, stemcell: Manifest, reference: str, digest: str) -> None:

@@ -33,7 +33,7 @@ LEASE_SECONDS = 3600
 _LABEL_LOCKS = "bosh.run_dir"
 
 
-class Store:
+class ImageStore:
     """containerd's content, snapshots and images, for one snapshotter."""
 
     def __init__(self, client: Client, snapshotter: str, run_dir: str, log: Log) -> None:
@@ -43,9 +43,9 @@ class Store:
         self._run_dir = run_dir
         self._log = log
 
-    def with_snapshotter(self, snapshotter: str) -> "Store":
+    def with_snapshotter(self, snapshotter: str) -> "ImageStore":
         """Return the same containerd with another snapshotter."""
-        return Store(self.client, snapshotter, self._run_dir, self._log)
+        return ImageStore(self.client, snapshotter, self._run_dir, self._log)
 
     # Leases
 

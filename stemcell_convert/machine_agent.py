@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stemcell_convert.manifest import Manifest
 from stemcell_convert.partitions import FileSystem
 from stemcell_convert.programs import run
 from stemcell_convert.stemcell_errors import StemcellError
+from stemcell_convert.stemcell_manifest import Manifest
 
 CONFIG_DRIVE, CDROM = "config-drive", "cdrom"
 VIRTIO, SCSI = "virtio", "scsi"
