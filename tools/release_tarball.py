@@ -127,6 +127,7 @@ def write_with_cli(cli: str, staged: Path, version: str, tarball: Path) -> None:
     subprocess.run(
         [*command, "--tarball", str(tarball)], check=True, capture_output=True, text=True
     )
+    tarball.chmod(0o644)  # the CLI makes it its owner's alone, and others deploy with it
 
 
 def _specs(staged: Path, folder: str) -> list[Path]:

@@ -1,6 +1,7 @@
 """`bosh-cpi top`: show the CPU, memory and disk that VMs use."""
 
 import argparse
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ def _top(options: argparse.Namespace, config: Config) -> int:
     with Fleet(config) as fleet:
         sampler = _Sampler(fleet)
         sampler.sample()
-        if not options.json and not options.once:
+        if not options.json and not options.once and sys.stdout.isatty():
             _live(sampler, options.interval)
             return 0
         time.sleep(options.interval)

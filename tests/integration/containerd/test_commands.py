@@ -243,9 +243,10 @@ def test_top(machine: Machine, router: VM, db: VM) -> None:
     assert 0 < used["memory_bytes"] < 512 << 20
     assert used["pids"] >= 2
     assert used["disk_bytes"] > 0
-    table = machine.bosh_cpi("top", "--once", "--interval", "0.2").stdout
-    assert ROUTER in table
-    assert "512 MiB" in table
+    for words in (["--once"], []):  # a pipe gets one table anyway
+        table = machine.bosh_cpi("top", *words, "--interval", "0.2").stdout
+        assert ROUTER in table
+        assert "512 MiB" in table
 
 
 def test_top_goes_on_until_ctrl_c(machine: Machine, router: VM) -> None:

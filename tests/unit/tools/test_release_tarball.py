@@ -82,6 +82,7 @@ def test_a_tarball_holds_what_its_manifest_says(
     staged = release_tarball.stage(source, tmp_path)
     tarball = tmp_path / "release.tgz"
     BUILDERS[builder](staged, "1.2.3+dev.4", tarball)
+    assert tarball.stat().st_mode & 0o777 == 0o644  # others deploy with it
     files = {name: content for name, (content, _) in opened(tarball.read_bytes()).items()}
     manifest = yaml.safe_load(files.pop("release.MF"))
     assert manifest["name"] == yaml.safe_load((source / "config" / "final.yml").read_text())["name"]
