@@ -175,7 +175,7 @@ def test_a_port_that_the_host_listens_on_is_refused(machine: Machine, stemcell: 
 
 
 def test_any_cni_network_of_the_host_by_name(machine: Machine, make_vm: Callable[..., VM]) -> None:
-    folder = machine.host.folder / "mine-cni"
+    folder = machine.host.folder / "cni"
     folder.mkdir()
     conflist = {
         "cniVersion": "1.0.0",
