@@ -6,7 +6,7 @@ from pathlib import Path
 
 from testing.hosts.daemon import Daemon
 from testing.hosts.notify import started
-from testing.hosts.private_host import PrivateHost, cgroup_hierarchies, remove_cgroups
+from testing.hosts.private_host import PrivateHost, cgroup_hierarchies
 from testing.patience import wait_for
 
 # Debian's libvirt was compiled to use these; no option changes them.
@@ -102,10 +102,12 @@ class Libvirt:
             self.kill_guests()
             qemu = ("pgrep", "qemu-system")
             wait_for(lambda: self.host.run(*qemu, check=False).returncode, "the end of the VMs")
+        # Not by the names of the VMs: one that ended while libvirtd was away has left its own too.
         for hierarchy in cgroup_hierarchies():
-            for name in [Path(file).stem for file in files.split()]:
-                for folder in (hierarchy / "machine").glob(f"qemu-*-{name}.libvirt-qemu"):
-                    remove_cgroups(str(folder.relative_to(hierarchy)))
+            for folder in (hierarchy / "machine").glob("qemu-*.libvirt-qemu"):
+                for path, _, _ in os.walk(folder, topdown=False):
+                    with suppress(OSError):  # a VM of another host runs in it
+                        os.rmdir(path)
             with suppress(OSError):  # it has cgroups of other hosts
                 (hierarchy / "machine").rmdir()
 
