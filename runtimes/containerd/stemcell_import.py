@@ -101,8 +101,10 @@ class Imports:
             own = cid_of(self._runtime, image.target.digest)
             if image.name != image_name(own):  # it is here under another runtime's CID
                 continue
-            has_snapshot = self._store.has_snapshot(image.labels.get(LABEL_SNAPSHOT, ""))
-            if is_same(image.labels) and has_snapshot:
+            # Labels first: containerd is asked only about the one that may be it.
+            if not is_same(image.labels):
+                continue
+            if self._store.has_snapshot(image.labels.get(LABEL_SNAPSHOT, "")):
                 self._log.info(f"it is imported already, as {image.name}")
                 return own
         return None
