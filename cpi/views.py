@@ -13,13 +13,17 @@ RUNNING, STOPPED, OTHER = "running", "stopped", "unknown"
 class VMView:
     """A VM.
 
-    cpu: CPUs; memory: MiB; pids: processes and threads; None: no limit. created_at: seconds since
-    the epoch. metadata: BOSH's own, see `Name`.
+    isolation: "user namespace" (root in the VM is nobody on the host), "none" (root is the host's,
+    with fewer rights), "privileged", "virtual machine". first_id: in a user namespace, the user id
+    on the host of the VM's root. cpu: CPUs; memory: MiB; pids: processes and threads; None: no
+    limit. created_at: seconds since the epoch. metadata: BOSH's own, see `Name`.
     """
 
     cid: str
     runtime: str
     state: str
+    isolation: str = ""
+    first_id: int | None = None
     agent_id: str = ""
     stemcell: str = ""
     addresses: tuple[str, ...] = ()

@@ -25,9 +25,13 @@ class Entry:
 
     class_path: `module:Class`. keys_module: the module whose KEYS the configuration takes, "" for
     none; it holds data only, since `info` loads it. hint: what to do when the class does not load.
+    containment_key: the configuration key that is set to "required" for VMs whose root must not be
+    the host's, "" where it never is.
     """
 
-    __slots__ = ("class_path", "hint", "keys_module", "name", "stemcell_formats")
+    __slots__ = (
+        "class_path", "containment_key", "hint", "keys_module", "name", "stemcell_formats",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -36,12 +40,14 @@ class Entry:
         stemcell_formats: tuple[str, ...],
         keys_module: str,
         hint: str,
+        containment_key: str = "",
     ) -> None:
         self.name = name
         self.class_path = class_path
         self.stemcell_formats = stemcell_formats
         self.keys_module = keys_module
         self.hint = hint
+        self.containment_key = containment_key
 
 
 DEFAULT = "containerd"
@@ -74,6 +80,7 @@ REGISTRY: dict[str, Entry] = {
         ("warden-tar", *_DISKS, "docker-light", "warden-light"),
         "runtimes.containerd.keys",
         "install this CPI's own dependencies, grpcio and protobuf, for the Python that runs it",
+        "containerd.user_namespaces",
     ),
     "kvm": Entry("kvm", "runtimes.libvirt.runtime:KvmRuntime", _DISKS, *_LIBVIRT),
     "virtualbox": Entry(

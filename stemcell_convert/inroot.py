@@ -27,10 +27,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class Root:
     """A root file system opened at a folder. Paths are absolute, as its own programs see them.
 
-    Methods raise OSError like the functions of `os`; FileNotFoundError where nothing is.
+    owner: user and group id of what is written. Methods raise OSError like the functions of `os`;
+    FileNotFoundError where nothing is.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, owner: int = 0) -> None:
+        self._owner = owner
         self._fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def __enter__(self) -> "Root":
@@ -95,11 +97,13 @@ class Root:
         parent = self._open(folder, os.O_PATH | os.O_DIRECTORY)
         try:
             os.mkdir(name, mode, dir_fd=parent)
+            if self._owner:
+                os.chown(name, self._owner, self._owner, dir_fd=parent, follow_symlinks=False)
         finally:
             os.close(parent)
 
     def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
-        """Write a regular file of root's atomically, in place of anything of that name."""
+        """Write a regular file of the owner atomically, in place of anything of that name."""
         folder, name = os.path.split(path)
         self.make_folder(folder)
         parent = self._open(folder, os.O_PATH | os.O_DIRECTORY)
@@ -113,10 +117,16 @@ class Root:
             )
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
+                if self._owner:
+                    os.fchown(file.fileno(), self._owner, self._owner)
                 os.fchmod(file.fileno(), mode)
             os.replace(fresh, name, src_dir_fd=parent, dst_dir_fd=parent)
         finally:
             os.close(parent)
+
+    def own(self) -> None:
+        """Give the root folder itself to the owner."""
+        os.chown(f"/proc/self/fd/{self._fd}", self._owner, self._owner)
 
     def _open(self, path: str, flags: int) -> int:
         how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)

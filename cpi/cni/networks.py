@@ -50,9 +50,15 @@ _REBUILDING = "network.rebuilding"
 class Networks:
     """Creates and deletes the networks of VMs."""
 
-    def __init__(self, config: "Config") -> None:
+    def __init__(
+        self,
+        config: "Config",
+        pin: Callable[[str, Path], None] = lambda _, path: syscalls.pin_network_namespace(path),
+    ) -> None:
+        """pin: makes a VM's network namespace and pins it at a path."""
         layout = Layout.of(config)
         self._config = config
+        self._pin = pin
         self._addresses = layout.addresses
         self._namespaces = layout.namespaces
         self._plugins = Plugins(config.strings("network.cni_plugin_dirs"))
@@ -94,7 +100,7 @@ class Networks:
             raise CloudError("ports need a network that has the VM's default gateway")
         self._ports.reserve(spec.properties.ports, spec.cid)
         self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
-        syscalls.pin_network_namespace(self.namespace(spec.cid))
+        self._pin(spec.cid, self.namespace(spec.cid))
         _save(folder / STATE, attachments)
         return [
             self._add(index, network, attachments, spec.cid, folder)
@@ -106,7 +112,7 @@ class Networks:
         namespace = self.namespace(vm_cid)
         with ExitStack() as stack:  # one plugin's failure does not block the others
             stack.callback(self._ports.release, vm_cid)
-            stack.callback(syscalls.unpin_network_namespace, namespace)
+            stack.callback(syscalls.unpin_namespace, namespace)
             for attachment in attachments_in(folder / STATE):
                 stack.callback(self._plugins.delete, attachment, vm_cid, namespace)
 
@@ -131,9 +137,9 @@ class Networks:
         namespace, attachments = self.namespace(vm_cid), attachments_in(folder / STATE)
         for attachment in reversed(attachments):
             self._plugins.delete(attachment, vm_cid, namespace)
-        syscalls.unpin_network_namespace(namespace)
+        syscalls.unpin_namespace(namespace)
         self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
-        syscalls.pin_network_namespace(namespace)
+        self._pin(vm_cid, namespace)
         for index, attachment in enumerate(attachments):
             result = self._plugins.add(as_before(attachment), vm_cid, namespace, lambda _: None)
             _require_same_addresses(attachment, result)

@@ -7,8 +7,8 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 
-from cpi.cni.reservations import Reservations
 from cpi.errors import CloudError
+from cpi.host.reservations import Reservations
 from cpi.model import PortForward
 
 

@@ -42,7 +42,8 @@ def _vms(options: argparse.Namespace, config: Config) -> int:
     # BOSH names a job like its instance group; only VMs created by hand may differ.
     jobs = any(vm.name.job not in ("", vm.name.group) for vm in vms)
     names = ["VM", "DEPLOYMENT", "INSTANCE", "INDEX", *(["JOB"] * jobs)]
-    rest = ["STATE", "RUNTIME", "ADDRESSES", "PORTS", "STEMCELL", "CPU", "MEMORY", "AGE"]
+    rest = ["STATE", "RUNTIME", "ISOLATION", "ADDRESSES", "PORTS"]
+    rest += ["STEMCELL", "CPU", "MEMORY", "AGE"]
     rows = [_row(vm, stemcells.get(vm.stemcell), jobs=jobs) for vm in vms]
     output.show_table([*names, *rest], rows, right="CPU MEMORY AGE")
     return fleet.status
@@ -58,6 +59,7 @@ def _row(vm: VMView, stemcell: StemcellView | None, *, jobs: bool) -> list[str]:
         *([name.job] * jobs),
         vm.state,
         vm.runtime,
+        vm.isolation,
         " ".join(vm.addresses),
         " ".join(vm.ports),
         _title(stemcell) if stemcell else output.short(vm.stemcell),

@@ -21,6 +21,7 @@ class Layout:
         self.disks = state_dir / "disks"  # the default store, unless disk_dir names another
         self.addresses = state_dir / "addresses"  # by network; each names its VM
         self.ports = state_dir / "ports"  # published ones; each names its VM
+        self.ids = state_dir / "ids"  # ranges of user ids, by their first; each names its VM
         self.clients = state_dir / CLIENTS  # ownership records of the service's clients
         self.imports = state_dir / "imports"  # of stemcells, while they run
         self.uploads = state_dir / "uploads"  # files that clients send with their calls
@@ -29,6 +30,7 @@ class Layout:
         self.run_dir = run_dir
         self.locks = run_dir / LOCKS  # by CID
         self.namespaces = run_dir / "netns"  # pinned network namespaces, by VM CID
+        self.user_namespaces = run_dir / "userns"  # pinned, by VM CID
         self.rootfs = run_dir / "rootfs"  # mount point, in private mount namespaces only
         self.execs = run_dir / "exec"  # FIFOs of commands that run in VMs
         self.guest = run_dir / "guest"  # the socket that VMs with host_service get

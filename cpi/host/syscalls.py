@@ -169,22 +169,41 @@ def in_mount_namespace(pid: int, work: Callable[[], Result]) -> Result:
 
 def pin_network_namespace(path: Path) -> None:
     """Make a network namespace with its loopback up; it lasts while `path` is mounted."""
-    path.touch(0o600, exist_ok=False)
 
     def make() -> None:
         _unshare(kernel.CLONE_NEWNET)
         _set_loopback_up()
-        mount("/proc/thread-self/ns/net", path, flags=kernel.MS_BIND)
+        pin_namespace("/proc/thread-self/ns/net", path)
 
+    _in_thread(make)
+
+
+def pin_namespace(namespace: str, path: Path) -> None:
+    """Keep a namespace ("/proc/<pid>/ns/net") while `path`, which must be new, is mounted."""
+    path.touch(0o600, exist_ok=False)
     try:
-        _in_thread(make)
+        mount(namespace, path, flags=kernel.MS_BIND)
     except OSError:
         path.unlink()
         raise
 
 
-def unpin_network_namespace(path: Path) -> None:
-    """Unpin a network namespace; do nothing if it is gone."""
+def set_loopback_up(namespace: str) -> None:
+    """Set the loopback interface of a network namespace ("/proc/<pid>/ns/net") up."""
+
+    def enter() -> None:
+        fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _check(_libc.setns(fd, kernel.CLONE_NEWNET), Path(namespace))
+        finally:
+            os.close(fd)
+        _set_loopback_up()
+
+    _in_thread(enter)
+
+
+def unpin_namespace(path: Path) -> None:
+    """Unpin a namespace; do nothing if it is gone."""
     umount(path, kernel.MNT_DETACH)
     path.unlink(missing_ok=True)
 

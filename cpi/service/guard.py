@@ -127,6 +127,9 @@ class Guard:
         rules.require_properties(self._policy, spec.properties)
         rules.require_networks(self._policy, spec.networks, call.config.text("network.bridge"))
         record = rules.vm_record(self._policy, runtime, spec.properties, call.config)
+        containment_key = catalog.REGISTRY[runtime].containment_key
+        if containment_key and not self._policy.uncontained:
+            self._set(call, containment_key, "required")
         return self._made(call, record, VMCreationFailed, go)
 
     def _delete_vm(self, call: Call, go: Go, vm: str) -> object:

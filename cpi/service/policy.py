@@ -52,12 +52,14 @@ PRIVATE = tuple(
 class Policy:
     """What a client may ask for. rule: where the configuration says so, for messages.
 
+    uncontained: VMs on a host that cannot keep root in a VM from being root on the host.
     subnets: None for the private ones that the host has no other route to.
     quotas: by names in QUOTAS; cpu in CPUs, memory and disk in MiB; others are unlimited.
     """
 
     rule: str
     privileged: bool = False
+    uncontained: bool = False
     host_service: bool = False
     mounts: tuple[str, ...] = ()
     ports: tuple[range, ...] = _UNPRIVILEGED_PORTS
@@ -135,6 +137,7 @@ def _checks(config: Config) -> dict[str, validate.Check[Any]]:
     """Return every rule that a policy may have, with its check."""
     return {
         "privileged": validate.flag,
+        "uncontained": validate.flag,
         "host_service": validate.flag,
         "mounts": validate.list_of(_folder),
         "ports": validate.list_of(_ports),

@@ -33,7 +33,7 @@ def find(config: Config) -> list[Garbage]:
     garbage = [
         *_disk_files(store),
         *_snapshots(store),
-        *_namespaces(layout.namespaces, vms),
+        *_namespaces(layout),
         *_reservations(layout),
         *_loops(vms),
         *_uploads(layout.uploads),
@@ -83,17 +83,24 @@ def _snapshots(store: DiskStore) -> Iterator[Garbage]:
             yield Garbage("snapshot", path.name, why, path.name, remove, not has_data, size)
 
 
-def _namespaces(folder: Path, vms: Path) -> Iterator[Garbage]:
-    for path in entries(folder):
-        if _is_gone(path.name, vms):
-            remove = _while_gone(path.name, vms, partial(syscalls.unpin_network_namespace, path))
-            yield Garbage("network namespace", str(path), _NO_VM, path.name, remove)
+def _namespaces(layout: Layout) -> Iterator[Garbage]:
+    folders = {"network": layout.namespaces, "user": layout.user_namespaces}
+    for name, folder in folders.items():
+        for path in entries(folder):
+            if _is_gone(path.name, layout.vms):
+                remove = _while_gone(path.name, layout.vms, partial(syscalls.unpin_namespace, path))
+                yield Garbage(f"{name} namespace", str(path), _NO_VM, path.name, remove)
 
 
 def _reservations(layout: Layout) -> Iterator[Garbage]:
-    """Yield addresses and ports of VMs that are gone: names of files that contain the VM's CID."""
-    vms, addresses, ports = layout.vms, layout.addresses.glob("*/*"), layout.ports.glob("*")
-    for title, paths in (("address", addresses), ("port", ports)):
+    """Yield what is reserved for VMs that are gone: names of files that contain the VM's CID."""
+    vms = layout.vms
+    reserved = {
+        "address": layout.addresses.glob("*/*"),
+        "port": layout.ports.glob("*"),
+        "range of user ids": layout.ids.glob("*"),
+    }
+    for title, paths in reserved.items():
         for path in sorted(paths):
             if _is_gone(owner := _owner(path), vms):
 

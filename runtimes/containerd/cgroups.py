@@ -9,6 +9,7 @@ blkio-controller) and cgroup-v2.rst.
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ _ROOT = Path("/sys/fs/cgroup")
 _NO_LIMIT = 1 << 60  # v1 writes "no limit" as the largest multiple of a page
 
 # What runc allows to every container (libcontainer/specconv, AllowedDevices): making any node, and
-# null, zero, full, random, urandom, tty, console, ptmx, tun and pseudo terminals.
-_NODES = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:1", "5:2", "10:200", "136:*")
+# null, zero, full, random, urandom, tty, console, ptmx, tun and pseudo terminals; and fuse, which
+# only VMs in user namespaces get.
+_NODES = ("1:3", "1:5", "1:7", "1:8", "1:9", "5:0", "5:1", "5:2", "10:200", "10:229", "136:*")
+_DELEGATED = ("cgroup.procs", "tasks", "cgroup.threads", "cgroup.subtree_control")
 _DEVICES = ("c *:* m", "b *:* m", *(f"c {node} rwm" for node in _NODES))
 
 
@@ -80,6 +83,18 @@ def empty_children(parent: str) -> list[str]:
             if path.is_dir():
                 empty[path.name] = empty.get(path.name, True) and not _has_processes(path)
     return sorted(name for name, is_empty in empty.items() if is_empty)
+
+
+def give(path: str, owner: int) -> None:
+    """Let a user's processes make cgroups below a VM's own, which must exist.
+
+    The limits above stay out of reach. Source: cgroup-v2.rst, "Delegation".
+    """
+    for root in _hierarchies():
+        folder = root / path.lstrip("/") / CHILD
+        for name in ("", *_DELEGATED):
+            with suppress(FileNotFoundError):
+                os.chown(folder / name, owner, owner)
 
 
 def _has_processes(path: Path) -> bool:

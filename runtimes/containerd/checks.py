@@ -13,8 +13,9 @@ from google.protobuf.empty_pb2 import Empty  # noqa: TID253 - loaded with the cl
 from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.findings import Checks, Finding, failure, ok, run, warning
+from cpi.host.layout import Layout
 from cpi.host.process import CommandFailed, run as run_program
-from runtimes.containerd import cgroups, host_facts
+from runtimes.containerd import cgroups, host_facts, user_namespaces
 from runtimes.containerd.api import types_pb2, version_pb2
 from runtimes.containerd.containers import Containers
 from runtimes.containerd.image_store import ImageStore
@@ -119,6 +120,24 @@ def _works(subject: Subject, name: str) -> bool:
             return True
     except CPIError:
         return False
+
+
+@CHECKS.add("user namespaces")
+def _user_namespaces(subject: Subject) -> Finding:
+    mode = subject.config.text("containerd.user_namespaces")
+    if mode == "off":
+        return warning(
+            "off, so root in a VM can become root on this host (containerd.user_namespaces)",
+            "remove containerd.user_namespaces from the configuration",
+        )
+    problem = user_namespaces.problem(Layout.of(subject.config), subject.store)
+    if problem:
+        return (failure if mode == "required" else warning)(
+            f"VMs get none, so root in a VM can become root on this host: {problem}",
+            "use a kernel from 5.19 on, with user.max_user_namespaces above 0, and containerd's "
+            "overlayfs on ext4, xfs or btrfs",
+        )
+    return ok("root in a VM that is not privileged has no rights on this host")
 
 
 @CHECKS.add("containerd's disk")

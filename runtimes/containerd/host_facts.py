@@ -11,6 +11,8 @@ from cpi.host.syscalls import effective_capabilities
 # What jobs that run containers or VMs themselves open, where the host has it.
 _DEVICES = ("fuse", "kvm", "loop-control", "net/tun", *(f"loop{number}" for number in range(16)))
 
+_CONTAINED_DEVICES = ("fuse", "net/tun")  # safe for everybody: their files are the opener's own
+
 
 def capabilities_of_server(address: str) -> frozenset[str]:
     """Return the capabilities of the process that listens on a unix socket.
@@ -29,10 +31,10 @@ def capabilities_of_server(address: str) -> frozenset[str]:
         return effective_capabilities()  # it listens in another process namespace
 
 
-def devices() -> list[dict[str, Any]]:
-    """Return the OCI devices for a privileged VM."""
+def devices(*, privileged: bool) -> list[dict[str, Any]]:
+    """Return the OCI devices for a privileged VM, or for one in a user namespace."""
     nodes = []
-    for name in _DEVICES:
+    for name in _DEVICES if privileged else _CONTAINED_DEVICES:
         try:
             status = os.stat(f"/dev/{name}")
         except OSError:

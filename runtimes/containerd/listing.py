@@ -48,11 +48,14 @@ def view(
 ) -> VMView:
     """Return what a VM's record says of it."""
     labels = container.labels
-    limits = oci_spec.limits_of(json.loads(container.spec.value))
+    spec = json.loads(container.spec.value)
+    limits, first_id = oci_spec.limits_of(spec), oci_spec.first_id_of(spec)
     return VMView(
         cid=container.id,
         runtime=runtime,
         state=STOPPED if task is None else _STATES.get(task.status, OTHER),
+        isolation=_isolation(first_id, privileged=limits.privileged),
+        first_id=first_id or None,
         agent_id=labels.get(LABEL_AGENT, ""),
         stemcell=labels.get(LABEL_STEMCELL, ""),
         addresses=tuple(labels.get(LABEL_ADDRESSES, "").split()),
@@ -67,6 +70,12 @@ def view(
             if key.startswith(METADATA_PREFIX)
         },
     )
+
+
+def _isolation(first_id: int, *, privileged: bool) -> str:
+    if first_id:
+        return "user namespace"
+    return "privileged" if privileged else "none"
 
 
 def stemcells(store: ImageStore, runtime: str, default: str) -> list[StemcellView]:

@@ -8,6 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpi.host.id_maps import SIZE
+from cpi.host.kernel import CAPABILITIES as ALL_CAPABILITIES
+from runtimes.containerd import seccomp
+
 Spec = dict[str, Any]
 
 # What BOSH's agent and ordinary jobs need. SYS_ADMIN: the agent mounts; NET_ADMIN: its firewall
@@ -86,6 +90,8 @@ _DENIED_CALLS = (
 
 _PTS = ("ptmxmode=0666", "mode=0620", "gid=5")
 
+_DISKS = ("rbind", "ro", "nosuid", "nodev", "noexec", "rslave")
+
 CPU_PERIOD = 100_000  # microseconds, the kernel's default
 
 
@@ -113,7 +119,11 @@ class FolderMount:
 
 @dataclass(frozen=True)
 class Container:
-    """What the spec is rendered from. capabilities: those of containerd itself."""
+    """What the spec is rendered from.
+
+    capabilities: those of containerd itself. first_id: of the VM's user namespace, which is pinned
+    at `user_namespace`; 0 for none. machine: as uname calls it.
+    """
 
     hostname: str
     command: tuple[str, ...]
@@ -128,6 +138,9 @@ class Container:
     swap_accounting: bool = False
     devices: Sequence[Spec] = ()
     folders: Sequence[FolderMount] = ()
+    first_id: int = 0
+    user_namespace: Path | None = None
+    machine: str = ""
 
 
 def render(container: Container) -> Spec:
@@ -145,7 +158,9 @@ def render(container: Container) -> Spec:
                 "container=oci",
             ],
             "user": {"uid": 0, "gid": 0},
-            "capabilities": _capabilities(container.capabilities, container.limits.privileged),
+            "capabilities": _capabilities(
+                container.capabilities, container.limits.privileged, bool(container.first_id)
+            ),
         },
         "mounts": _mounts(container),
         "linux": {
@@ -162,7 +177,9 @@ def render(container: Container) -> Spec:
             "resources": _resources(container),
         },
     }
-    if container.limits.privileged:
+    if container.first_id:
+        _contain(spec, container)
+    elif container.limits.privileged:
         spec["linux"]["devices"] = list(container.devices)
     else:
         spec["linux"]["maskedPaths"] = list(_MASKED)
@@ -174,18 +191,33 @@ def render(container: Container) -> Spec:
     return spec
 
 
+def _contain(spec: Spec, container: Container) -> None:
+    """Put a VM into its user namespace: root there has all rights over the VM, none elsewhere."""
+    linux = spec["linux"]
+    linux["namespaces"].insert(0, {"type": "user", "path": str(container.user_namespace)})
+    ids = [{"containerID": 0, "hostID": container.first_id, "size": SIZE}]
+    linux["uidMappings"], linux["gidMappings"] = ids, ids
+    linux["devices"] = list(container.devices)
+    linux["maskedPaths"] = list(_MASKED)
+    # What a VM may write below /proc/sys the kernel decides: its own network's and IPC's settings.
+    linux["readonlyPaths"] = [path for path in _READ_ONLY if not path.startswith("/proc/sys/")]
+    linux["seccomp"] = seccomp.profile(container.machine)
+
+
 def renew(spec: Spec, capabilities: Collection[str], devices: Sequence[Spec]) -> None:
     """Update a spec after a restart of the host.
 
-    capabilities: of containerd itself; devices: for a privileged VM.
+    capabilities: of containerd itself; devices: for a privileged VM or one in a user namespace.
     """
-    privileged = limits_of(spec).privileged
-    spec["process"]["capabilities"] = _capabilities(capabilities, privileged)
-    if privileged:
+    privileged, contained = limits_of(spec).privileged, bool(first_id_of(spec))
+    spec["process"]["capabilities"] = _capabilities(capabilities, privileged, contained)
+    if privileged or contained:
         spec["linux"]["devices"] = list(devices)
 
 
-def _capabilities(have: Collection[str], privileged: bool) -> Spec:
+def _capabilities(have: Collection[str], privileged: bool, contained: bool) -> Spec:
+    if contained:  # a new user namespace has all, whatever containerd has (user_namespaces(7))
+        have, privileged = ALL_CAPABILITIES, True
     wanted = sorted(have if privileged else set(have) & set(CAPABILITIES))
     return dict.fromkeys(("bounding", "effective", "permitted"), wanted)
 
@@ -205,7 +237,8 @@ def _mounts(container: Container) -> list[Spec]:
         _mount("/sys/fs/cgroup", "cgroup", "cgroup", "nosuid", "noexec", "nodev", "rw"),
         bind("/var/vcap/data", container.data),
         # slave: disks that the host mounts later appear, what the VM mounts stays its own.
-        _mount(container.disk_folder, "bind", str(container.disks), "rbind", "ro", "rslave"),
+        # The other words are flags that it has, which a user namespace must not clear.
+        _mount(container.disk_folder, "bind", str(container.disks), *_DISKS),
     ]
     if container.systemd:  # runit stemcells need their own folders in /run
         mounts.append(_mount("/run", "tmpfs", "tmpfs", "nosuid", "nodev", "mode=755", *run))
@@ -244,6 +277,12 @@ def _resources(container: Container) -> Spec:
     if limits.pids is not None:
         resources["pids"] = {"limit": limits.pids}
     return resources
+
+
+def first_id_of(spec: Spec) -> int:
+    """Return the first id of a VM's user namespace, 0 for a VM without one."""
+    mappings = spec["linux"].get("uidMappings")
+    return int(mappings[0]["hostID"]) if mappings else 0
 
 
 def limits_of(spec: Spec) -> Limits:

@@ -1,6 +1,7 @@
 """A VM's root file system: its snapshot as the host sees it, and what the CPI writes into it."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cpi.agent_settings import render as render_settings
 from cpi.cni.networks import nameservers
-from cpi.host import kernel, syscalls
+from cpi.host import id_maps, kernel, syscalls
 from cpi.model import Network, VMSpec
 from stemcell_convert.facts import SYSTEMD
 from stemcell_convert.inroot import Root
@@ -39,15 +40,54 @@ def mounted(mounts: "Sequence[types_pb2.Mount]", mount_point: Path) -> Iterator[
 
 
 def enter(
-    mounts: "Sequence[types_pb2.Mount]", mount_point: Path, work: Callable[[Root], Result]
+    mounts: "Sequence[types_pb2.Mount]",
+    mount_point: Path,
+    work: Callable[[Root], Result],
+    owner: int = 0,
 ) -> Result:
-    """Return what `work` makes of a snapshot, mounted where no other process sees it."""
+    """Return what `work` makes of a snapshot, mounted where no other process sees it.
+
+    owner: of what `work` writes.
+    """
 
     def in_mounts() -> Result:
-        with mounted(mounts, mount_point) as folder, Root(folder) as root:
+        with mounted(mounts, mount_point) as folder, Root(folder, owner) as root:
             return work(root)
 
     return syscalls.in_private_mounts(in_mounts)
+
+
+def id_mapped(
+    mounts: "Sequence[types_pb2.Mount]", target: Path, user: Path
+) -> "Sequence[types_pb2.Mount]":
+    """Return a snapshot's mounts with its layers under the ids of a user namespace.
+
+    target: the folder at which the layers are mounted with these ids, if they are not there yet.
+    Only what lies below is mapped: overlayfs cannot write into an id-mapped upper layer (it turns
+    read-only), so what the VM changes is stored under the host's ids. Raises OSError.
+    """
+    [original] = mounts
+    mount = type(original)()
+    mount.CopyFrom(original)
+    if mount.type != "overlay":
+        _map_once(Path(mount.source), target, user)
+        mount.source = str(target)
+        return [mount]
+    for index, option in enumerate(mount.options):
+        name, _, value = option.partition("=")
+        if name == "lowerdir":
+            layers = value.split(":")
+            folder = os.path.commonpath(layers)
+            _map_once(Path(folder), target, user)
+            below = (os.path.relpath(layer, folder) for layer in layers)
+            mount.options[index] = "lowerdir=" + ":".join(str(target / path) for path in below)
+    return [mount]
+
+
+def _map_once(folder: Path, target: Path, user: Path) -> None:
+    target.mkdir(exist_ok=True)
+    if not syscalls.is_mount_point(target):
+        id_maps.mount(folder, target, user)
 
 
 def hostname(spec: VMSpec) -> str:
@@ -82,6 +122,7 @@ def files(
 
 def write(root: Root, written: Sequence[tuple[str, bytes, int]]) -> None:
     """Write `files` into a root file system."""
+    root.own()
     for path, data, mode in written:
         # A stemcell with systemd-resolved points there, and the agent configures it.
         if path == "/etc/resolv.conf" and "systemd" in (root.link_target(path) or ""):

@@ -8,14 +8,19 @@
     mounts.json      folders of the host that the VM has besides (cloud_properties.mounts)
     mounts/<n>/      the n-th of them
     network.json     see cpi.cni.networks
+    ids.json         the range of user ids of a VM in a user namespace (cpi.host.id_ranges)
+    layers/          there, the layers of its root file system under these ids
     unfinished       see cpi.host.vm_creation
 """
 
 import errno
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cpi.disks import loop, mount_options
 from cpi.disks.disk_store import read_facts, write_facts
@@ -23,9 +28,13 @@ from cpi.disks.filesystems import make_ext4, mount_device
 from cpi.disks.loop import Part
 from cpi.disks.raw_image import MIB, make_sparse, part_of
 from cpi.errors import CloudError, VMNotFound
-from cpi.host import syscalls, vm_creation
+from cpi.host import id_maps, syscalls, vm_creation
+from cpi.host.id_ranges import IdRanges
 from cpi.host.layout import Layout
 from cpi.model import DiskWishes, HostMount
+
+if TYPE_CHECKING:
+    from runtimes.containerd.api import types_pb2
 
 
 class VMFolder:
@@ -40,6 +49,10 @@ class VMFolder:
         self._wishes = self.path / "disks.json"
         self._mounts = self.path / "mounts"
         self._mount_facts = self.path / "mounts.json"
+        self.layers = self.path / "layers"
+        self.user_namespace = layout.user_namespaces / vm_cid
+        self._ids = self.path / "ids.json"
+        self._layout = layout
 
     @classmethod
     def of_existing(cls, layout: Layout, vm_cid: str) -> "VMFolder":
@@ -52,19 +65,49 @@ class VMFolder:
     def exists(self) -> bool:
         return self.path.is_dir()
 
-    def create(self, wishes: DiskWishes) -> None:
-        """Make the folder and the mount for disks; `remove` undoes it, even half-way."""
+    def create(self, wishes: DiskWishes, ids: str) -> None:
+        """Make the folder and the mount for disks; `remove` undoes it, even half-way.
+
+        ids: from which a VM in a user namespace gets its range, else "".
+        """
         vm_creation.make(self.path)
         self.data.mkdir(mode=0o755)
         self.disks.mkdir(mode=0o755)
+        if ids:
+            first = IdRanges(self._layout.ids).reserve(self.vm_cid, ids)
+            write_facts(self._ids, {"first": first})
+            self._let_in(first)
         syscalls.mount_shared_tmpfs(self.disks)
         write_facts(self._wishes, asdict(wishes))
+
+    def _let_in(self, first: int) -> None:
+        """Let root of the VM, who has no rights on the host, reach its folders; and nobody else."""
+        for folder in (self._layout.state_dir, self._layout.vms):
+            folder.chmod(0o711)
+        os.chown(self.path, 0, first)
+        self.path.chmod(0o710)
+        os.chown(self.data, first, first)
+
+    @cached_property
+    def first_id(self) -> int:
+        """The id on the host of the VM's root: 0 for a VM without a user namespace."""
+        return int((read_facts(self._ids) or {}).get("first", 0))
+
+    def pin_namespaces(self, network: Path) -> None:
+        """Make the VM's network namespace, and the user namespace that owns it, if it has one."""
+        if self.first_id:
+            syscalls.unpin_namespace(self.user_namespace)  # before a restart of the host
+            self.user_namespace.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            id_maps.pin(self.user_namespace, network, self.first_id)
+        else:
+            syscalls.pin_network_namespace(network)
 
     def limit_data(self, size_mib: int) -> None:
         """Give /var/vcap/data a file system of its own of this many MiB."""
         make_sparse(self._ephemeral, size_mib)
         make_ext4(self._ephemeral, size_mib * MIB)
         self._mount_data()
+        os.chown(self.data, self.first_id, self.first_id)
 
     def restore(self) -> None:
         """Mount everything again after a restart of the host."""
@@ -92,6 +135,8 @@ class VMFolder:
             return target
         try:
             syscalls.bind_folder(Path(mount.host), target)
+            if self.first_id:
+                self._map_ids(target)
         except OSError as error:
             reason = error.strerror
             if error.errno == errno.ENOTDIR:
@@ -100,6 +145,29 @@ class VMFolder:
                 f"the host's folder {mount.host} cannot be mounted: {error.filename}: {reason}"
             ) from None
         return target
+
+    def id_mapped(self, mounts: "Sequence[types_pb2.Mount]") -> "Sequence[types_pb2.Mount]":
+        """Return the mounts of the VM's root file system under its own ids. Raises CloudError."""
+        if not self.first_id:
+            return mounts
+        from runtimes.containerd import rootfs
+
+        try:
+            return rootfs.id_mapped(mounts, self.layers, self.user_namespace)
+        except OSError as error:
+            raise CloudError(
+                f"the layers of {self.vm_cid} cannot be mounted with its user ids: "
+                f"{error.filename}: {error.strerror}"
+            ) from None
+
+    def _map_ids(self, target: Path) -> None:
+        """Show what is mounted at a folder under the VM's ids instead."""
+        tree = id_maps.clone(target, self.user_namespace)
+        try:
+            syscalls.umount(target)
+            id_maps.attach(tree, target)
+        finally:
+            os.close(tree)
 
     def _mount_data(self) -> None:
         _mount(Part(self._ephemeral, 0, 0), self.data, "ext4")
@@ -111,13 +179,16 @@ class VMFolder:
     def remove(self) -> None:
         """Unmount and delete everything. Persistent data is not in here."""
         foreign = sorted(self._mounts.iterdir()) if self._mounts.is_dir() else []
-        for target in [*foreign, *self.attached(), self.disks, self.data]:
+        for target in [*foreign, *self.attached(), self.disks, self.data, self.layers]:
             syscalls.umount(target)
         # Delete nothing while anything is still mounted.
-        mine = [*foreign, *self.attached(), self.data]
+        mine = [*foreign, *self.attached(), self.data, self.layers]
         busy = [target for target in mine if syscalls.is_mount_point(target)]
         if busy:
             raise CloudError(f"{busy[0]} is still mounted", ok_to_retry=True)
+        syscalls.unpin_namespace(self.user_namespace)
+        if self.first_id:
+            IdRanges(self._layout.ids).release(self.vm_cid, self.first_id)
         shutil.rmtree(self.path, ignore_errors=not self.exists())
 
     # Persistent disks
@@ -138,7 +209,21 @@ class VMFolder:
         """Mount a disk's partition where the running VM sees it."""
         target = self.disks / disk_cid
         target.mkdir(exist_ok=True)
-        _mount(part_of(image), target, filesystem, self.wishes().mount_options)
+        options = self.wishes().mount_options
+        if not self.first_id:
+            _mount(part_of(image), target, filesystem, options)
+            return
+
+        def cloned() -> int:
+            _mount(part_of(image), target, filesystem, options)
+            return id_maps.clone(target, self.user_namespace)
+
+        # The VM must not see it with the host's ids, not even for a moment.
+        tree = syscalls.in_private_mounts(cloned)
+        try:
+            id_maps.attach(tree, target)
+        finally:
+            os.close(tree)
 
     def umount_disk(self, disk_cid: str) -> None:
         """Unmount a disk here, and with it every copy of the mount that propagated."""

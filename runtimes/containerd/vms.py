@@ -4,9 +4,11 @@ containerd's client is loaded on first use, while the networks of a VM are creat
 """
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,7 +19,15 @@ from cpi.host import guest_socket, vm_creation
 from cpi.host.layout import Layout
 from cpi.log import Log
 from cpi.model import Json, Network, VMProperties, VMSpec
-from runtimes.containerd import cgroups, host_facts, mount_namespaces, oci_spec, rootfs, vm_logs
+from runtimes.containerd import (
+    cgroups,
+    host_facts,
+    mount_namespaces,
+    oci_spec,
+    rootfs,
+    user_namespaces,
+    vm_logs,
+)
 from runtimes.containerd.daemon import Containerd
 from runtimes.containerd.disks import Disks
 from runtimes.containerd.oci_spec import FolderMount, Limits, Spec
@@ -58,7 +68,7 @@ class VMs:
         self._layout = layout
         self._disks = disks
         self._containerd = containerd
-        self._networks = Networks(config)
+        self._networks = Networks(config, self._pin)
         self._log = log
 
     @property
@@ -77,12 +87,13 @@ class VMs:
             raise NotSupported(
                 "this host does not allow privileged VMs (containerd.allow_privileged is false)"
             )
+        ids = self._ids_for(spec)
         self._networks.require_free(spec)
         folder, cgroup = VMFolder(self._layout, spec.cid), self._cgroup(spec.cid)
         with vm_creation.creation(
             folder.path,
             self._log,
-            make=lambda: folder.create(spec.disk_wishes),
+            make=lambda: folder.create(spec.disk_wishes, ids),
             remove=folder.remove,
             connect=lambda: self._networks.connect(spec, folder.path),
             disconnect=lambda: self._networks.disconnect(spec.cid, folder.path),
@@ -90,14 +101,20 @@ class VMs:
             # CNI's plugins take as long as the file system and loading containerd's client.
             if spec.properties.ephemeral_disk is not None:
                 folder.limit_data(spec.properties.ephemeral_disk)
-            host_folders = self._host_folders(spec, folder)
             stemcell = self._containerd.stemcells.find(spec.stemcell_cid)
             undo.push(lambda: self._store.remove_snapshot(spec.cid))
             with self._store.lease() as lease:
                 mounts = self._store.prepare(spec.cid, stemcell.snapshot, lease=lease)
                 networks = connecting.result()
+                mounts = folder.id_mapped(mounts)
+                host_folders = self._host_folders(spec, folder)
                 files = rootfs.files(spec, networks, stemcell)
-                rootfs.enter(mounts, self._layout.rootfs, lambda root: rootfs.write(root, files))
+                rootfs.enter(
+                    mounts,
+                    self._layout.rootfs,
+                    lambda root: rootfs.write(root, files),
+                    folder.first_id,
+                )
                 limits = _limits(spec.properties)
                 document = oci_spec.render(
                     self._container(spec, stemcell, folder, limits, host_folders)
@@ -108,9 +125,15 @@ class VMs:
             undo.push(lambda: cgroups.remove(cgroup))
             cgroups.create(cgroup, limits)
             undo.push(lambda: self._containers.stop(spec.cid))
-            pid = self._containers.start(spec.cid, mounts, mount_namespaces.share_mounts)
+            pid = self._containers.start(spec.cid, mounts, partial(self._prepare, folder))
         self._log.info(f"{spec.cid} runs, its init is process {pid}")
         return networks
+
+    def _prepare(self, folder: VMFolder, init: int) -> None:
+        """Prepare what a VM's init needs, once its namespaces and cgroups exist."""
+        if folder.first_id:
+            cgroups.give(self._cgroup(folder.vm_cid), folder.first_id)
+        mount_namespaces.share_mounts(init)
 
     def delete(self, vm_cid: str) -> None:
         """Delete all parts of a VM, also after a killed create."""
@@ -148,11 +171,12 @@ class VMs:
     def _bring_back(self, folder: VMFolder) -> None:
         """Start a VM after a restart of the host, from what is on disks."""
         vm_cid, cgroup = folder.vm_cid, self._cgroup(folder.vm_cid)
-        self._mount_again(folder)
         if not self._networks.is_whole(vm_cid, folder.path):
             self._networks.rebuild(vm_cid, folder.path)
+        self._mount_again(folder)  # with the user namespace that was made with the network's
         spec = self._spec(vm_cid)
-        oci_spec.renew(spec, self._capabilities(), host_facts.devices())
+        devices = host_facts.devices(privileged=oci_spec.limits_of(spec).privileged)
+        oci_spec.renew(spec, self._capabilities(), devices)
         cgroups.remove(cgroup)  # of a killed call, which may lack limits
         cgroups.create(cgroup, oci_spec.limits_of(spec))
         self._start_again(folder, spec)
@@ -170,17 +194,39 @@ class VMs:
         """
         vm_cid = folder.vm_cid
         self._containers.stop(vm_cid)
-        mounts = self._store.mounts(vm_cid)
+        mounts = folder.id_mapped(self._store.mounts(vm_cid))
         attached = [target.name for target in folder.attached()]
         disk_cid = rootfs.enter(
-            mounts, self._layout.rootfs, lambda root: rootfs.mounted_last(root, attached)
+            mounts,
+            self._layout.rootfs,
+            lambda root: rootfs.mounted_last(root, attached),
+            folder.first_id,
         )
         spec["mounts"] = [mount for mount in spec["mounts"] if mount["destination"] != STORE]
         if disk_cid:
             self._log.info(f"{disk_cid} will be at {STORE}")
             spec["mounts"].append(oci_spec.bind(STORE, folder.disks / disk_cid))
         self._containers.set_spec(vm_cid, spec)
-        self._containers.start(vm_cid, mounts, mount_namespaces.share_mounts)
+        self._containers.start(vm_cid, mounts, partial(self._prepare, folder))
+
+    def _pin(self, vm_cid: str, network: Path) -> None:
+        VMFolder(self._layout, vm_cid).pin_namespaces(network)
+
+    def _ids_for(self, spec: VMSpec) -> str:
+        """Return the user ids from which the VM gets a range of its own, "" for none."""
+        mode = self._config.text("containerd.user_namespaces")
+        if mode == "off" or spec.properties.privileged:
+            return ""
+        problem = user_namespaces.problem(self._layout, self._store)
+        if not problem:
+            return self._config.text("containerd.user_namespace_ids")
+        if mode == "required":
+            raise NotSupported(
+                f"VMs must run in user namespaces (containerd.user_namespaces, or for a client of "
+                f"the host's service its rule `uncontained`), but {problem}"
+            )
+        self._log.warn(f"{spec.cid} gets no user namespace, so its root is the host's: {problem}")
+        return ""
 
     # What it is made of
 
@@ -221,8 +267,11 @@ class VMs:
             systemd=stemcell.init == SYSTEMD,
             limits=limits,
             swap_accounting=cgroups.accounts_swap(),
-            devices=host_facts.devices() if limits.privileged else (),
+            devices=host_facts.devices(privileged=limits.privileged),
             folders=host_folders,
+            first_id=folder.first_id,
+            user_namespace=folder.user_namespace,
+            machine=os.uname().machine,
         )
 
     def _capabilities(self) -> frozenset[str]:
@@ -254,7 +303,8 @@ class VMs:
     def add_disk_to_settings(self, vm_cid: str, disk_cid: str, hint: Json) -> None:
         """Put a disk's hint into a running VM's settings, where agents of API 1 look for it."""
         path = self._get(vm_cid).labels[LABEL_SETTINGS]
-        with _root_of(self._require_init(vm_cid)) as root:
+        owner = VMFolder(self._layout, vm_cid).first_id
+        with _root_of(self._require_init(vm_cid), owner) as root:
             settings = json.loads(root.read(path, _SETTINGS_LIMIT))
             settings["disks"]["persistent"][disk_cid] = hint
             root.write(path, json.dumps(settings).encode(), 0o600)
@@ -284,9 +334,10 @@ class VMs:
             # It may end just now.
             with suppress(ProcessLookupError, FileNotFoundError), _root_of(pid) as root:
                 return work(root, True)
-        data = VMFolder.of_existing(self._layout, vm_cid).data
-        mounts = self._store.mounts(vm_cid)
-        return vm_logs.stopped(mounts, self._layout.rootfs, data, lambda root: work(root, False))
+        folder, mounts = VMFolder.of_existing(self._layout, vm_cid), self._store.mounts(vm_cid)
+        return vm_logs.stopped(
+            mounts, self._layout.rootfs, folder.data, lambda root: work(root, False)
+        )
 
     def _get(self, vm_cid: str) -> "containers_pb2.Container":
         container = self._containers.find(vm_cid)
@@ -306,9 +357,9 @@ class VMs:
         return pid
 
 
-def _root_of(pid: int) -> Root:
+def _root_of(pid: int, owner: int = 0) -> Root:
     """Return the root file system of a running VM, as its init sees it."""
-    return Root(Path(f"/proc/{pid}/root"))
+    return Root(Path(f"/proc/{pid}/root"), owner)
 
 
 def _limits(properties: VMProperties) -> Limits:

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from pathlib import Path
 
-from cpi.cni.reservations import Reservations
+from cpi.host.reservations import Reservations
 from runtimes.libvirt.volumes import StoragePool
 from runtimes.libvirt.xml.storage_xml import Volume
 

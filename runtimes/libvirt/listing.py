@@ -41,6 +41,7 @@ def _view(domains: Domains, domain: Any) -> VMView:
     return VMView(
         cid=name,
         runtime=domains.profile.name,
+        isolation="virtual machine",
         state=_STATES.get(state, OTHER),
         stemcell=facts.stemcell,
         addresses=_addresses(domains.layout, name),

@@ -52,6 +52,10 @@ class PrivateHost:
 
     def __init__(self, programs: Path | None = None, plugins: Path | None = None) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bosh-cpi-host-"))
+        # Root of a VM in a user namespace, who is none here, passes through.
+        for path in (self.folder, self.folder / "containerd"):
+            path.mkdir(exist_ok=True)
+            path.chmod(0o711)
         self.address = self.folder / "containerd.sock"
         self.cgroup = f"/{self.folder.name}"
         self.state = self.folder / "state"

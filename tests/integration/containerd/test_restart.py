@@ -154,7 +154,7 @@ def test_a_vm_that_cannot_be_restored_does_not_block_others(
     "target",
     [
         "cpi.host.syscalls:mount_shared_tmpfs",
-        "cpi.host.syscalls:pin_network_namespace",
+        "runtimes.containerd.vm_folder:VMFolder.pin_namespaces",
         "cpi.cni.plugins:Plugins.add",
         "runtimes.containerd.cgroups:create",
     ],

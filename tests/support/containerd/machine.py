@@ -253,7 +253,7 @@ for line in $(cut -d: -f2- "/proc/$0/cgroup"); do
         esac
     done
 done
-exec nsenter --target "$0" --mount --uts --ipc --net --pid --cgroup sh -c "$1"
+exec nsenter --target "$0" --all sh -c "$1"
 """
 
 _POST = (

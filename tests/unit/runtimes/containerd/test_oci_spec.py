@@ -8,6 +8,7 @@ from runtimes.containerd.oci_spec import (
     Container,
     FolderMount,
     Limits,
+    first_id_of,
     limits_of,
     render,
     renew,
@@ -36,6 +37,13 @@ FOLDERS = (
     ),
     FolderMount("/var/vcap/bosh-cpi", Path("/run/bosh-containerd-cpi/guest"), True),
 )
+CONTAINED = replace(
+    LEAST,
+    first_id=1879048192,
+    user_namespace=Path("/run/bosh-containerd-cpi/userns/containerd-vm-1"),
+    devices=[DEVICE],
+    machine="x86_64",
+)
 WITH_FOLDERS = replace(LEAST, folders=FOLDERS)
 
 
@@ -49,6 +57,13 @@ def test_with_limits() -> None:
 
 def test_privileged() -> None:
     assert matches_golden("oci_spec_privileged", render(PRIVILEGED))
+
+
+def test_in_a_user_namespace() -> None:
+    spec = render(CONTAINED)
+    assert matches_golden("oci_spec_contained", spec)
+    assert first_id_of(spec) == CONTAINED.first_id
+    assert first_id_of(render(LEAST)) == 0
 
 
 def test_with_folders_of_the_host() -> None:
@@ -74,8 +89,8 @@ def test_a_spec_tells_the_limits_that_it_was_rendered_with() -> None:
 
 def test_a_spec_is_renewed_to_what_it_would_be_now() -> None:
     few, other = {"CAP_CHOWN", "CAP_SYS_MODULE"}, {**DEVICE, "path": "/dev/kvm", "minor": 232}
-    for container in (LIMITED, PRIVILEGED):
-        devices = [other] if container.limits.privileged else []
+    for container in (LIMITED, PRIVILEGED, CONTAINED):
+        devices = [] if container is LIMITED else [other]
         spec = render(container)
         renew(spec, few, [other])
         assert spec == render(replace(container, capabilities=few, devices=devices))

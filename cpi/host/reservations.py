@@ -30,8 +30,12 @@ class Reservations:
         """Release all names of a VM."""
         if self._folder.is_dir():
             for path in self._folder.iterdir():
-                if self.owner(path.name) == vm_cid:
-                    path.unlink(missing_ok=True)
+                self.release_name(path.name, vm_cid)
+
+    def release_name(self, name: str, vm_cid: str) -> None:
+        """Release a name, if it is that VM's."""
+        if self.owner(name) == vm_cid:
+            (self._folder / name).unlink(missing_ok=True)
 
     def owner(self, name: str) -> str:
         """Return the VM that has a name, or ""."""

@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from cpi.cni.reservations import Reservations
+from cpi.host.reservations import Reservations
 
 
 def test_one_has_it_until_it_is_released(tmp_path: Path) -> None:
