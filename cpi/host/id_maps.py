@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cpi.errors import CloudError
@@ -68,21 +68,30 @@ def _process_in_namespaces() -> Iterator[int]:
             process.kill()
 
 
-def mount(source: Path, target: Path, user: Path) -> None:
+def mount_read_only(source: Path, target: Path, user: Path) -> None:
     """Mount a folder at `target` with the ids of a pinned user namespace, without mounts below it.
 
-    Source and target may be the same. Raises OSError: EINVAL where the file system of `source`
-    cannot do it.
+    Raises OSError: EINVAL where the file system of `source` cannot do it.
     """
-    tree = clone(source, user)
+    tree = clone(source, user, kernel.MOUNT_ATTR_RDONLY)
     try:
         attach(tree, target)
     finally:
         os.close(tree)
 
 
-def clone(source: Path, user: Path) -> int:
-    """Return a descriptor of a mount of `source` with a user namespace's ids, attached nowhere."""
+def umount(target: Path) -> None:
+    """Undo `mount_read_only`; do nothing if it is gone."""
+    syscalls.umount(target, kernel.MNT_DETACH)
+    with suppress(FileNotFoundError):
+        target.rmdir()
+
+
+def clone(source: Path, user: Path, attributes: int = 0) -> int:
+    """Return a descriptor of a mount of `source` with a user namespace's ids, attached nowhere.
+
+    attributes: more of them, MOUNT_ATTR_*.
+    """
     flags = kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC
     path = os.fsencode(source)
     tree: int = _libc.syscall(kernel.SYS_open_tree, kernel.AT_FDCWD, path, flags)
@@ -90,9 +99,8 @@ def clone(source: Path, user: Path) -> int:
     try:
         namespace = os.open(user, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            attributes = _MountAttr(attr_set=kernel.MOUNT_ATTR_IDMAP, userns_fd=namespace)
-            size = ctypes.sizeof(attributes)
-            pointer = ctypes.byref(attributes)
+            wanted = _MountAttr(attr_set=kernel.MOUNT_ATTR_IDMAP | attributes, userns_fd=namespace)
+            size, pointer = ctypes.sizeof(wanted), ctypes.byref(wanted)
             _check(
                 _libc.syscall(
                     kernel.SYS_mount_setattr, tree, b"", kernel.AT_EMPTY_PATH, pointer, size

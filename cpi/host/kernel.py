@@ -11,7 +11,8 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 # asm-generic/unistd.h: the same on every architecture; linux/mount.h, linux/fcntl.h
 SYS_open_tree, SYS_move_mount, SYS_mount_setattr = 428, 429, 442
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, MOVE_MOUNT_F_EMPTY_PATH = 1, 0o2000000, 4
-MOUNT_ATTR_IDMAP, AT_FDCWD, AT_EMPTY_PATH = 0x100000, -100, 0x1000
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 1, 0x100000
+AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000
 
 # linux/sched.h
 CLONE_FS, CLONE_NEWNS, CLONE_NEWNET = 0x200, 0x20000, 0x40000000

@@ -30,6 +30,7 @@ class Layout:
         self.run_dir = run_dir
         self.locks = run_dir / LOCKS  # by CID
         self.namespaces = run_dir / "netns"  # pinned network namespaces, by VM CID
+        self.layers = run_dir / "layers"  # of VMs in user namespaces, by VM CID
         self.user_namespaces = run_dir / "userns"  # pinned, by VM CID
         self.rootfs = run_dir / "rootfs"  # mount point, in private mount namespaces only
         self.execs = run_dir / "exec"  # FIFOs of commands that run in VMs

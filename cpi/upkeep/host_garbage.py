@@ -13,7 +13,7 @@ from cpi.disks import loop
 from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.disks.snapshots import Snapshots
 from cpi.errors import CPIError
-from cpi.host import locks, syscalls
+from cpi.host import id_maps, locks, syscalls
 from cpi.host.folders import entries, size_of
 from cpi.host.layout import Layout
 from cpi.model import Garbage
@@ -84,12 +84,17 @@ def _snapshots(store: DiskStore) -> Iterator[Garbage]:
 
 
 def _namespaces(layout: Layout) -> Iterator[Garbage]:
-    folders = {"network": layout.namespaces, "user": layout.user_namespaces}
-    for name, folder in folders.items():
+    """Yield namespaces of VMs that are gone, and mounts of their layers."""
+    mounted: dict[str, tuple[Path, Callable[[Path], None]]] = {
+        "network namespace": (layout.namespaces, syscalls.unpin_namespace),
+        "layers": (layout.layers, id_maps.umount),
+        "user namespace": (layout.user_namespaces, syscalls.unpin_namespace),
+    }
+    for title, (folder, unmount) in mounted.items():
         for path in entries(folder):
             if _is_gone(path.name, layout.vms):
-                remove = _while_gone(path.name, layout.vms, partial(syscalls.unpin_namespace, path))
-                yield Garbage(f"{name} namespace", str(path), _NO_VM, path.name, remove)
+                remove = _while_gone(path.name, layout.vms, partial(unmount, path))
+                yield Garbage(title, str(path), _NO_VM, path.name, remove)
 
 
 def _reservations(layout: Layout) -> Iterator[Garbage]:

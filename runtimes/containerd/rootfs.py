@@ -60,34 +60,27 @@ def enter(
 def id_mapped(
     mounts: "Sequence[types_pb2.Mount]", target: Path, user: Path
 ) -> "Sequence[types_pb2.Mount]":
-    """Return a snapshot's mounts with its layers under the ids of a user namespace.
+    """Return a snapshot's overlay with its lower layers under the ids of a user namespace.
 
-    target: the folder at which the layers are mounted with these ids, if they are not there yet.
-    Only what lies below is mapped: overlayfs cannot write into an id-mapped upper layer (it turns
-    read-only), so what the VM changes is stored under the host's ids. Raises OSError.
+    target: where the layers are mounted with these ids, if they are not yet; read-only, so that
+    whatever deletes folders here deletes no layer. The upper layer is not mapped, since overlayfs
+    cannot write into one that is: what the VM changes is stored under the host's ids.
+    Raises OSError.
     """
     [original] = mounts
     mount = type(original)()
     mount.CopyFrom(original)
-    if mount.type != "overlay":
-        _map_once(Path(mount.source), target, user)
-        mount.source = str(target)
-        return [mount]
     for index, option in enumerate(mount.options):
         name, _, value = option.partition("=")
         if name == "lowerdir":
             layers = value.split(":")
             folder = os.path.commonpath(layers)
-            _map_once(Path(folder), target, user)
+            target.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if not syscalls.is_mount_point(target):
+                id_maps.mount_read_only(Path(folder), target, user)
             below = (os.path.relpath(layer, folder) for layer in layers)
             mount.options[index] = "lowerdir=" + ":".join(str(target / path) for path in below)
     return [mount]
-
-
-def _map_once(folder: Path, target: Path, user: Path) -> None:
-    target.mkdir(exist_ok=True)
-    if not syscalls.is_mount_point(target):
-        id_maps.mount(folder, target, user)
 
 
 def hostname(spec: VMSpec) -> str:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from runtimes.containerd.image_store import ImageStore
 
 _ANY_ID = 1 << 30  # nothing is stored under it
-_TYPES = ("overlay", "bind")
+_SNAPSHOTTER = "overlayfs"
 
 
 def problem(layout: Layout, store: "ImageStore") -> str:
@@ -21,8 +21,10 @@ def problem(layout: Layout, store: "ImageStore") -> str:
     It is tried once after a restart of the host, and again while it fails. Raises CPIError when
     containerd does not answer.
     """
+    if store.snapshotter != _SNAPSHOTTER:
+        return f"containerd's snapshotter is {store.snapshotter} instead of {_SNAPSHOTTER}"
     folder = layout.user_namespaces
-    works = folder / f".works-with-{store.snapshotter}"
+    works = folder / ".works"
     if works.exists():
         return ""
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -30,8 +32,6 @@ def problem(layout: Layout, store: "ImageStore") -> str:
         key = f"{lease}-probe"
         [mount] = store.prepare(key, "", lease=lease)
         try:
-            if mount.type not in _TYPES:
-                return f"containerd's snapshotter {store.snapshotter} is none that can"
             options = dict(option.partition("=")[::2] for option in mount.options)
             source = Path(options.get("upperdir", mount.source))
             syscalls.in_private_mounts(lambda: _try(folder, source))
@@ -59,6 +59,6 @@ def _try(folder: Path, source: Path) -> None:
     layers, upper, work, merged = (folder / name for name in ("lower", "upper", "work", "merged"))
     for path in (layers, upper, work, merged):
         path.mkdir()
-    id_maps.mount(source, layers, user)
+    id_maps.mount_read_only(source, layers, user)
     options = f"lowerdir={layers},upperdir={upper},workdir={work}"
     syscalls.mount("overlay", merged, "overlay", data=options)

@@ -9,7 +9,6 @@
     mounts/<n>/      the n-th of them
     network.json     see cpi.cni.networks
     ids.json         the range of user ids of a VM in a user namespace (cpi.host.id_ranges)
-    layers/          there, the layers of its root file system under these ids
     unfinished       see cpi.host.vm_creation
 """
 
@@ -49,7 +48,7 @@ class VMFolder:
         self._wishes = self.path / "disks.json"
         self._mounts = self.path / "mounts"
         self._mount_facts = self.path / "mounts.json"
-        self.layers = self.path / "layers"
+        self._layers = layout.layers / vm_cid
         self.user_namespace = layout.user_namespaces / vm_cid
         self._ids = self.path / "ids.json"
         self._layout = layout
@@ -153,7 +152,7 @@ class VMFolder:
         from runtimes.containerd import rootfs
 
         try:
-            return rootfs.id_mapped(mounts, self.layers, self.user_namespace)
+            return rootfs.id_mapped(mounts, self._layers, self.user_namespace)
         except OSError as error:
             raise CloudError(
                 f"the layers of {self.vm_cid} cannot be mounted with its user ids: "
@@ -179,13 +178,14 @@ class VMFolder:
     def remove(self) -> None:
         """Unmount and delete everything. Persistent data is not in here."""
         foreign = sorted(self._mounts.iterdir()) if self._mounts.is_dir() else []
-        for target in [*foreign, *self.attached(), self.disks, self.data, self.layers]:
+        for target in [*foreign, *self.attached(), self.disks, self.data]:
             syscalls.umount(target)
         # Delete nothing while anything is still mounted.
-        mine = [*foreign, *self.attached(), self.data, self.layers]
+        mine = [*foreign, *self.attached(), self.data]
         busy = [target for target in mine if syscalls.is_mount_point(target)]
         if busy:
             raise CloudError(f"{busy[0]} is still mounted", ok_to_retry=True)
+        id_maps.umount(self._layers)
         syscalls.unpin_namespace(self.user_namespace)
         if self.first_id:
             IdRanges(self._layout.ids).release(self.vm_cid, self.first_id)

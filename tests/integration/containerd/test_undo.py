@@ -17,7 +17,7 @@ CREATE_VM = [
     "runtimes.containerd.vm_folder:_mount",
     "cpi.host.syscalls:mount_shared_tmpfs",
     "cpi.cni.ports:Ports.reserve",
-    "cpi.host.syscalls:pin_network_namespace",
+    "runtimes.containerd.vm_folder:VMFolder.pin_namespaces",
     "cpi.cni.networks:_save",
     "cpi.cni.plugins:Plugins.add",
     "cpi.cni.networks:Networks.connect",

@@ -188,7 +188,11 @@ class Machine:
             "mounts": sorted(line.split()[4] for line in mounts if folder in line.split()[4]),
             "loops": self.loops(),
             "files": sorted(str(path) for path in state if path.name not in lasting),
-            "namespaces": sorted(path.name for path in self.host.folder.glob("run/netns/*")),
+            "namespaces": sorted(
+                str(path)
+                for folder in ("netns", "userns", "layers")
+                for path in self.host.folder.glob(f"run/{folder}/[!.]*")
+            ),
             "locks": sorted(path.name for path in self.host.folder.glob("run/locks/*")),
             "interfaces": self._interfaces(),
             "rules": sorted(

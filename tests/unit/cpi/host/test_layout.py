@@ -23,6 +23,7 @@ def test_the_paths_stay_what_they_are() -> None:
         "run_dir": "/run/x",
         "locks": "/run/x/locks",
         "namespaces": "/run/x/netns",
+        "layers": "/run/x/layers",
         "user_namespaces": "/run/x/userns",
         "rootfs": "/run/x/rootfs",
         "execs": "/run/x/exec",
