@@ -147,8 +147,8 @@ def test_what_is_left_without_the_vms_folder(machine: Machine, stemcell: str, he
             (hierarchy / machine.host.folder.name / lonely).mkdir()
     garbage = gc(machine)
     types = sorted(row["type"] for row in garbage)
-    assert types == ["VM", "address", "cgroup", "loop device", "network namespace", "port",
-                     "snapshot"]  # fmt: skip
+    assert types == ["VM", "address", "cgroup", "layers", "loop device", "network namespace",
+                     "port", "range of user ids", "snapshot", "user namespace"]  # fmt: skip
     assert {row["name"] for row in garbage if row["type"] in ("cgroup", "snapshot")} == {lonely}
     assert not vm.sh("true"), "it was only shown"
     gc(machine, "--yes")
