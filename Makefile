@@ -4,6 +4,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 API := runtimes/containerd/api
+# Processes that run the tests; a file of tests stays in one.
+WORKERS ?= 2
 PROTOS := $(wildcard proto/$(API)/*.proto)
 
 # What the CPI and its tests run on a Debian or Ubuntu machine.
@@ -59,7 +61,7 @@ release: $(VENV)/.done ## make the BOSH release in build/, by BOSH's CLI where t
 	@$(BIN)/python -m tools.release_tarball $(if $(VERSION),--version $(VERSION))
 
 test: setup test-packages lint ## run everything: real daemons, as root
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(VENV)/.done proto ## run what needs neither root nor a daemon, in seconds
 	@$(BIN)/python -m pytest -m "not integration"
