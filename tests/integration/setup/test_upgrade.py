@@ -134,7 +134,7 @@ def installed(host: PrivateHost) -> Iterator[Installation]:
     installation.config.parent.mkdir(parents=True)
     shutil.copy(host.write_config("installed.json"), installation.config)
     # Before there were releases, an environment was there, and a link to it.
-    words = [sys.executable, "-m", "venv", "--without-pip", installation.prefix]
+    words = [sys.executable, "-m", "venv", "--without-pip", str(installation.prefix)]
     subprocess.run(words, check=True, timeout=PATIENCE)
     link = Path(installation.program)
     link.parent.mkdir(parents=True)
