@@ -16,7 +16,7 @@ TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring 
 	ruby libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 ovmf libxml2-utils dnsmasq-base
 
 .DEFAULT_GOAL := help
-.PHONY: help client install setup packages test-packages demo stemcell release test test-fast lint fmt bench bench-calls bench-service bench-disks bench-stemcells bench-kvm proto clean
+.PHONY: help client install uninstall setup packages test-packages demo stemcell release test test-fast lint fmt bench bench-calls bench-service bench-disks bench-stemcells bench-kvm proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,8 +46,11 @@ $(VENV)/.proto: $(PROTOS) $(VENV)/.done
 client: ## make the thin client build/cpi.pyz, one file for any Python from 3.10 on
 	@$(PYTHON) -m tools.client_zipapp
 
-install: setup ## install the CPI, its service and its units on this host (PREFIX=/opt/bosh-containerd-cpi)
+install: setup ## install or upgrade the CPI on this host, and prepare the host (PREFIX=/opt/bosh-containerd-cpi)
 	@tools/install $(or $(PREFIX),/opt/bosh-containerd-cpi)
+
+uninstall: ## remove all that an installation leaves, after a question (OPTIONS="--dry-run", "--yes --vms")
+	@$(or $(PREFIX),/opt/bosh-containerd-cpi)/current/bin/bosh-cpi setup --undo $(OPTIONS)
 
 demo: setup ## run a VM's whole life through the cpi executable (STEMCELL=path, INIT=runit, ADDRESS=socket)
 	@$(BIN)/python -m demo.demo $(if $(INIT),--init $(INIT)) \

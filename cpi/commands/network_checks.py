@@ -9,7 +9,7 @@ from cpi.cni import overview
 from cpi.cni.plugins import CNI_VERSION, DEFAULT_PLUGIN_DIRS, Plugins
 from cpi.config.config import Config
 from cpi.errors import CPIError
-from cpi.findings import Checks, Finding, failure, ok, warning
+from cpi.findings import Checks, Finding, commands, failure, ok, warning
 from cpi.host import iproute
 from cpi.host.iproute import Route, Subnet
 from cpi.host.process import CommandFailed, run
@@ -73,7 +73,7 @@ def _bridge(config: Config) -> Finding:
             f"{name} is there and no bridge", 'set in cpi.json: {"network": {"bridge": "bosh9"}}'
         )
     if bridge.state == overview.DOWN:
-        return failure(f"{name} is down", f"ip link set {name} up")
+        return failure(f"{name} is down", commands(("ip", "link", "set", name, "up")))
     addresses = " ".join(bridge.addresses) or "no address"
     return ok(f"{name} is up with {addresses}, {len(bridge.vms)} VMs")
 
@@ -86,7 +86,7 @@ def _forwarding(config: Config) -> Finding:
     if bridge.state == overview.UP:
         return failure(
             "net.ipv4.ip_forward is off, so VMs reach nothing outside their bridge",
-            "sysctl -w net.ipv4.ip_forward=1",
+            commands(("sysctl", "-w", "net.ipv4.ip_forward=1")),
         )
     return ok("net.ipv4.ip_forward is off until CNI's bridge plugin turns it on")
 
@@ -104,7 +104,7 @@ def _rp_filter(config: Config) -> Finding:
         return warning(
             f"the kernel drops what comes from VMs on {', '.join(strict)} by another network of "
             "theirs (strict reverse path filter)",
-            " && ".join(f"sysctl -w net.ipv4.conf.{name}.rp_filter=2" for name in strict),
+            commands(*(("sysctl", "-w", f"net.ipv4.conf.{name}.rp_filter=2") for name in strict)),
         )
     return ok("not strict on any bridge of ours")
 

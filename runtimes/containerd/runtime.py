@@ -82,6 +82,9 @@ class ContainerdRuntime(Runtime):
     def reboot_vm(self, vm_cid: str) -> None:
         self._vms.reboot(vm_cid)
 
+    def shut_down(self, vm_cid: str, seconds: float) -> None:
+        self._vms.shut_down(vm_cid, seconds)
+
     def restore(self, vm_cid: str) -> bool:
         return self._vms.restore(vm_cid)
 
@@ -198,6 +201,11 @@ class ContainerdRuntime(Runtime):
         parent = self.config.text("containerd.cgroup_parent")
         delete_vm = self._vms.delete
         return Finder(self.name, self._layout, parent, self._containerd, delete_vm, self.log).all()
+
+    def remains(self) -> "list[Garbage]":
+        from runtimes.containerd import uninstall
+
+        return uninstall.remains(self._containerd, self.name, self.config)
 
     def _lock(self, name: str) -> "AbstractContextManager[None]":
         return locks.hold(str(self._layout.run_dir), name, log=self.log)

@@ -17,7 +17,15 @@ from cpi.host import guest_socket, vm_creation
 from cpi.host.layout import Layout
 from cpi.log import Log
 from cpi.model import Json, Network, VMProperties, VMSpec
-from runtimes.containerd import cgroups, host_facts, mount_namespaces, oci_spec, rootfs, vm_logs
+from runtimes.containerd import (
+    cgroups,
+    host_facts,
+    init_signals,
+    mount_namespaces,
+    oci_spec,
+    rootfs,
+    vm_logs,
+)
 from runtimes.containerd.daemon import Containerd
 from runtimes.containerd.disks import Disks
 from runtimes.containerd.oci_spec import FolderMount, Limits, Spec
@@ -134,6 +142,15 @@ class VMs:
             self._start_again(folder, self._spec(vm_cid))
         else:
             self._bring_back(folder)
+
+    def shut_down(self, vm_cid: str, seconds: float) -> None:
+        """End a VM and delete its task, as a restart of the host does. Raises VMNotFound."""
+        systemd = self.has_systemd(vm_cid)
+        init = self._containers.init_of(vm_cid)
+        if init is not None:
+            if not init_signals.end(vm_cid, init, seconds, systemd=systemd):
+                self._log.warn(f"{vm_cid} did not shut down within {seconds:g} s; it is killed")
+            self._containers.stop(vm_cid)
 
     def restore(self, vm_cid: str) -> bool:
         """Start a VM if a restart of the host ended it; tell whether it did. Raises VMNotFound."""

@@ -112,6 +112,9 @@ class LibvirtRuntime(Runtime):
     def reboot_vm(self, vm_cid: str) -> None:
         self._vms.reboot(vm_cid)
 
+    def shut_down(self, vm_cid: str, seconds: float) -> None:
+        self._vms.shut_down(vm_cid, seconds)
+
     def restore(self, vm_cid: str) -> bool:
         return self._vms.restore(vm_cid)
 
@@ -228,6 +231,13 @@ class LibvirtRuntime(Runtime):
             f"{self._connection.uri} is of another machine: what calls left there is not looked for"
         )
         return []
+
+    def remains(self) -> "list[Garbage]":
+        from runtimes.libvirt import uninstall
+
+        if not self.profile.uploads:  # its volumes are files below state_dir
+            return []
+        return uninstall.remains(self._connection, self._pool, self._stemcells, self.stemcells)
 
     def _sweep(self) -> None:
         """Delete what killed calls left, where all calls are this machine's."""

@@ -126,14 +126,36 @@ class VMs:
         domain = self.domains.get(vm_cid)
         self.domains.stop(vm_cid)
         self.domains.start(domain)
+        self._shut_down_mark(vm_cid).unlink(missing_ok=True)
+
+    def shut_down(self, vm_cid: str, seconds: float) -> None:
+        """Shut a VM down until `restore` or `reboot`. Raises VMNotFound."""
+        self.domains.require(vm_cid)
+        if self.domains.running_with(vm_cid) is not None:
+            if self.domains.connection.is_local:  # else the VM has no folder here
+                self._shut_down_mark(vm_cid).touch(0o600)
+            self.domains.stop(vm_cid, seconds)
 
     def restore(self, vm_cid: str) -> bool:
-        """Restore a VM's networks after a restart of the host; tell whether it did."""
+        """Start a VM that `shut_down` ended, and restore its networks after a restart of the host.
+
+        Tell whether there was anything to do.
+        """
         # libvirt itself starts the domain with the host, where its driver can.
         folder = self.domains.layout.vm(vm_cid)
         if vm_creation.is_marked(folder) or self.domains.is_unfinished(vm_cid):
             return False
-        return self.nics.restore(vm_cid, folder, lambda: self.domains.start_stopped(vm_cid))
+        restored = self.nics.restore(vm_cid, folder, lambda: self.domains.start_stopped(vm_cid))
+        mark = self._shut_down_mark(vm_cid)
+        if mark.exists():
+            self.domains.start_stopped(vm_cid)
+            mark.unlink()
+            return True
+        return restored
+
+    def _shut_down_mark(self, vm_cid: str) -> Path:
+        """Return the file that tells a VM that was shut down from one that ended by itself."""
+        return self.domains.layout.vm(vm_cid) / "shut-down"
 
     # What it is made of
 

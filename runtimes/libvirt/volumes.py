@@ -33,7 +33,7 @@ class StoragePool:
         """path: of the folder on libvirt's machine; lock: returns a lock by its name."""
         self.name = name
         self._connection = connection
-        self._path = path
+        self.path = path
         self._lock = lock
         self._log = log
         self._pool: Any = None
@@ -54,8 +54,8 @@ class StoragePool:
         ):
             pool = self._connection.pool(self.name)
             if pool is None:
-                self._log.info(f"making the storage pool {self.name} in {self._path}")
-                document = storage_xml.pool(self.name, self._path)
+                self._log.info(f"making the storage pool {self.name} in {self.path}")
+                document = storage_xml.pool(self.name, self.path)
                 pool = self._connection.raw.storagePoolDefineXML(document)
                 pool.build()
                 pool.setAutostart(1)

@@ -36,6 +36,7 @@ class FakeVM:
     networks: tuple[Network, ...]
     metadata: JsonObject = dataclasses.field(default_factory=dict)
     reboots: int = 0
+    runs: bool = True
 
 
 @dataclasses.dataclass
@@ -119,6 +120,15 @@ class FakeRuntime(Runtime):
 
     def reboot_vm(self, vm_cid: str) -> None:
         self._machine(vm_cid).reboots += 1
+        self._machine(vm_cid).runs = True
+
+    def shut_down(self, vm_cid: str, seconds: float) -> None:
+        self._machine(vm_cid).runs = False
+
+    def restore(self, vm_cid: str) -> bool:
+        machine = self._machine(vm_cid)
+        machine.runs, ran = True, machine.runs
+        return not ran
 
     def set_vm_metadata(self, vm_cid: str, metadata: JsonObject) -> None:
         assert all(isinstance(value, str) for value in metadata.values())
@@ -190,7 +200,7 @@ class FakeRuntime(Runtime):
             VMView(
                 cid=name,
                 runtime=self.name,
-                state="running",
+                state="running" if machine.runs else "stopped",
                 agent_id=machine.spec.agent_id,
                 stemcell=machine.spec.stemcell_cid,
                 addresses=tuple(network.ip or "" for network in machine.networks),

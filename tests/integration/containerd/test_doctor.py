@@ -1,6 +1,7 @@
 """`bosh-cpi doctor` on a host with two VMs: each test breaks something and applies the fix."""
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -70,6 +71,32 @@ def test_the_doctors_fix_repairs_what_is_broken(
             assert check(machine, name)["status"] == "ok"
     finally:
         machine.host.run("sh", "-c", _UNDO)
+
+
+# `bosh-cpi doctor --fix --yes`, but for the network alone: the rest would change this machine.
+_FIX = """
+import json, sys
+from cpi.commands import doctor, network_checks
+from cpi.config.load import load_config
+config = load_config(sys.argv[1])
+look = lambda: [("network", finding) for finding in network_checks.CHECKS.run(config)]
+print(json.dumps({finding.check: finding.status for _, finding in doctor.fixed(look, yes=True)}))
+"""
+
+
+def test_fix_repairs_all_that_is_broken(machine: Machine, router: VM) -> None:
+    breaking = "ip link set bosh0 down; sysctl -qw net.ipv4.ip_forward=0"
+    machine.host.run("sh", "-c", f"{breaking} net.ipv4.conf.bosh0.rp_filter=1")
+    try:
+        config = str(machine.host.write_config("fixed.json"))
+        done = machine.host.run(sys.executable, "-c", _FIX, config)
+    finally:
+        machine.host.run("sh", "-c", _UNDO)
+    status = json.loads(done.stdout)
+    broken = ("bridge", "forwarding", "rp_filter")
+    assert [status[name] for name in broken] == ["ok", "ok", "ok"]
+    for command in ("ip link set bosh0 up", "sysctl -w net.ipv4.ip_forward=1"):
+        assert command in done.stderr
 
 
 _UNDO = """
