@@ -142,7 +142,8 @@ class VMs:
         backing = (base.path, base.format)
         clone_format, bus = self.profile.clone_format, self.profile.bus[base.resolution]
         volume = self.pool.create(Volume(spec.cid + ROOT, size, clone_format, backing=backing))
-        return DomainDisk(path_of(volume), clone_format, domain_xml.free_target(bus, []), bus)
+        target = domain_xml.free_target(bus, [])
+        return DomainDisk(path_of(volume), clone_format, target, bus, backing=backing)
 
     def _data(self, spec: VMSpec, base: Base) -> DomainDisk:
         size = spec.properties.ephemeral_disk or self._default("ephemeral_disk")
