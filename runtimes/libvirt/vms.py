@@ -104,6 +104,7 @@ class VMs:
 
     def delete(self, vm_cid: str) -> None:
         """Delete all parts of a VM, also after a killed create."""
+        self.pool.require()
         if self.backend.attached_to(vm_cid):  # the guest has to flush its data
             self.domains.stop(vm_cid)
         self.clear(vm_cid)
