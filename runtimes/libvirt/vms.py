@@ -173,8 +173,8 @@ class VMs:
     def _domain(
         self, spec: VMSpec, base: Base, disks: Sequence[DomainDisk], interfaces: Sequence[Interface]
     ) -> Domain:
-        wanted, accelerator = spec.properties, self._text("accelerator")
-        type_ = domain_type(self.domains.connection, self.profile, accelerator, self.log)
+        wanted, domains = spec.properties, self.domains
+        type_ = domain_type(domains.connection, self.profile, domains.config, self.log)
         default_model = "host" if type_ == "kvm" else ""
         return Domain(
             name=spec.cid,
