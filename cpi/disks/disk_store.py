@@ -94,16 +94,16 @@ class DiskStore(AnyDiskStore):
 
     def all(self) -> Iterator[Disk]:
         """Yield every disk, by CID."""
-        cids = {
-            path.stem for folder in self.folders.values() for path in folder.glob("*-disk-*.json")
-        }
-        for cid in sorted(cids):
+        for cid in sorted({path.stem for path in self._all_facts()}):
             disk = self.find(cid)
             if disk is not None:
                 yield disk
 
     def attached_to(self, vm_cid: str) -> list[str]:
-        return [disk.cid for disk in self.all() if disk.attached_to == vm_cid]
+        # With many disks, parsing the facts of all takes longer than the rest of the call.
+        cids = {path.stem for path in self._all_facts() if vm_cid.encode() in _content(path)}
+        disks = (self.find(cid) for cid in sorted(cids))
+        return [disk.cid for disk in disks if disk is not None and disk.attached_to == vm_cid]
 
     def create(self, disk: Disk) -> None:
         folder = self._require_store(disk.store)
@@ -204,5 +204,17 @@ class DiskStore(AnyDiskStore):
         except TypeError as error:
             raise CloudError(f"the facts in {path} are damaged: {error}") from None
 
+    def _all_facts(self) -> Iterator[Path]:
+        for folder in self.folders.values():
+            yield from folder.glob("*-disk-*.json")
+
     def _facts(self, disk: Disk) -> Path:
         return self.folders[disk.store] / f"{disk.cid}.json"
+
+
+def _content(path: Path) -> bytes:
+    """Return what is in a file, nothing if it is gone."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
