@@ -16,7 +16,7 @@ TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring 
 	ruby libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 ovmf libxml2-utils dnsmasq-base
 
 .DEFAULT_GOAL := help
-.PHONY: help client install uninstall setup packages test-packages demo stemcell release test test-fast lint fmt bench bench-calls bench-service bench-disks bench-stemcells bench-kvm proto clean
+.PHONY: help client install uninstall setup packages test-packages demo stemcell release test test-fast lint fmt bench bench-calls bench-service bench-disks bench-stemcells bench-kvm bench-scale proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -98,6 +98,9 @@ bench-stemcells: setup ## time stemcells beside ctr, docker, skopeo, and by hand
 
 bench-kvm: setup test-packages ## time every call on full VMs (RUNS=5)
 	@$(BIN)/python -m bench.bench_kvm $(if $(RUNS),--runs $(RUNS))
+
+bench-scale: setup ## time calls as VMs become many, and bring 100 back after a restart (SIZE=500)
+	@$(BIN)/python -m bench.bench_scale $(if $(SIZE),--size $(SIZE))
 
 clean: ## remove what the targets above made here
 	rm -rf $(VENV) .cache .hypothesis build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info $(API)/*_pb2.py $(API)/*_pb2.pyi

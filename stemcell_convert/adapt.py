@@ -13,8 +13,6 @@ from stemcell_convert.facts import AGENT_CONFIG, SYSTEMD, RootfsFacts
 # Raise this when the content below changes, so that stemcells are imported again.
 VERSION = "3"
 
-# Where persistent disks appear; the agent's bind mode expects what warden made of it.
-DISK_FOLDER = "/warden-cpi-dev"
 _FOR_DISKS = "the agent takes bind-mounted disks for devices"
 
 _NOTHING = b"#!/bin/sh\nexit 0\n"
@@ -93,7 +91,7 @@ class Entry:
 def adaptations(facts: RootfsFacts) -> list[Entry]:
     """Return what the second layer of a stemcell holds, in the order of its paths."""
     entries = [
-        Entry(DISK_FOLDER, "persistent disks appear below it"),
+        Entry(mount_programs.DISK_FOLDER, "persistent disks appear below it"),
         Entry("/var/vcap/data", "the ephemeral disk is mounted here"),
         Entry(f"{mount_programs.FOLDER}/mount", _FOR_DISKS, data=mount_programs.MOUNT, mode=0o755),
         Entry(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from cpi import cid
 from cpi.config.config import Config
-from cpi.errors import CPIError
+from cpi.errors import message_of
 from cpi.host import locks
 from cpi.host.folders import entries
 from cpi.host.layout import Layout
@@ -56,11 +56,6 @@ def restore_all(config: Config, log: Log) -> Restored:
     done.untouched.sort()
     log.info(f"host restart: {done.summary}")
     return done
-
-
-def message_of(error: Exception) -> str:
-    """Return an error's message, with its type unless it is the CPI's own."""
-    return error.message if isinstance(error, CPIError) else f"{type(error).__name__}: {error}"
 
 
 def vms_of(config: Config) -> Iterator[str]:

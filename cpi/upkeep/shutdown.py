@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 from cpi import cid
 from cpi.config.config import Config
+from cpi.errors import message_of
 from cpi.host import locks
 from cpi.host.layout import Layout
 from cpi.log import Log
-from cpi.upkeep.restore import message_of, vms_of
+from cpi.upkeep.restore import vms_of
 from runtimes import catalog
 
 _AT_ONCE = 64  # VMs; a thread only waits for its VM

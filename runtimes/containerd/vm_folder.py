@@ -18,12 +18,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cpi.disks import loop, mount_options
-from cpi.disks.disk_store import read_facts, write_facts
 from cpi.disks.filesystems import make_ext4, mount_device
 from cpi.disks.loop import Part
 from cpi.disks.raw_image import MIB, make_sparse, part_of
 from cpi.errors import CloudError, VMNotFound
 from cpi.host import syscalls, vm_creation
+from cpi.host.facts_file import read_facts, write_facts
 from cpi.host.layout import Layout
 from cpi.model import DiskWishes, HostMount
 

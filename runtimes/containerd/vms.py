@@ -30,9 +30,9 @@ from runtimes.containerd.daemon import Containerd
 from runtimes.containerd.disks import Disks
 from runtimes.containerd.oci_spec import FolderMount, Limits, Spec
 from runtimes.containerd.vm_folder import VMFolder
-from stemcell_convert import adapt
 from stemcell_convert.facts import SYSTEMD
 from stemcell_convert.inroot import Root
+from stemcell_convert.mount_programs import DISK_FOLDER
 
 if TYPE_CHECKING:
     from cpi.terminal import Streams
@@ -233,7 +233,7 @@ class VMs:
             cgroup=f"{self._cgroup(spec.cid)}/{cgroups.CHILD}",
             data=folder.data,
             disks=folder.disks,
-            disk_folder=adapt.DISK_FOLDER,
+            disk_folder=DISK_FOLDER,
             capabilities=self._capabilities(),
             systemd=stemcell.init == SYSTEMD,
             limits=limits,

@@ -36,7 +36,8 @@ def _view(domains: Domains, domain: Any) -> VMView:
     name = domain.name()
     facts = domains.facts(domain)
     with translated_errors(f"looking at the VM {name}"):
-        state, memory, _, cpus, _ = domain.info()
+        # Of VirtualBox, the maximum (the second) is the most that any VM may have.
+        state, _, memory, cpus, _ = domain.info()
     folder = domains.layout.vm(name)
     return VMView(
         cid=name,

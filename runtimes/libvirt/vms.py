@@ -104,6 +104,7 @@ class VMs:
 
     def delete(self, vm_cid: str) -> None:
         """Delete all parts of a VM, also after a killed create."""
+        self.pool.require()
         if self.backend.attached_to(vm_cid):  # the guest has to flush its data
             self.domains.stop(vm_cid)
         self.clear(vm_cid)
@@ -164,7 +165,8 @@ class VMs:
         backing = (base.path, base.format)
         clone_format, bus = self.profile.clone_format, self.profile.bus[base.resolution]
         volume = self.pool.create(Volume(spec.cid + ROOT, size, clone_format, backing=backing))
-        return DomainDisk(path_of(volume), clone_format, domain_xml.free_target(bus, []), bus)
+        target = domain_xml.free_target(bus, [])
+        return DomainDisk(path_of(volume), clone_format, target, bus, backing=backing)
 
     def _data(self, spec: VMSpec, base: Base) -> DomainDisk:
         size = spec.properties.ephemeral_disk or self._default("ephemeral_disk")
@@ -193,8 +195,8 @@ class VMs:
     def _domain(
         self, spec: VMSpec, base: Base, disks: Sequence[DomainDisk], interfaces: Sequence[Interface]
     ) -> Domain:
-        wanted, accelerator = spec.properties, self._text("accelerator")
-        type_ = domain_type(self.domains.connection, self.profile, accelerator, self.log)
+        wanted, domains = spec.properties, self.domains
+        type_ = domain_type(domains.connection, self.profile, domains.config, self.log)
         default_model = "host" if type_ == "kvm" else ""
         return Domain(
             name=spec.cid,

@@ -4,6 +4,7 @@ Its state is kept by `state_dir`, so that calls with one configuration share it.
 """
 
 import dataclasses
+import gzip
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,12 @@ class FakeWorld:
 
 
 WORLDS: dict[str, FakeWorld] = {}
+
+
+def write_image(path: Path, content: bytes = b"a root file system") -> Path:
+    """Write an `image` that the fake runtime takes; return its path."""
+    path.write_bytes(gzip.compress(content, mtime=0))
+    return path
 
 
 def metadata_of(config: "Config", cid: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -107,13 +107,18 @@ class Machine:
         return disk
 
     def bosh_cpi(
-        self, *words: str, check: bool = True, config: Path | None = None
+        self,
+        *words: str,
+        check: bool = True,
+        config: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> "subprocess.CompletedProcess[str]":
-        """Run `bosh-cpi`; fail the test if it fails."""
+        """Run `bosh-cpi`; fail the test if it fails. env: added to the environment."""
         path = config or self.host.folder / "cpi.json"
         if not path.exists():
             self.host.write_config()
-        done = self.host.run(str(BOSH_CPI), "--config", str(path), *words, check=False)
+        options = {"env": {**os.environ, **env}} if env else {}
+        done = self.host.run(str(BOSH_CPI), "--config", str(path), *words, check=False, **options)
         if check and done.returncode:
             raise AssertionError(f"bosh-cpi {' '.join(words)}: {done.stdout}{done.stderr}")
         return done
@@ -186,7 +191,7 @@ class Machine:
             "leases": sorted(self.ctr("leases", "ls", "-q").split()),
             "snapshots": sorted(line.split()[0] for line in self._snapshots()),
             "mounts": sorted(line.split()[4] for line in mounts if folder in line.split()[4]),
-            "loops": self.loops(),
+            "loops": self.host.loops(),
             "files": sorted(str(path) for path in state if path.name not in lasting),
             "namespaces": sorted(path.name for path in self.host.folder.glob("run/netns/*")),
             "locks": sorted(path.name for path in self.host.folder.glob("run/locks/*")),
@@ -204,12 +209,6 @@ class Machine:
 
     def _snapshots(self) -> list[str]:
         return self.ctr("snapshots", "ls").splitlines()[1:]
-
-    def loops(self) -> list[str]:
-        """Return the files below the host's folder that have loop devices."""
-        listed = json.loads(self.host.run("losetup", "--list", "--json").stdout or "{}")
-        files = [str(loop["back-file"]) for loop in listed.get("loopdevices", [])]
-        return sorted(file for file in files if file.startswith(str(self.host.folder)))
 
     def _interfaces(self) -> list[str]:
         links = json.loads(self.host.run("ip", "-json", "link").stdout)

@@ -24,6 +24,7 @@ def test_the_paths_stay_what_they_are() -> None:
         "namespaces": "/run/x/netns",
         "rootfs": "/run/x/rootfs",
         "execs": "/run/x/exec",
+        "accelerator": "/run/x/accelerator.json",
         "guest": "/run/x/guest",
     }
     assert layout.vm("some-vm-1") == Path("/state/vms/some-vm-1")

@@ -20,16 +20,6 @@ DYNAMIC = {"n": {"type": "dynamic"}}
 PROPERTIES = {"ephemeral_disk": 64, "ports": ["18940:80"]}
 
 
-@pytest.fixture(scope="module")
-def machine(other_machine: Machine) -> Machine:
-    return other_machine
-
-
-@pytest.fixture(scope="module")
-def stemcell(machine: Machine, runit_image: Path) -> str:
-    return str(machine.call("create_stemcell", str(runit_image), {}))
-
-
 @pytest.fixture
 def healthy(machine: Machine, stemcell: str) -> Iterator[VM]:
     """Yield a VM with a disk that garbage collection must leave alone."""
