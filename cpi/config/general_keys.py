@@ -51,6 +51,15 @@ KEYS = (
         doc="Largest disk, or root file system, that is taken out of a stemcell.",
     ),
     Key(
+        "max_vms",
+        type="integer",
+        default=100,
+        unit="VMs",
+        minimum=1,
+        doc="VMs that the host is to run at once: the kernel's limits are compared with what as "
+        "many need, and raised to it. It is not a quota.",
+    ),
+    Key(
         "registry.plain_http",
         type="list of strings",
         default=(),
