@@ -16,8 +16,9 @@ from cpi.disks import loop
 from cpi.disks.disk_store import folders_of
 from cpi.errors import CPIError
 from cpi.findings import Checks, Finding, failure, ok, warning
-from cpi.host import kernel, syscalls
+from cpi.host import headroom, kernel, syscalls
 from cpi.host.layout import Layout
+from cpi.host.limits import LIMITS
 from cpi.host.process import ENVIRONMENT
 from cpi.service.ownership import records_by_client
 from cpi.service.policy import Policies
@@ -122,6 +123,24 @@ def _loop_devices(_host: Host) -> Finding:
     finally:
         os.close(control)
     return ok(f"/dev/loop{number} is free")
+
+
+@CHECKS.add("kernel limits")
+def _kernel_limits(host: Host) -> Finding:
+    """Compare what all VMs share of the kernel with what max_vms VMs need."""
+    vms = host.config.integer("max_vms")
+    reached = headroom.exhausted(systemd=True)
+    if reached is not None:
+        return failure(headroom.reason(reached), headroom.fix(reached, vms))
+    low = {limit: now for limit in LIMITS if (now := limit.current()) is not None}
+    low = {limit: now for limit, now in low.items() if now < limit.needed(vms)}
+    if not low:
+        return ok(f"enough for {vms} VMs (max_vms)")
+    each = (f"{limit.sysctl} is {now}, not {limit.needed(vms)}" for limit, now in low.items())
+    values = (f"{limit.sysctl}={limit.needed(vms)}" for limit in low)
+    return warning(
+        f"too low for {vms} VMs (max_vms): {'; '.join(each)}", f"sysctl -w {' '.join(values)}"
+    )
 
 
 @CHECKS.add("tools")

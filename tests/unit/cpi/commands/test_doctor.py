@@ -20,6 +20,8 @@ from cpi.config.config import Config
 from cpi.disks import loop
 from cpi.errors import CloudError
 from cpi.findings import FAILURE, OK, WARNING, Checks, Finding, failure, ok, warning
+from cpi.host import headroom
+from cpi.host.limits import INOTIFY_INSTANCES, Limit
 from cpi.service.sockets import main_socket
 from tests.support.fake_config import fake_config
 
@@ -94,6 +96,23 @@ def test_configuration(host: Host, tmp_path: Path) -> None:
     assert of_host("configuration", Host(secret, str(path))).status == OK
     finding = of_host("configuration", Host(secret, str(path), "it is no JSON"))
     assert (finding.status, str(path) in finding.fix) == (FAILURE, True)
+
+
+def test_kernel_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(fake_config(tmp_path, max_vms=1_000_000))
+    finding = of_host("kernel limits", host)
+    assert finding.status == WARNING
+    assert "too low for 1000000 VMs" in finding.message
+    assert finding.fix.startswith("sysctl -w fs.inotify.max_user_instances=16000128 ")
+
+    monkeypatch.setattr(host_checks, "LIMITS", [Limit("kernel.pid_max", 1, 1, "processes")])
+    assert of_host("kernel limits", Host(fake_config(tmp_path, max_vms=10))).status == OK
+
+    monkeypatch.setattr(headroom, "exhausted", lambda *, systemd: INOTIFY_INSTANCES)
+    finding = of_host("kernel limits", host)
+    assert finding.status == FAILURE
+    assert "fs.inotify.max_user_instances=" in finding.message
+    assert finding.fix == "sysctl -w fs.inotify.max_user_instances=16000128"
 
 
 def test_a_broken_file_is_a_finding(
