@@ -26,7 +26,7 @@ from cpi.findings import (
     packages,
     warning,
 )
-from cpi.host import kernel, syscalls
+from cpi.host import headroom, kernel, syscalls
 from cpi.host.layout import Layout
 from cpi.host.process import ENVIRONMENT
 from cpi.service.ownership import records_by_client
@@ -163,6 +163,15 @@ def _preparation(host: Host) -> Finding:
             f"this host is not prepared for {vms} VMs: {titles}", host.cure("setup", "--yes")
         )
     return ok(f"limits, modules and units are there for {vms} VMs")
+@CHECKS.add("kernel limits")
+def _kernel_limits(host: Host) -> Finding:
+    """Tell whether a limit that all VMs share leaves room for another VM, by trying."""
+    reached = headroom.exhausted(systemd=True)
+    if reached is not None:
+        return failure(
+            headroom.reason(reached), headroom.fix(reached, host.config.integer("max_vms"))
+        )
+    return ok("there is room for another VM")
 
 
 @CHECKS.add("tools")

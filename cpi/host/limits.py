@@ -45,24 +45,24 @@ class Limit:
             return None
 
 
-INOTIFY_INSTANCES = Limit(
-    "fs.inotify.max_user_instances", 128, 16, "inotify instances of a user, here of all VMs"
-)
-INOTIFY_WATCHES = Limit("fs.inotify.max_user_watches", 8192, 1024, "inotify watches of a user")
+INOTIFY_INSTANCES = Limit("fs.inotify.max_user_instances", 128, 16, "inotify instances of root")
+INOTIFY_WATCHES = Limit("fs.inotify.max_user_watches", 8192, 1024, "inotify watches of root")
 PID_MAX = Limit("kernel.pid_max", 32768, 512, "process and thread IDs", maximum=1 << 22)
 THREADS_MAX = Limit("kernel.threads-max", 16384, 512, "threads")
 FILE_MAX = Limit("fs.file-max", 65536, 4096, "open files")
 AIO_MAX = Limit("fs.aio-max-nr", 65536, 4096, "asynchronous I/O requests, which databases reserve")
-# runc gives each container a session keyring. In user namespaces they are no longer root's.
-ROOT_KEYS = Limit("kernel.keys.root_maxkeys", 1_000_000, 100, "keys of root")
-ROOT_KEY_BYTES = Limit("kernel.keys.root_maxbytes", 25_000_000, 10_000, "bytes of root's keys")
-KEYS = Limit("kernel.keys.maxkeys", 200, 100, "keys of any other user")
-KEY_BYTES = Limit("kernel.keys.maxbytes", 20_000, 10_000, "bytes of another user's keys")
-# One table for all network namespaces: each VM and the host have an entry for each other.
-NEIGHBOURS = Limit("net.ipv4.neigh.default.gc_thresh3", 1024, 16, "neighbours (ARP)")
+# Each VM's console, each shell in it. 1024 are for the host alone (kernel.pty.reserve).
+TERMINALS = Limit("kernel.pty.max", 4096, 8, "pseudoterminals")
+# runc gives each container a session keyring, systemd each service.
+ROOT_KEYS = Limit("kernel.keys.root_maxkeys", 1000, 100, "keys of root")
+ROOT_KEY_BYTES = Limit("kernel.keys.root_maxbytes", 25_000, 10_000, "bytes of root's keys")
+KEYS = Limit("kernel.keys.maxkeys", 200, 20, "keys of a user, such as vcap in all VMs")
+KEY_BYTES = Limit("kernel.keys.maxbytes", 20_000, 2000, "bytes of a user's keys")
+# One table for all network namespaces: each VM has its neighbours there, and the host has the VMs.
+NEIGHBOURS = Limit("net.ipv4.neigh.default.gc_thresh3", 1024, 16, "neighbours (IPv4)")
 NEIGHBOURS_6 = Limit("net.ipv6.neigh.default.gc_thresh3", 1024, 16, "neighbours (IPv6)")
 CONNECTIONS = Limit(
-    "net.netfilter.nf_conntrack_max", 65536, 2048, "tracked connections", module="nf_conntrack"
+    "net.netfilter.nf_conntrack_max", 65536, 1024, "tracked connections", module="nf_conntrack"
 )
 
 LIMITS = (
@@ -72,6 +72,7 @@ LIMITS = (
     THREADS_MAX,
     FILE_MAX,
     AIO_MAX,
+    TERMINALS,
     ROOT_KEYS,
     ROOT_KEY_BYTES,
     KEYS,

@@ -158,7 +158,7 @@ def _stopped(subject: Subject) -> Finding:
 
 @CHECKS.add("capabilities")
 def _capabilities(subject: Subject) -> Finding:
-    missing = sorted(set(CAPABILITIES) - host_facts.capabilities_of_server(subject.address))
+    missing = sorted(set(CAPABILITIES) - host_facts.ceiling_of_server(subject.address).capabilities)
     if missing:
         return warning(
             f"containerd itself lacks {', '.join(missing)}, so VMs do as well",

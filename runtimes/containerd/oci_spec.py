@@ -3,8 +3,8 @@
 Source: opencontainers/runtime-spec 1.0, config.md and config-linux.md.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +88,19 @@ _PTS = ("ptmxmode=0666", "mode=0620", "gid=5")
 
 CPU_PERIOD = 100_000  # microseconds, the kernel's default
 
+UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY, getrlimit(2)
+# Soft and hard limits of processes, where containerd's own are not those of a machine: its unit has
+# LimitNOFILE=infinity, with which programs that close all descriptors take minutes, and
+# LimitCORE=infinity, with which a job that crashes fills its disk. The soft ones are the kernel's
+# defaults. Jobs raise their own up to the hard ones, by `ulimit -n`, also in a user namespace.
+# Processes are counted by user ID, so vcap's of all VMs together: the limit is the cgroup's.
+_RLIMITS = {
+    "RLIMIT_CORE": (0, UNLIMITED),
+    "RLIMIT_NOFILE": (1024, 1 << 20),
+    "RLIMIT_NPROC": (UNLIMITED, UNLIMITED),
+}
+RLIMITS = tuple(_RLIMITS)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -103,6 +116,19 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Ceiling:
+    """What containerd's process has itself, and so the most that it can give a container.
+
+    hard_limits: of RLIMITS, those that it cannot raise. oom_score_adj: the least that is certain
+    to be accepted, 0 where it may set any.
+    """
+
+    capabilities: frozenset[str]
+    hard_limits: Mapping[str, int] = field(default_factory=dict)
+    oom_score_adj: int = 0
+
+
+@dataclass(frozen=True)
 class FolderMount:
     """A folder of the host that a VM gets besides its own."""
 
@@ -113,7 +139,7 @@ class FolderMount:
 
 @dataclass(frozen=True)
 class Container:
-    """What the spec is rendered from. capabilities: those of containerd itself."""
+    """What the spec is rendered from."""
 
     hostname: str
     command: tuple[str, ...]
@@ -122,7 +148,7 @@ class Container:
     data: Path
     disks: Path
     disk_folder: str
-    capabilities: Collection[str]
+    ceiling: Ceiling
     systemd: bool
     limits: Limits = Limits()
     swap_accounting: bool = False
@@ -139,13 +165,15 @@ def render(container: Container) -> Spec:
         "process": {
             "args": list(container.command),
             "cwd": "/",
+            # /dev/console, where init tells what no log has yet; see console_log.
+            "terminal": True,
             "env": [
                 "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
                 # systemd's own sign of a container; what it does not know is "some container".
                 "container=oci",
             ],
             "user": {"uid": 0, "gid": 0},
-            "capabilities": _capabilities(container.capabilities, container.limits.privileged),
+            **_given(container.ceiling, container.limits.privileged),
         },
         "mounts": _mounts(container),
         "linux": {
@@ -174,20 +202,29 @@ def render(container: Container) -> Spec:
     return spec
 
 
-def renew(spec: Spec, capabilities: Collection[str], devices: Sequence[Spec]) -> None:
-    """Update a spec after a restart of the host.
-
-    capabilities: of containerd itself; devices: for a privileged VM.
-    """
+def renew(spec: Spec, ceiling: Ceiling, devices: Sequence[Spec]) -> None:
+    """Update a spec to what the host can give now. devices: for a privileged VM."""
     privileged = limits_of(spec).privileged
-    spec["process"]["capabilities"] = _capabilities(capabilities, privileged)
+    spec["process"].update(_given(ceiling, privileged), terminal=True)
     if privileged:
         spec["linux"]["devices"] = list(devices)
 
 
-def _capabilities(have: Collection[str], privileged: bool) -> Spec:
-    wanted = sorted(have if privileged else set(have) & set(CAPABILITIES))
-    return dict.fromkeys(("bounding", "effective", "permitted"), wanted)
+def _given(ceiling: Ceiling, privileged: bool) -> Spec:
+    """Return the part of the process that depends on what containerd may give."""
+    have = ceiling.capabilities
+    wanted = sorted(have if privileged else have & set(CAPABILITIES))
+    return {
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), wanted),
+        # containerd's unit has -999: what inherits that is killed last when the host is out of
+        # memory, after all that the host itself needs.
+        "oomScoreAdj": ceiling.oom_score_adj,
+        "rlimits": [
+            {"type": name, "soft": min(soft, most), "hard": most}
+            for name, (soft, hard) in _RLIMITS.items()
+            for most in [min(hard, ceiling.hard_limits.get(name, UNLIMITED))]
+        ],
+    }
 
 
 def _mounts(container: Container) -> list[Spec]:

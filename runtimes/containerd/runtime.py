@@ -40,7 +40,7 @@ class ContainerdRuntime(Runtime):
     supports: ClassVar[frozenset[str]] = frozenset((
         "share_stemcell", "set_disk_metadata", "resize_disk", "update_disk", "snapshot_disk",
         "delete_snapshot", "snapshot_attached_disk", "vms", "stemcells", "usage", "run_inside",
-        "log_places", "read_log",
+        "log_places", "read_log", "console",
     ))  # fmt: skip
 
     def __init__(self, config: "Config", log: "Log") -> None:
@@ -126,6 +126,9 @@ class ContainerdRuntime(Runtime):
         from runtimes.containerd import vm_logs
 
         return self._vms.look(vm_cid, lambda root, _: vm_logs.part(root, path, after, limit))
+
+    def console(self, vm_cid: str) -> bytes:
+        return self._vms.console(vm_cid)
 
     def checks(self) -> "list[Finding]":
         from runtimes.containerd import checks

@@ -5,6 +5,7 @@
     ephemeral.img    the file system mounted on data/, when its size is limited
     disks/<disk>/    below a shared tmpfs: what is mounted there appears in the running VM
     disks.json       what the VM's env says of its disks
+    console.log      see runtimes.containerd.console_log
     mounts.json      folders of the host that the VM has besides (cloud_properties.mounts)
     mounts/<n>/      the n-th of them
     network.json     see cpi.cni.networks

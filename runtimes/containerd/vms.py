@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, TypeVar
 
 from cpi.cni.networks import Networks, published
 from cpi.config.config import Config
-from cpi.errors import CloudError, NotSupported, VMNotFound
-from cpi.host import guest_socket, vm_creation
+from cpi.errors import CloudError, CPIError, NotSupported, VMCreationFailed, VMNotFound
+from cpi.host import guest_socket, headroom, vm_creation
 from cpi.host.layout import Layout
 from cpi.log import Log
 from cpi.model import Json, Network, VMProperties, VMSpec
 from runtimes.containerd import (
     cgroups,
+    console_log,
     host_facts,
     init_signals,
     mount_namespaces,
@@ -28,6 +29,7 @@ from runtimes.containerd import (
 )
 from runtimes.containerd.daemon import Containerd
 from runtimes.containerd.disks import Disks
+from runtimes.containerd.init_watch import InitWatch
 from runtimes.containerd.oci_spec import FolderMount, Limits, Spec
 from runtimes.containerd.vm_folder import VMFolder
 from stemcell_convert.facts import SYSTEMD
@@ -36,7 +38,7 @@ from stemcell_convert.mount_programs import DISK_FOLDER
 
 if TYPE_CHECKING:
     from cpi.terminal import Streams
-    from runtimes.containerd.api import containers_pb2
+    from runtimes.containerd.api import containers_pb2, types_pb2
     from runtimes.containerd.containers import Containers
     from runtimes.containerd.image_store import ImageStore
     from runtimes.containerd.stemcells import Stemcell
@@ -100,6 +102,7 @@ class VMs:
                 folder.limit_data(spec.properties.ephemeral_disk)
             host_folders = self._host_folders(spec, folder)
             stemcell = self._containerd.stemcells.find(spec.stemcell_cid)
+            headroom.require(self._config.integer("max_vms"), systemd=stemcell.init == SYSTEMD)
             undo.push(lambda: self._store.remove_snapshot(spec.cid))
             with self._store.lease() as lease:
                 mounts = self._store.prepare(spec.cid, stemcell.snapshot, lease=lease)
@@ -116,8 +119,7 @@ class VMs:
             undo.push(lambda: cgroups.remove(cgroup))
             cgroups.create(cgroup, limits)
             undo.push(lambda: self._containers.stop(spec.cid))
-            pid = self._containers.start(spec.cid, mounts, mount_namespaces.share_mounts)
-        self._log.info(f"{spec.cid} runs, its init is process {pid}")
+            self._start(folder, document, mounts, VMCreationFailed)
         return networks
 
     def delete(self, vm_cid: str) -> None:
@@ -169,7 +171,6 @@ class VMs:
         if not self._networks.is_whole(vm_cid, folder.path):
             self._networks.rebuild(vm_cid, folder.path)
         spec = self._spec(vm_cid)
-        oci_spec.renew(spec, self._capabilities(), host_facts.devices())
         cgroups.remove(cgroup)  # of a killed call, which may lack limits
         cgroups.create(cgroup, oci_spec.limits_of(spec))
         self._start_again(folder, spec)
@@ -196,8 +197,38 @@ class VMs:
         if disk_cid:
             self._log.info(f"{disk_cid} will be at {STORE}")
             spec["mounts"].append(oci_spec.bind(STORE, folder.disks / disk_cid))
+        oci_spec.renew(spec, self._ceiling(), host_facts.devices())
         self._containers.set_spec(vm_cid, spec)
-        self._containers.start(vm_cid, mounts, mount_namespaces.share_mounts)
+        self._start(folder, spec, mounts, CloudError)
+
+    def _start(
+        self,
+        folder: VMFolder,
+        spec: Spec,
+        mounts: "Sequence[types_pb2.Mount]",
+        error: type[CPIError],
+    ) -> None:
+        """Start a VM's task and wait until its init has come up. Raises `error` if it ends."""
+        vm_cid = folder.vm_cid
+        with InitWatch(folder.path, systemd=_has_systemd(spec)) as watch:
+
+            def prepare(pid: int) -> None:
+                mount_namespaces.share_mounts(pid)
+                watch.begin(pid)
+
+            console = console_log.logger(folder.path)
+            pid = self._containers.start(vm_cid, mounts, console, prepare)
+            if watch.has_come_up():
+                self._log.info(f"{vm_cid} runs, its init is process {pid}")
+                return
+            status = self._containers.exit_status(vm_cid)
+            words = watch.last_words() or "(nothing)"
+        reached = headroom.exhausted(systemd=_has_systemd(spec))
+        advice = headroom.advice(reached, self._config.integer("max_vms")) if reached else ""
+        raise error(
+            f"the init of {vm_cid}, {spec['process']['args'][0]}, ended with status {status} "
+            f"within a second of its start; it printed: {words}{'; ' * bool(advice)}{advice}"
+        )
 
     # What it is made of
 
@@ -234,7 +265,7 @@ class VMs:
             data=folder.data,
             disks=folder.disks,
             disk_folder=DISK_FOLDER,
-            capabilities=self._capabilities(),
+            ceiling=self._ceiling(),
             systemd=stemcell.init == SYSTEMD,
             limits=limits,
             swap_accounting=cgroups.accounts_swap(),
@@ -242,8 +273,8 @@ class VMs:
             folders=host_folders,
         )
 
-    def _capabilities(self) -> frozenset[str]:
-        return host_facts.capabilities_of_server(self._containerd.address)
+    def _ceiling(self) -> oci_spec.Ceiling:
+        return host_facts.ceiling_of_server(self._containerd.address)
 
     def _cgroup(self, vm_cid: str) -> str:
         return cgroups.path_of(self._config.text("containerd.cgroup_parent"), vm_cid)
@@ -278,8 +309,11 @@ class VMs:
 
     def has_systemd(self, vm_cid: str) -> bool:
         """Tell whether a VM's init is systemd. Raises VMNotFound."""
-        program: str = self._spec(vm_cid)["process"]["args"][0]
-        return program.rpartition("/")[2] in ("init", "systemd")
+        return _has_systemd(self._spec(vm_cid))
+
+    def console(self, vm_cid: str) -> bytes:
+        """Return what is kept of a VM's console. Raises VMNotFound."""
+        return console_log.read(VMFolder.of_existing(self._layout, vm_cid).path)
 
     def run_inside(self, vm_cid: str, command: Sequence[str], streams: "Streams") -> int:
         """Run a command in a running VM; return its exit status. Raises VMNotFound, CloudError."""
@@ -326,6 +360,11 @@ class VMs:
 def _root_of(pid: int) -> Root:
     """Return the root file system of a running VM, as its init sees it."""
     return Root(Path(f"/proc/{pid}/root"))
+
+
+def _has_systemd(spec: Spec) -> bool:
+    program: str = spec["process"]["args"][0]
+    return program.rpartition("/")[2] in ("init", "systemd")
 
 
 def _limits(properties: VMProperties) -> Limits:

@@ -26,6 +26,10 @@ CREATE_VM = [
     "runtimes.containerd.oci_spec:render",
     "runtimes.containerd.containers:Containers.create",
     "runtimes.containerd.containers:Containers.start",
+    "cpi.host.headroom:require",
+    "runtimes.containerd.console_log:logger",
+    "runtimes.containerd.init_watch:InitWatch.begin",
+    "runtimes.containerd.init_watch:InitWatch.has_come_up",
 ]
 CREATE_DISK = [
     "cpi.disks.raw_image:make_sparse",

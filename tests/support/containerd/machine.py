@@ -183,7 +183,7 @@ class Machine:
         folder = str(self.host.folder)
         mounts = self.host.run("cat", "/proc/self/mountinfo").stdout.splitlines()
         state = [path for path in self.host.state.rglob("*") if path.is_file()]
-        lasting = ("lock", "last_reserved_ip.0", "last_reserved_ip.1")
+        lasting = ("lock", "last_reserved_ip.0", "last_reserved_ip.1", "console.log.1")
         rules = self.host.run("iptables-save").stdout.splitlines()
         return {
             "containers": sorted(self.ctr("containers", "ls", "-q").split()),

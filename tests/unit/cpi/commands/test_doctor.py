@@ -33,6 +33,8 @@ from cpi.findings import (
     packages,
     warning,
 )
+from cpi.host import headroom
+from cpi.host.limits import INOTIFY_INSTANCES
 from cpi.service.sockets import main_socket
 from cpi.setup import units
 from cpi.setup.steps import CONFIG, Step
@@ -175,6 +177,18 @@ def test_configuration(host: Host, tmp_path: Path) -> None:
     assert of_host("configuration", Host(secret, str(path))).status == OK
     finding = of_host("configuration", Host(secret, str(path), "it is no JSON"))
     assert (finding.status, str(path) in finding.fix) == (FAILURE, True)
+
+
+def test_kernel_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(fake_config(tmp_path, max_vms=1_000_000))
+    monkeypatch.setattr(headroom, "exhausted", lambda *, systemd: None)
+    assert of_host("kernel limits", host).status == OK
+
+    monkeypatch.setattr(headroom, "exhausted", lambda *, systemd: INOTIFY_INSTANCES)
+    finding = of_host("kernel limits", host)
+    assert finding.status == FAILURE
+    assert "fs.inotify.max_user_instances=" in finding.message
+    assert finding.fix == "sysctl -w fs.inotify.max_user_instances=16000128"
 
 
 def test_a_broken_file_is_a_finding(

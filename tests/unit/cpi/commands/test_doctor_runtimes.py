@@ -13,6 +13,7 @@ from cpi.findings import FAILURE, OK, WARNING, ok, warning
 from cpi.host.process import CommandFailed
 from cpi.log import Log
 from runtimes.containerd import cgroups, checks as container_checks, host_facts, oci_spec
+from runtimes.containerd.oci_spec import Ceiling
 from runtimes.libvirt import checks as libvirt_checks
 from runtimes.libvirt.client import Connection
 from runtimes.libvirt.kvm_device import Verdict
@@ -117,10 +118,10 @@ def test_containerds_disk(subject: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_capabilities(subject: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     have = frozenset(oci_spec.CAPABILITIES)
-    monkeypatch.setattr(host_facts, "capabilities_of_server", lambda _: have)
+    monkeypatch.setattr(host_facts, "ceiling_of_server", lambda _: Ceiling(have))
     assert container_checks._capabilities(subject).status == OK
     lacking = have - {"CAP_SYS_RESOURCE"}
-    monkeypatch.setattr(host_facts, "capabilities_of_server", lambda _: lacking)
+    monkeypatch.setattr(host_facts, "ceiling_of_server", lambda _: Ceiling(lacking))
     finding = container_checks._capabilities(subject)
     assert (finding.status, "lacks CAP_SYS_RESOURCE," in finding.message) == (WARNING, True)
 
