@@ -12,12 +12,18 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
+# 127.0.0.0/8 is guarded because published ports take route_localnet (cpi.cni.firewall). A VM that
+# uses a port published by its host, and is on the same bridge as the port's VM, must get the
+# responses through the host; with br_netfilter, iifname is not known then, hence guests4.
+#
 # In each transaction: what exists is not added twice, and rules are replaced at once. So the table
 # is right after an upgrade, and after somebody flushed the ruleset. Types of sets cannot be changed
 # this way: a set of another type needs another name.
 _TABLE = """\
 add table inet {table}
 add set inet {table} bridges {{ type ifname; }}
+add set inet {table} guests4 {{ type ipv4_addr; }}
+add set inet {table} guests6 {{ type ipv6_addr; }}
 add set inet {table} masqueraded4 {{ type ipv4_addr; }}
 add set inet {table} masqueraded6 {{ type ipv6_addr; }}
 add map inet {table} published4 {{ type inet_proto . inet_service : ipv4_addr . inet_service; }}
@@ -43,7 +49,8 @@ dnat ip6 to ip6 daddr . meta l4proto . th dport map @published6_at
 add rule inet {table} publish dnat ip to meta l4proto . th dport map @published4
 add rule inet {table} publish dnat ip6 to meta l4proto . th dport map @published6
 add rule inet {table} leaving oifname @bridges ip saddr 127.0.0.0/8 masquerade
-add rule inet {table} leaving iifname @bridges oifname @bridges ct status dnat masquerade
+add rule inet {table} leaving oifname @bridges ct status dnat ip saddr @guests4 masquerade
+add rule inet {table} leaving oifname @bridges ct status dnat ip6 saddr @guests6 masquerade
 add rule inet {table} leaving oifname @bridges return
 add rule inet {table} leaving ip daddr 224.0.0.0/4 return
 add rule inet {table} leaving ip6 daddr ff00::/8 return
@@ -76,6 +83,7 @@ class Guest:
         for text in self.addresses:
             address = ip_address(text)
             targets.setdefault(address.version, str(address))
+            yield Element(f"guests{address.version}", str(address))
             if self.masquerade:
                 yield Element(f"masqueraded{address.version}", str(address))
         for port in self.ports:

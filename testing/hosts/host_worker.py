@@ -140,10 +140,10 @@ def inventory(
     resources["network interfaces"] = _listed(
         ["ip", "-brief", "link", "show", "master", bridge], heading=False
     )
-    resources["iptables rules"] = [
-        line
-        for line in _listed(["iptables", "-t", "nat", "-S"], whole=True, heading=False)
-        if bridge in line or "containerd-vm-" in line
+    resources["firewall rules"] = [
+        line.strip()
+        for line in _listed(["nft", "list", "ruleset"], whole=True, heading=False)
+        if "-vm-" in line
     ]
     resources["files of the CPI"] = sorted(_files(Path(folder)))
     return resources

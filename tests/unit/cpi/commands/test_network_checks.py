@@ -137,8 +137,8 @@ def test_rules_that_were_flushed(config: Config, programs: Programs, vm: None) -
     assert (finding.status, finding.fix) == (FAILURE, "bosh-cpi restore")
     assert "fake-vm-1" in finding.message
     element = {"elem": {"val": "10.245.0.2", "comment": "fake-vm-1"}}
-    listed = {"nftables": [{"set": {"name": "masqueraded4", "elem": [element]}}]}
-    programs["table"] = json.dumps(listed).encode()
+    sets = [{"set": {"name": f"{name}4", "elem": [element]}} for name in ("guests", "masqueraded")]
+    programs["table"] = json.dumps({"nftables": sets}).encode()
     assert of_network("nftables", config).status == OK
 
 
