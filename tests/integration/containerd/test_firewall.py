@@ -98,7 +98,7 @@ def test_ports_are_published_by_ipv6(
     )
     six = {**manual("fd99::10"), "netmask": "ffff:ffff:ffff:ffff::", "gateway": "fd99::1"}
     vm = make_vm(properties={"ports": ["8868:7000"]}, networks={"six": six})
-    vm.sh("ping -6 -c1 -W2 2001:db8::2")  # which has no route back
+    vm.sh("ping -6 -c5 -i0.5 -W2 2001:db8::2")  # which has no route back
     with _listening(machine, vm, "tcp", "fd99::10", 7000) as peer:
         _connect_from_outside(machine, "2001:db8::1", 8868)
         assert peer() == "2001:db8::2"
