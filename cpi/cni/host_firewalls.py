@@ -15,6 +15,7 @@ from cpi.log import Log
 IPTABLES = ("iptables", "ip6tables")
 ZONE = "trusted"
 _LOCK_SECONDS = "5"
+_NOT_RUNNING = 252  # firewall-cmd(1), "Exit codes"
 
 
 def admit(bridge: str, mark: str, log: Log) -> None:
@@ -106,8 +107,14 @@ def _succeeds(words: list[str]) -> bool:
 
 
 def firewalld_runs() -> bool:
-    """Tell whether firewalld runs."""
-    return is_installed("firewall-cmd") and _succeeds(["firewall-cmd", "--state"])
+    """Tell whether firewalld runs, or may run as it cannot be asked."""
+    if not is_installed("firewall-cmd"):
+        return False
+    try:
+        run(["firewall-cmd", "--state"], timeout=30)
+    except CommandFailed as error:
+        return error.status != _NOT_RUNNING
+    return True
 
 
 def zone_of(bridge: str) -> str:
