@@ -54,7 +54,8 @@ def _nftables(config: Config) -> Finding:
         run(["nft", "--check", "-f", "-"], stdin=transaction)
         missing = sorted(firewall.missing())
     except CommandFailed as error:
-        return failure(error.message, INSTALL if error.status is None else _MODULES)
+        needed = f"{error.message}; nftables 1.0.2 and Linux 5.2 or later are needed"
+        return failure(needed, INSTALL if error.status is None else _MODULES)
     if missing:
         return failure(
             f"{len(missing)} VMs lack rules in the table {firewall.table}, {missing[0]} for one: "

@@ -228,6 +228,24 @@ def test_a_port_that_the_host_listens_on_is_refused(machine: Machine, stemcell: 
     assert "8870/tcp" in error["message"]
 
 
+def test_all_is_removed_when_the_cpi_is(
+    machine: Machine, make_vm: Callable[..., VM], outside: str
+) -> None:
+    make_vm().delete()
+    script = f"""
+from cpi.cni.firewall import Firewall
+from cpi.config.load import config_of
+from cpi.host.layout import Layout
+from cpi.log import Log
+Firewall(Layout.of(config_of({machine.host.config()!r})), Log()).remove_all()
+"""
+    machine.host.run(sys.executable, "-c", script)
+    for words in ("nft list tables", "iptables-save", "ip6tables-save"):
+        assert "bosh-cpi-" not in machine.host.run(*words.split()).stdout
+    machine.host.run(sys.executable, "-c", script)
+    make_vm().sh(f"ping -c1 -W2 {outside}")
+
+
 def _connect_from_outside(machine: Machine, ip: str, port: int) -> None:
     probe = f"import socket; socket.create_connection(({ip!r}, {port}), 2)"
     machine.host.run("ip", "netns", "exec", "outside", sys.executable, "-c", probe)
