@@ -15,7 +15,7 @@ from cpi.cni import host_firewalls, nftables
 from cpi.cni.attachments import STATE, Attachment, addresses, attachments_in
 from cpi.cni.nftables import Element, Guest
 from cpi.cni.reservations import Reservations
-from cpi.host import vm_creation
+from cpi.host import conntrack, vm_creation
 from cpi.host.layout import Layout
 from cpi.host.process import CommandFailed, run
 from cpi.log import Log
@@ -45,6 +45,9 @@ class Firewall:
         # Only now, as the table keeps VMs from the host's loopback addresses.
         for bridge in {guest.bridge for guest in guests if guest.ports}:
             route_to_loopback(bridge)
+        ports = [port for guest in guests for port in guest.ports]
+        if udp := {int(port["hostPort"]) for port in ports if port["protocol"] == "udp"}:
+            self._forget_udp(udp)
 
     def dismiss(self, vm_cid: str, attachments: Sequence[Attachment]) -> None:
         """Remove the rules of a VM; idempotent. Raises CommandFailed.
@@ -110,6 +113,12 @@ class Firewall:
             host_firewalls.forget(path.name, self.table)
             path.unlink(missing_ok=True)
         self._apply(f"add table inet {self.table}\ndelete table inet {self.table}\n")
+
+    def _forget_udp(self, ports: set[int]) -> None:
+        try:
+            conntrack.forget_udp(ports)
+        except OSError as error:
+            self._log.warn(f"UDP flows to the VM that had its ports before may last: {error}")
 
     def _apply(self, transaction: str) -> None:
         run(["nft", "-f", "-"], stdin=transaction.encode(), timeout=_SECONDS, install_hint=INSTALL)

@@ -89,6 +89,24 @@ def test_vms_of_two_bridges_see_each_others_addresses(
         assert peer() == vm.ip
 
 
+def test_udp_flows_follow_a_port_to_its_next_vm(
+    machine: Machine, make_vm: Callable[..., VM], outside: str
+) -> None:
+    send = (
+        "import socket; s = socket.socket(type=socket.SOCK_DGRAM); s.bind(('192.0.2.2', 5555)); "
+        "s.sendto(b'hello', ('192.0.2.1', 8870))"
+    )
+    seen = set()
+    for _ in range(2):
+        vm = make_vm(properties={"ports": ["8870:7000/udp"]})
+        with _listening(machine, vm, "udp", vm.ip, 7000) as received:
+            machine.host.run("ip", "netns", "exec", "outside", sys.executable, "-c", send)
+            assert received() == "hello"
+        seen.add(vm.ip)
+        vm.delete()
+    assert len(seen) == 2, "the second VM has another address"
+
+
 def test_ports_are_published_by_ipv6(
     machine: Machine, make_vm: Callable[..., VM], outside: str
 ) -> None:
