@@ -195,6 +195,8 @@ def _files(folder: Path) -> Iterator[str]:
     for part in ("state", "run"):
         for name, children, files in os.walk(folder / part):
             path = Path(name)
+            if path == folder / "run" / "bridges":  # they stay, as the bridges do
+                continue
             if path == folder / "state" / "vms":
                 yield from (str((path / child).relative_to(folder)) for child in children)
                 children.clear()
