@@ -9,10 +9,10 @@ WORKERS ?= 2
 PROTOS := $(wildcard proto/$(API)/*.proto)
 
 # What the CPI and its tests run on a Debian or Ubuntu machine.
-PACKAGES := containerd runc openssl containernetworking-plugins iptables iproute2 e2fsprogs xfsprogs fdisk \
+PACKAGES := containerd runc openssl containernetworking-plugins nftables iproute2 e2fsprogs xfsprogs fdisk \
 	util-linux qemu-utils mmdebstrap pigz python3-venv libvirt-dev pkg-config gcc libc6-dev python3-dev
 TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring \
-	docker.io docker-registry skopeo umoci apache2-utils procps \
+	iptables docker.io docker-registry skopeo umoci apache2-utils procps \
 	ruby libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 ovmf libxml2-utils dnsmasq-base
 
 .DEFAULT_GOAL := help

@@ -148,11 +148,12 @@ KEYS = (
     Key(
         "network.mtu",
         type="integer",
-        default=1500,
+        default=0,
         unit="bytes",
         minimum=576,
         client=True,
-        doc="MTU of the default network.",
+        doc="MTU of VMs on bridges. 0 means that of the interface of the host's default route, "
+        "when the VM is made.",
     ),
     Key(
         "network.dynamic_subnets",

@@ -29,6 +29,7 @@ class Layout:
         self.run_dir = run_dir
         self.locks = run_dir / LOCKS  # by CID
         self.namespaces = run_dir / "netns"  # pinned network namespaces, by VM CID
+        self.bridges = run_dir / "bridges"  # those that the host's firewalls were told of
         self.rootfs = run_dir / "rootfs"  # mount point, in private mount namespaces only
         self.execs = run_dir / "exec"  # FIFOs of commands that run in VMs
         self.accelerator = run_dir / "accelerator.json"  # whether a hypervisor can use it

@@ -87,7 +87,7 @@ def _finders(
     used = [cid.runtime_of(vm_cid, cid.VM) for vm_cid in vms_of(config)]
     for name in dict.fromkeys([*catalog.configured(config), *used]):
         yield f"the runtime {name}", partial(_of_runtime, name, runtimes)
-    yield "this host", partial(host_garbage.find, config)
+    yield "this host", partial(host_garbage.find, config, runtimes.log)
     yield "clients of the service", partial(_records, runtimes)
     if bosh_vms is not None:
         yield "VMs that BOSH does not know", partial(_unknown, set(bosh_vms), runtimes)

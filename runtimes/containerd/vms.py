@@ -68,7 +68,7 @@ class VMs:
         self._layout = layout
         self._disks = disks
         self._containerd = containerd
-        self._networks = Networks(config)
+        self._networks = Networks(config, log)
         self._log = log
 
     @property

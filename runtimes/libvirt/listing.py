@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpi import cid
-from cpi.cni.networks import STATE, attachments_in
-from cpi.cni.plugins import addresses
+from cpi.cni.attachments import STATE, addresses, attachments_in
 from cpi.host.layout import Layout
 from cpi.views import OTHER, RUNNING, STOPPED, StemcellView, Usage, VMView
 from runtimes.libvirt import client

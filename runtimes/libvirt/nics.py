@@ -1,8 +1,8 @@
 """A VM's network interfaces: on the bridge that containers use, or on a network of libvirt's.
 
-On this machine's own libvirt a VM joins a bridge as a container does, through the same CNI plugins:
-they make the bridge, reserve the address, let it through the firewall and forward its ports. Only
-the interface itself is the hypervisor's.
+On this machine's own libvirt a VM joins a bridge as a container does, through cpi.cni: plugins make
+the bridge and reserve the address, our firewall masquerades and publishes ports. Only the interface
+itself is the hypervisor's.
 """
 
 import hashlib

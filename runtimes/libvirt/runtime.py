@@ -317,7 +317,7 @@ class LibvirtRuntime(Runtime):
     def _nics(self) -> Nics:
         host = None
         if self._local and not is_unprivileged():
-            host = Networks(self.config)
+            host = Networks(self.config, self.log)
         addresses: Addresses = PoolAddresses(self._pool)
         if self._local:
             addresses = FileAddresses(self._layout.addresses)

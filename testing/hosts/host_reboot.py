@@ -29,10 +29,7 @@ def reboot(host: PrivateHost) -> None:
     host.run("find", "/run", "-xdev", "-mindepth", "1", "-delete")
     for link in host.run("ls", "/sys/class/net").stdout.split():
         host.run("ip", "link", "delete", link, check=False)  # one end takes the other with it
-    for tables in ("iptables", "ip6tables"):
-        for table in ("filter", "nat", "mangle"):
-            host.run(tables, "-t", table, "-F")
-            host.run(tables, "-t", table, "-X")
+    host.run("nft", "flush", "ruleset")  # also what iptables has made
     remove_cgroups(host.cgroup)
     wait_for(lambda: not host.loops(), "the loop devices to go")
     host.start_containerd()

@@ -45,7 +45,8 @@ def test_a_wrong_configuration_has_a_fix(
         ("bridge", "ip link set bosh0 down"),
         ("forwarding", "sysctl -qw net.ipv4.ip_forward=0"),
         ("rp_filter", "sysctl -qw net.ipv4.conf.bosh0.rp_filter=1"),
-        ("firewall", "iptables -P FORWARD DROP"),
+        ("firewall", "iptables -F FORWARD; iptables -P FORWARD DROP"),
+        ("nftables", "nft flush ruleset"),
         ("subnets", "ip route add 10.245.9.0/24 dev lo"),
     ],
 )
@@ -62,10 +63,9 @@ def test_the_doctors_fix_repairs_what_is_broken(
             network = {**machine.host.config()["network"], **changes["network"]}
             fixed_config = machine.host.write_config("mended.json", network=network)
             assert check(machine, name, fixed_config)["status"] == "ok"
-        elif name == "firewall":  # published ports are let through; what docker set stays
-            machine.host.run("sh", "-c", finding["fix"])
-            assert "CNI-ADMIN" in finding["fix"]
-            machine.host.run("sh", "-c", finding["fix"].replace(" -A ", " -D "))
+        elif finding["fix"].startswith("bosh-cpi "):
+            machine.bosh_cpi(*finding["fix"].split()[1:])
+            assert check(machine, name)["status"] == "ok"
         else:
             machine.host.run("sh", "-c", finding["fix"])
             assert check(machine, name)["status"] == "ok"

@@ -194,9 +194,7 @@ def _restart_host(machine: KvmMachine, *running: Guest) -> None:
     for pin in (machine.host.folder / "run/netns").iterdir():
         machine.host.run("umount", str(pin))
     machine.host.run("rm", "-rf", "--one-file-system", str(machine.host.folder / "run"))
-    machine.host.run(
-        "sh", "-c", "for t in nat filter; do iptables -t $t -F; iptables -t $t -X; done"
-    )
+    machine.host.run("nft", "flush", "ruleset")
     links = machine.host.run("ls", "/sys/class/net").stdout.split()
     for link in links:
         if link.startswith(("bosh", "veth")):

@@ -88,6 +88,8 @@ def test_vms_are_back_after_a_restart_of_the_host(
     assert [mac_of(fixed, "eth0"), mac_of(fixed, "eth1"), mac_of(dynamic, "eth0")] == macs
     assert "fd00:230::20" in fixed.sh("ip -6 address")
     machine.wait_for_port("10.230.0.1", 18930)
+    rules = machine.host.run("iptables", "-S", "FORWARD").stdout.splitlines()
+    assert len(rules) == len(set(rules)) == 1 + 2 * 2, "two rules for each of two bridges"
     kept = "cat /var/vcap/store/mark /var/vcap/data/mark /root/mark"
     assert fixed.sh(kept) == "kept\nkept\nkept"
     assert dynamic.sh("cat /var/vcap/data/mark") == "kept"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cpi.cni import nftables
 from cpi.errors import NotSupported
 from testing.hosts.private_host import CPI, PrivateHost, cgroup_hierarchies
 from testing.patience import PATIENCE, wait_for
@@ -185,6 +186,7 @@ class Machine:
         state = [path for path in self.host.state.rglob("*") if path.is_file()]
         lasting = ("lock", "last_reserved_ip.0", "last_reserved_ip.1", "console.log.1")
         rules = self.host.run("iptables-save").stdout.splitlines()
+        listed = json.loads(self.host.run("nft", "--json", "list", "ruleset").stdout)
         return {
             "containers": sorted(self.ctr("containers", "ls", "-q").split()),
             "tasks": sorted(self.ctr("tasks", "ls", "-q").split()),
@@ -198,6 +200,11 @@ class Machine:
             "interfaces": self._interfaces(),
             "rules": sorted(
                 rule for rule in rules if rule.startswith("-A") and not _LASTING_RULE.search(rule)
+            ),
+            "elements": sorted(
+                f"{owner} {element.set} {element.key}"
+                for owner, elements in nftables.owners(listed).items()
+                for element in elements
             ),
             "cgroups": sorted(
                 str(path)
@@ -260,11 +267,26 @@ _POST = (
     f"print(r.urlopen(sys.argv[1], sys.stdin.buffer.read(), {PATIENCE}).read().decode())"
 )
 
-# What CNI's portmap and firewall plugins set up once for the host, and leave.
+# What we, and CNI's portmap and firewall plugins, set up once for the host, and leave.
 _LASTING_RULE = re.compile(
-    "--dst-type LOCAL -j CNI-HOSTPORT-DNAT|requiring masquerade|-A CNI-HOSTPORT-"
+    "bosh-cpi-[0-9a-f]{8}"
+    "|--dst-type LOCAL -j CNI-HOSTPORT-DNAT|requiring masquerade|-A CNI-HOSTPORT-"
     "|CNI firewall plugin rules|admin overrides|LIBVIRT_"
 )
+
+
+def manual(ip: str, **changes: Any) -> dict[str, Any]:
+    """Return a manual network on the bridge manual0."""
+    network = {
+        "type": "manual",
+        "ip": ip,
+        "netmask": "255.255.255.0",
+        "gateway": "10.99.0.1",
+        "dns": ["10.99.0.53"],
+        "default": ["dns", "gateway"],
+        "cloud_properties": {"bridge": "manual0"},
+    }
+    return {**network, **changes}
 
 
 def failing(call: Callable[[], Any]) -> CallFailed:

@@ -24,7 +24,7 @@ def test_defaults() -> None:
     assert config.text("state_dir") == "/var/lib/bosh-containerd-cpi"
     assert config.text("disk_dir") == ""
     assert config.text("containerd.address") == "/run/containerd/containerd.sock"
-    assert config.integer("network.mtu") == 1500
+    assert config.integer("network.mtu") == 0
     assert config.flag("network.masquerade") is True
     assert config.strings("network.dynamic_subnets") == ("10.245.0.0/16",)
     assert config.strings("agent.ntp") == ()

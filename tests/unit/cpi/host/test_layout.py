@@ -22,6 +22,7 @@ def test_the_paths_stay_what_they_are() -> None:
         "run_dir": "/run/x",
         "locks": "/run/x/locks",
         "namespaces": "/run/x/netns",
+        "bridges": "/run/x/bridges",
         "rootfs": "/run/x/rootfs",
         "execs": "/run/x/exec",
         "accelerator": "/run/x/accelerator.json",
