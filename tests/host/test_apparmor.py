@@ -1,0 +1,43 @@
+"""Full VMs on a host where AppArmor confines QEMU."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from testing.stemcells.machine_stemcell import stand_in_machine
+from tests.support.installed_cpi import InstalledCpi
+
+# Emulated in emulation: only as much as has to be.
+SMALL = {"memory": 192, "ephemeral_disk": 128}
+BOOT_SECONDS = 900
+
+
+@pytest.fixture(scope="module")
+def both(installed: InstalledCpi) -> Iterator[InstalledCpi]:
+    installed.configure(runtimes=["containerd", "kvm"], kvm={"accelerator": "qemu"})
+    yield installed
+    installed.configure()
+
+
+@pytest.fixture(scope="module")
+def machine(both: InstalledCpi) -> str:
+    return both.stemcell(stand_in_machine(), runtime="kvm")
+
+
+def test_a_full_vm_runs_confined(both: InstalledCpi, cpi: InstalledCpi, machine: str) -> None:
+    guest = cpi.guest
+    since = guest.sh("date +%s")
+    vm, address = cpi.create_vm(machine, runtime="kvm", **SMALL)
+    assert guest.sh(f"virsh -q domstate {vm}") == "running"
+    uuid = guest.sh(f"virsh -q domuuid {vm}")
+    status = json.loads(guest.sh("aa-status --json"))
+    assert status["profiles"][f"libvirt-{uuid}"] == "enforce"
+    cpi.wait_for_agent(address, BOOT_SECONDS)
+    disk = cpi.create_disk()
+    cpi.call("attach_disk", vm, disk)
+    assert disk in cpi.call("get_disks", vm)
+    cpi.call("detach_disk", vm, disk)
+    kernel = guest.sh(f"journalctl --dmesg --since=@{since} --output=cat")
+    denied = [line for line in kernel.splitlines() if "DENIED" in line and uuid in line]
+    assert denied == []
