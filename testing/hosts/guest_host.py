@@ -117,9 +117,9 @@ class GuestHost:
         names += [str(path) for path in (_STEMCELLS / p.name for p in _cached_stemcells())]
         present = [name for name in names if os.path.lexists(REPOSITORY / name)]
         archive = self.folder / "checkout.tar"
-        argv = ["tar", "--create", "--null", "--files-from=-", f"--file={archive}"]
+        tar = ["tar", "--create", f"--file={archive}", f"--directory={REPOSITORY}"]
         chosen = "\0".join(present).encode()
-        subprocess.run([*argv, f"--directory={REPOSITORY}"], input=chosen, check=True)
+        subprocess.run([*tar, "--null", "--files-from=-"], input=chosen, check=True)
         self.put_archive(archive, folder)
 
     def put_archive(self, archive: Path, folder: str) -> None:

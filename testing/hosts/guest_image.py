@@ -27,12 +27,15 @@ CHECKOUT = "/root/bosh-containerd-cpi"  # where the guest has the checkout and i
 
 _FILES = Path(__file__).parent / "guest_files"
 _WHEELS = "opt/wheels"
+_UNUSED_SECONDS = 7 * 86400
 _SIZE = 24 << 30  # bytes, of a sparse file: it takes only what is written
 _PACKAGES = (
     *("apparmor", "apparmor-utils", "busybox-static", "ca-certificates", "curl", "dbus", "gdisk"),
     *("iputils-ping", "kmod", "less", "linux-image-amd64", "make", "nftables", "openssh-server"),
     *("procps", "python3-pip", "rsync", "systemd-sysv", "udev", "udisks2", "zstd"),
 )
+# What one package has in some suites, and two in others.
+_OF_SUITE = {"trixie": ("docker-cli",), "bookworm": ()}
 # Installed, and off until a test starts it.
 _OFF = ("docker-registry.service", "firewalld.service", "ufw.service")
 _ON = ("docker.service", "containerd.service", "libvirtd.socket", "ssh.service")
@@ -79,7 +82,8 @@ class GuestImage:
 def guest_image(suite: str = "trixie") -> GuestImage:
     """Return the image of a suite, making it unless it is cached. Raises BuildError.
 
-    The folder's name holds a hash of the recipe; older images of the suite are removed.
+    The folder's name holds a hash of the recipe. Images that were not used for a week are removed:
+    another checkout may have another recipe.
     """
     image = _image(suite)
     image.folder.parent.mkdir(parents=True, exist_ok=True)
@@ -90,6 +94,7 @@ def guest_image(suite: str = "trixie") -> GuestImage:
             argv = [sys.executable, "-m", "testing.hosts.guest_image", suite]
             if stemcell_host.run_worker(argv):
                 raise BuildError(f"the image of {suite} could not be made")
+        os.utime(image.folder)
     return image
 
 
@@ -99,11 +104,12 @@ def _image(suite: str) -> GuestImage:
 
 
 def _build(suite: str) -> None:
-    """Make the image of a suite in place of older ones. Raises BuildError."""
+    """Make the image of a suite, and remove what is old. Raises BuildError."""
     image = _image(suite)
     cache = image.folder.parent
     for old in cache.glob(f"guest-{suite}-*"):
-        _remove(old)
+        if "-new-" in old.name or old.stat().st_mtime < time.time() - _UNUSED_SECONDS:
+            _remove(old)
     work = Path(tempfile.mkdtemp(prefix=f"guest-{suite}-new-", dir=cache))
     try:
         _make(work, suite)
@@ -119,19 +125,20 @@ def _remove(folder: Path) -> None:
 
 def _recipe(suite: str) -> str:
     """Return a short hash of everything that an image is made from, except Debian's packages."""
-    sha = hashlib.sha256("\n".join((suite, *_packages())).encode())
+    sha = hashlib.sha256("\n".join((suite, *_packages(suite))).encode())
     files = [path for path in _FILES.rglob("*") if path.is_file()]
     for path in sorted([*files, Path(__file__), REPOSITORY / "requirements.lock"]):
         sha.update(f"\n{path.relative_to(REPOSITORY)}\n".encode() + path.read_bytes())
     return sha.hexdigest()[:16]
 
 
-def _packages() -> list[str]:
+def _packages(suite: str) -> list[str]:
     """Return Debian's packages: those that `make setup` and `make test-packages` install, more."""
     argv = ["make", "--no-print-directory", "-C", str(REPOSITORY), "-n", "packages"]
     words = run([*argv, "test-packages"]).split()
     named = {word for word in words if not word.startswith(("-", "tools/"))}
-    return sorted({*named, *_PACKAGES, "firewalld", "ufw"} - {*_SOURCE_ONLY})
+    named |= {*_PACKAGES, *_OF_SUITE[suite], "firewalld", "ufw"}
+    return sorted(named - {*_SOURCE_ONLY})
 
 
 def _make(work: Path, suite: str) -> None:
@@ -149,7 +156,7 @@ def _make(work: Path, suite: str) -> None:
     folder.mkdir()
     report(f"making a guest of Debian {suite}")
     argv = ["mmdebstrap", "--mode=root", "--variant=important", "--format=directory"]
-    argv += [f"--include={','.join(_packages())}", "--dpkgopt=force-unsafe-io"]
+    argv += [f"--include={','.join(_packages(suite))}", "--dpkgopt=force-unsafe-io"]
     argv += [f"--aptopt={option}" for option in stemcell_host.apt_options()]
     for name in ("etc", "usr"):
         argv.append(f"--setup-hook=copy-in {shlex.quote(str(_FILES / 'early' / name))} /")
@@ -183,6 +190,7 @@ def _furnish(root: Path, key: str) -> None:
         chosen = [name for name in names if name in units]
         in_root(root, "systemctl", verb, *chosen)
     in_root(root, "systemctl", "enable", "systemd-networkd.service")
+    in_root(root, "systemctl", "set-default", "multi-user.target")
 
 
 def _matches(root: Path, pattern: str) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -9,7 +10,7 @@ from testing.stemcells.machine_stemcell import stand_in_machine
 from tests.support.installed_cpi import InstalledCpi
 
 # Emulated in emulation: only as much as has to be.
-SMALL = {"memory": 192, "ephemeral_disk": 128}
+SMALL: dict[str, Any] = {"memory": 192, "ephemeral_disk": 128}
 BOOT_SECONDS = 900
 
 
