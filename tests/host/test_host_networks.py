@@ -1,5 +1,6 @@
 """VMs' networks on a host with firewalls of others: Docker's, ufw, firewalld."""
 
+import json
 from collections.abc import Iterator
 
 import pytest
@@ -42,6 +43,9 @@ def test_beside_docker(cpi: InstalledCpi, runit: str, outside: str) -> None:
     """Docker drops what the host forwards; Docker's containers keep their networks, too."""
     assert "-P FORWARD DROP" in cpi.guest.sh("iptables -S FORWARD")
     check_networks(cpi, runit, outside)
+    cpi.guest.sh("tar -C /usr/bin -c busybox | docker import - busybox")
+    container = "docker run --rm busybox /busybox"
+    cpi.guest.sh(f"{container} wget -q -O /dev/null http://{outside}/requirements.lock")
 
 
 def test_published_ports_from_the_outside(cpi: InstalledCpi, runit: str, outside: str) -> None:
@@ -98,7 +102,5 @@ def test_with_firewalld(cpi: InstalledCpi, runit: str, outside: str) -> None:
 
 def firewall_fixes(cpi: InstalledCpi) -> list[str]:
     """Return the commands with which doctor would mend firewalld's zones."""
-    import json
-
     report = json.loads(cpi.bosh_cpi("doctor", "--json", check=False).stdout)
     return [check["fix"] for check in report["checks"] if "firewall-cmd" in check["fix"]]
