@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from testing.stemcells.machine_stemcell import stand_in_machine
-from tests.support.installed_cpi import InstalledCpi
+from tests.support.installed_cpi import SERVICE, InstalledCpi
 
 # Emulated in emulation: only as much as has to be.
 SMALL: dict[str, Any] = {"memory": 192, "ephemeral_disk": 128}
@@ -17,8 +17,10 @@ BOOT_SECONDS = 900
 @pytest.fixture(scope="module")
 def both(installed: InstalledCpi) -> Iterator[InstalledCpi]:
     installed.configure(runtimes=["containerd", "kvm"], kvm={"accelerator": "qemu"})
+    installed.guest.run("systemctl", "restart", SERVICE)
     yield installed
     installed.configure()
+    installed.guest.run("systemctl", "restart", SERVICE)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ _OF_OTHERS = ("/var/lib/dhcp", "/etc/ufw", "/etc/firewalld")
 
 def test_nothing_is_left(installed: InstalledCpi, before_install: Lists) -> None:
     guest = installed.guest
-    for stemcell in list(installed._stemcells.values()):
-        installed.call("delete_stemcell", stemcell)
+    installed.delete_stemcells()
     guest.run("make", "-C", CHECKOUT, "uninstall")
     left = differences(before_install, lists(guest))
     assert [line for line in left if not any(path in line for path in _OF_OTHERS)] == []
