@@ -90,18 +90,20 @@ def installed(guest: GuestHost, before_install: Lists) -> InstalledCpi:
     return InstalledCpi(guest)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cpi(installed: InstalledCpi) -> Iterator[InstalledCpi]:
-    """Delete a test's VMs and disks at its end."""
+    """Delete the VMs and disks of a file's tests, at the latest at their end."""
     yield installed
     installed.delete_all()
 
 
-@pytest.fixture
-def systemd(cpi: InstalledCpi) -> str:
-    return cpi.stemcell(stand_in_systemd())
+@pytest.fixture(scope="session")
+def systemd(installed: InstalledCpi) -> str:
+    """Upload a stemcell with systemd; return its CID."""
+    return installed.stemcell(stand_in_systemd())
 
 
-@pytest.fixture
-def runit(cpi: InstalledCpi) -> str:
-    return cpi.stemcell(stand_in_runit())
+@pytest.fixture(scope="session")
+def runit(installed: InstalledCpi) -> str:
+    """Upload a stemcell with runit; return its CID."""
+    return installed.stemcell(stand_in_runit())

@@ -16,9 +16,11 @@ BOOT_SECONDS = 900
 
 @pytest.fixture(scope="module")
 def both(installed: InstalledCpi) -> Iterator[InstalledCpi]:
+    """Configure both runtimes, and containers alone afterwards."""
     installed.configure(runtimes=["containerd", "kvm"], kvm={"accelerator": "qemu"})
     installed.guest.run("systemctl", "restart", SERVICE)
     yield installed
+    installed.delete_all()
     installed.configure()
     installed.guest.run("systemctl", "restart", SERVICE)
 
@@ -28,8 +30,8 @@ def machine(both: InstalledCpi) -> str:
     return both.stemcell(stand_in_machine(), runtime="kvm")
 
 
-def test_a_full_vm_runs_confined(both: InstalledCpi, cpi: InstalledCpi, machine: str) -> None:
-    guest = cpi.guest
+def test_a_full_vm_runs_confined(both: InstalledCpi, machine: str) -> None:
+    cpi, guest = both, both.guest
     since = guest.sh("date +%s")
     vm, address = cpi.create_vm(machine, runtime="kvm", **SMALL)
     assert guest.sh(f"virsh -q domstate {vm}") == "running"

@@ -1,13 +1,21 @@
 """Persistent disks on a host with udev and its rules for block devices."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.support.installed_cpi import STATE, InstalledCpi
 
 
-def test_a_disk_is_used_and_nothing_else_takes_it(cpi: InstalledCpi, runit: str) -> None:
+@pytest.fixture(scope="module")
+def vm(cpi: InstalledCpi, runit: str) -> Iterator[str]:
+    cid, _ = cpi.create_vm(runit)
+    yield cid
+    cpi.delete_all()
+
+
+def test_a_disk_is_used_and_nothing_else_takes_it(cpi: InstalledCpi, vm: str) -> None:
     """udev, udisks2 and partition scanning see the loop device, and leave it alone."""
-    vm, _ = cpi.create_vm(runit)
     disk = cpi.create_disk(128)
     hint = cpi.call("attach_disk", vm, disk)
     cpi.inside(vm, f"echo data >{hint}/file && sync")
@@ -20,11 +28,8 @@ def test_a_disk_is_used_and_nothing_else_takes_it(cpi: InstalledCpi, runit: str)
 
 
 @pytest.mark.parametrize(("filesystem", "size"), [("ext4", 64), ("xfs", 304)])
-def test_a_disk_grows_with_its_data(
-    cpi: InstalledCpi, runit: str, filesystem: str, size: int
-) -> None:
+def test_a_disk_grows_with_its_data(cpi: InstalledCpi, vm: str, filesystem: str, size: int) -> None:
     """Mounted, by the kernel: where it may, no copy is made."""
-    vm, _ = cpi.create_vm(runit)
     disk = cpi.create_disk(size, filesystem=filesystem)
     hint = cpi.call("attach_disk", vm, disk)
     cpi.inside(vm, f"echo data >{hint}/file")

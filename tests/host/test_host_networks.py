@@ -13,6 +13,13 @@ OUTSIDE = ("ip", "netns", "exec", "outside")
 PORT = 8868
 
 
+@pytest.fixture(autouse=True)
+def _deleted(cpi: InstalledCpi) -> Iterator[None]:
+    """Delete a test's VMs before the next one makes its own."""
+    yield
+    cpi.delete_all()
+
+
 @pytest.fixture(scope="module")
 def outside(installed: InstalledCpi) -> Iterator[str]:
     """Yield the address of another host, with a server on port 80."""

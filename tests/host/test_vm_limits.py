@@ -1,15 +1,18 @@
 """What a VM may take of a host with cgroup v2, where containerd itself has no limits."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from tests.support.installed_cpi import InstalledCpi
 
 
-@pytest.fixture
-def vm(cpi: InstalledCpi, systemd: str) -> str:
+@pytest.fixture(scope="module")
+def vm(cpi: InstalledCpi, systemd: str) -> Iterator[str]:
     cid, address = cpi.create_vm(systemd, memory=256, cpu=0.5, pids=200)
     cpi.wait_for_agent(address)
-    return cid
+    yield cid
+    cpi.delete_all()
 
 
 def test_limits_are_set(cpi: InstalledCpi, vm: str) -> None:
@@ -33,9 +36,8 @@ def test_out_of_memory_the_hosts_processes_do_not_die_first(cpi: InstalledCpi, v
 
 def test_programs_that_close_every_descriptor_do_not_hang(cpi: InstalledCpi, vm: str) -> None:
     """RLIMIT_NOFILE is not containerd's infinity."""
-    for command in (["sh", "-c", "ulimit -Sn; ulimit -Hn"],):
-        done = cpi.bosh_cpi("exec", "--no-terminal", vm, "--", *command)
-        assert all(int(limit) <= 1 << 20 for limit in done.stdout.split())
+    done = cpi.bosh_cpi("exec", "--no-terminal", vm, "--", "sh", "-c", "ulimit -Sn; ulimit -Hn")
+    assert all(int(limit) <= 1 << 20 for limit in done.stdout.split())
     limits = cpi.guest.sh(f"grep 'open files' /proc/{cpi.init_of(vm)}/limits").split()
     assert int(limits[-2]) <= 1 << 20
 
