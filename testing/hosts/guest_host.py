@@ -32,7 +32,6 @@ COMMAND_SECONDS = 900
 MEMORY_MIB = 4096
 
 _STEMCELLS = stemcell_source.CACHE.relative_to(REPOSITORY)
-_NO_ANSWER = 255  # ssh's own exit status
 
 
 class GuestFailed(Exception):
@@ -114,7 +113,7 @@ class GuestHost:
         git = ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others"]
         listed = subprocess.run([*git, "--exclude-standard"], check=True, capture_output=True)
         names = [name for name in listed.stdout.decode().split("\0") if name]
-        names += [str(path) for path in (_STEMCELLS / p.name for p in _cached_stemcells())]
+        names += [str(_STEMCELLS / path.name) for path in stemcell_source.CACHE.glob("*.tgz")]
         present = [name for name in names if os.path.lexists(REPOSITORY / name)]
         archive = self.folder / "checkout.tar"
         tar = ["tar", "--create", f"--file={archive}", f"--directory={REPOSITORY}"]
@@ -203,7 +202,10 @@ class GuestHost:
     def _boot_id(self) -> str:
         """Return what is different after each boot; "" while ssh does not answer."""
         argv = [*self.ssh("-o", "ControlPath=none"), "cat /proc/sys/kernel/random/boot_id"]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=300)
+        try:
+            done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=120)
+        except subprocess.TimeoutExpired:  # it may be lost in a guest that was reset meanwhile
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     def _await(self, condition: Callable[[], Any], what: str) -> None:
@@ -233,10 +235,6 @@ class GuestHost:
         argv = self.ssh("-O", "exit")
         subprocess.run(argv, capture_output=True, check=False, timeout=60)
         (self.folder / "ssh").unlink(missing_ok=True)
-
-
-def _cached_stemcells() -> list[Path]:
-    return sorted(stemcell_source.CACHE.glob("*.tgz"))
 
 
 def _free_port() -> int:
