@@ -58,6 +58,7 @@ def guest(_is_wanted: None) -> Iterator[GuestHost]:
     for make in (stand_in_systemd, stand_in_runit, stand_in_machine):
         make()  # before the checkout is copied, with the cache
     with GuestHost(image, log=log) as host:
+        host.run("systemctl", "is-system-running", "--wait", check=False)
         try:
             yield host
         finally:
@@ -77,7 +78,6 @@ def stand_in_runit() -> Path:
 @pytest.fixture(scope="session")
 def before_install(guest: GuestHost) -> Lists:
     """Return what is on the host before the CPI is installed."""
-    guest.run("systemctl", "is-system-running", "--wait", check=False)
     return lists(guest)
 
 
