@@ -12,11 +12,11 @@ PROTOS := $(wildcard proto/$(API)/*.proto)
 PACKAGES := containerd runc openssl containernetworking-plugins nftables iproute2 e2fsprogs xfsprogs fdisk \
 	util-linux qemu-utils mmdebstrap pigz python3-venv libvirt-dev pkg-config gcc libc6-dev python3-dev
 TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring \
-	iptables docker.io docker-registry skopeo umoci apache2-utils procps \
+	iptables docker.io docker-registry skopeo umoci apache2-utils procps openssh-client \
 	ruby libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 ovmf libxml2-utils dnsmasq-base
 
 .DEFAULT_GOAL := help
-.PHONY: help client install uninstall setup packages test-packages demo stemcell release test test-fast lint fmt bench bench-calls bench-service bench-disks bench-stemcells bench-kvm bench-scale proto clean
+.PHONY: help client install uninstall setup packages test-packages demo stemcell release test test-fast test-host lint fmt bench bench-calls bench-service bench-disks bench-stemcells bench-kvm bench-scale proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,10 @@ test: setup test-packages lint ## run everything: real daemons, as root
 
 test-fast: $(VENV)/.done proto ## run what needs neither root nor a daemon, in seconds
 	@$(BIN)/python -m pytest -m "not integration"
+
+test-host: setup test-packages ## run what needs a whole host, in a QEMU guest of Debian (SUITE=bookworm, LOGS=folder)
+	@BOSH_CPI_TEST_HOST=all $(if $(SUITE),BOSH_CPI_TEST_HOST_SUITE=$(SUITE)) \
+		$(if $(LOGS),BOSH_CPI_TEST_HOST_LOGS=$(LOGS)) $(BIN)/python -m pytest tests/host
 
 lint: $(VENV)/.done proto ## ruff and mypy --strict
 	@$(BIN)/ruff check .
