@@ -4,17 +4,19 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 API := runtimes/containerd/api
+# Processes that run the tests; a file of tests stays in one.
+WORKERS ?= 2
 PROTOS := $(wildcard proto/$(API)/*.proto)
 
 # What the CPI and its tests run on a Debian or Ubuntu machine.
-PACKAGES := containerd runc openssl containernetworking-plugins iptables iproute2 e2fsprogs xfsprogs fdisk \
+PACKAGES := containerd runc openssl containernetworking-plugins nftables iproute2 e2fsprogs xfsprogs fdisk \
 	util-linux qemu-utils mmdebstrap pigz python3-venv libvirt-dev pkg-config gcc libc6-dev python3-dev
 TEST_PACKAGES := golang-github-containerd-containerd-dev debian-archive-keyring \
-	docker.io docker-registry skopeo umoci apache2-utils procps \
+	iptables docker.io docker-registry skopeo umoci apache2-utils procps openssh-client \
 	ruby libvirt-daemon-system libvirt-daemon-driver-qemu libvirt-clients qemu-system-x86 ovmf libxml2-utils dnsmasq-base
 
 .DEFAULT_GOAL := help
-.PHONY: help client install setup packages test-packages demo stemcell release test test-fast lint fmt bench bench-calls bench-service bench-disks bench-stemcells bench-kvm proto clean
+.PHONY: help client install uninstall setup packages test-packages demo stemcell release test test-fast test-host lint fmt bench bench-calls bench-service bench-disks bench-stemcells bench-kvm bench-scale proto clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,8 +46,11 @@ $(VENV)/.proto: $(PROTOS) $(VENV)/.done
 client: ## make the thin client build/cpi.pyz, one file for any Python from 3.10 on
 	@$(PYTHON) -m tools.client_zipapp
 
-install: setup ## install the CPI, its service and its units on this host (PREFIX=/opt/bosh-containerd-cpi)
+install: setup ## install or upgrade the CPI on this host, and prepare the host (PREFIX=/opt/bosh-containerd-cpi)
 	@tools/install $(or $(PREFIX),/opt/bosh-containerd-cpi)
+
+uninstall: ## remove all that an installation leaves, after a question (OPTIONS="--dry-run", "--yes --vms")
+	@$(or $(PREFIX),/opt/bosh-containerd-cpi)/current/bin/bosh-cpi setup --undo $(OPTIONS)
 
 demo: setup ## run a VM's whole life through the cpi executable (STEMCELL=path, INIT=runit, ADDRESS=socket)
 	@$(BIN)/python -m demo.demo $(if $(INIT),--init $(INIT)) \
@@ -59,10 +64,14 @@ release: $(VENV)/.done ## make the BOSH release in build/, by BOSH's CLI where t
 	@$(BIN)/python -m tools.release_tarball $(if $(VERSION),--version $(VERSION))
 
 test: setup test-packages lint ## run everything: real daemons, as root
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-fast: $(VENV)/.done proto ## run what needs neither root nor a daemon, in seconds
 	@$(BIN)/python -m pytest -m "not integration"
+
+test-host: setup test-packages ## run what needs a whole host, in a QEMU guest of Debian (SUITE=bookworm, LOGS=folder)
+	@BOSH_CPI_TEST_HOST=all $(if $(SUITE),BOSH_CPI_TEST_HOST_SUITE=$(SUITE)) \
+		$(if $(LOGS),BOSH_CPI_TEST_HOST_LOGS=$(LOGS)) $(BIN)/python -m pytest tests/host
 
 lint: $(VENV)/.done proto ## ruff and mypy --strict
 	@$(BIN)/ruff check .
@@ -93,6 +102,9 @@ bench-stemcells: setup ## time stemcells beside ctr, docker, skopeo, and by hand
 
 bench-kvm: setup test-packages ## time every call on full VMs (RUNS=5)
 	@$(BIN)/python -m bench.bench_kvm $(if $(RUNS),--runs $(RUNS))
+
+bench-scale: setup ## time calls as VMs become many, and bring 100 back after a restart (SIZE=500)
+	@$(BIN)/python -m bench.bench_scale $(if $(SIZE),--size $(SIZE))
 
 clean: ## remove what the targets above made here
 	rm -rf $(VENV) .cache .hypothesis build dist .mypy_cache .ruff_cache .pytest_cache *.egg-info $(API)/*_pb2.py $(API)/*_pb2.pyi

@@ -87,6 +87,11 @@ class NetworkNotFound(CPIError):
     type = "Bosh::Clouds::NetworkNotFound"
 
 
+def message_of(error: Exception) -> str:
+    """Return an error's message, with its type unless it is the CPI's own."""
+    return error.message if isinstance(error, CPIError) else f"{type(error).__name__}: {error}"
+
+
 class Interrupted(BaseException):
     """A signal asked the process to end. No Exception, so that only undo handlers see it."""
 

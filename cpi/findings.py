@@ -9,7 +9,10 @@
 A CPIError or OSError that a check raises is a failure with that message.
 """
 
-from collections.abc import Callable
+import os
+import shlex
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
@@ -21,13 +24,28 @@ Subject = TypeVar("Subject")
 
 
 @dataclass(frozen=True)
+class Cure:
+    """Programs that fix what a check found, and harm nothing else: `bosh-cpi doctor --fix`.
+
+    text: the same in brief, for the operator to read or type.
+    """
+
+    text: str
+    commands: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class Finding:
-    """What a check found, in one sentence, and its fix: a command, or lines of cpi.json."""
+    """What a check found, in one sentence, and its fix: a command, or lines of cpi.json.
+
+    cure: the fix as commands, if it is one that `bosh-cpi doctor --fix` may do.
+    """
 
     status: str
     message: str
     fix: str = ""
     check: str = ""
+    cure: Cure | None = None
 
 
 def ok(message: str) -> Finding:
@@ -35,14 +53,37 @@ def ok(message: str) -> Finding:
     return Finding(OK, message)
 
 
-def warning(message: str, fix: str) -> Finding:
+def warning(message: str, fix: str | Cure) -> Finding:
     """Return a finding that matters to some operators only."""
-    return Finding(WARNING, message, fix)
+    return _fixable(WARNING, message, fix)
 
 
-def failure(message: str, fix: str) -> Finding:
+def failure(message: str, fix: str | Cure) -> Finding:
     """Return a finding that keeps VMs from being created or run."""
-    return Finding(FAILURE, message, fix)
+    return _fixable(FAILURE, message, fix)
+
+
+def _fixable(status: str, message: str, fix: str | Cure) -> Finding:
+    if isinstance(fix, Cure):
+        return Finding(status, message, fix.text, cure=fix)
+    return Finding(status, message, fix)
+
+
+def commands(*words: Sequence[str]) -> Cure:
+    """Return a cure by these commands, one after the other."""
+    return Cure(" && ".join(map(shlex.join, words)), tuple(map(tuple, words)))
+
+
+def packages(*names: str) -> Cure:
+    """Return a cure by Debian packages; apt removes none for them."""
+    options = ("--yes", "--no-install-recommends", "--no-remove")
+    return Cure(f"apt-get install {' '.join(names)}", (("apt-get", "install", *options, *names),))
+
+
+def bosh_cpi(*words: str, text: str = "") -> Cure:
+    """Return a cure by a command of this program. text: the same as the operator types it."""
+    program = os.path.join(sys.prefix, "bin", "bosh-cpi")
+    return Cure(text or shlex.join(("bosh-cpi", *words)), ((program, *words),))
 
 
 class Checks(Generic[Subject]):

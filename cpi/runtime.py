@@ -84,8 +84,16 @@ class Runtime(ABC):
     def set_vm_metadata(self, vm_cid: str, metadata: "JsonObject") -> None:
         """Replace the VM's metadata. Raises VMNotFound."""
 
+    @abstractmethod
+    def shut_down(self, vm_cid: str, seconds: float) -> None:
+        """Have a running VM end by itself, and kill what still runs after `seconds`.
+
+        `restore` and reboot_vm start it again. A VM that does not run stays as it is. Raises
+        VMNotFound.
+        """
+
     def restore(self, vm_cid: str) -> bool:
-        """Start a VM that a restart of the host ended; tell whether it did.
+        """Start a VM that `shut_down` or a restart of the host ended; tell whether it did.
 
         It gets its addresses, networks and disks back. A VM that ended by itself is left to BOSH's
         health monitor. Idempotent. Raises CloudError.
@@ -143,6 +151,13 @@ class Runtime(ABC):
 
     def garbage(self) -> "list[Garbage]":
         """Return this runtime's orphaned resources that no running call uses."""
+        return []
+
+    def remains(self) -> "list[Garbage]":
+        """Return what this runtime leaves on the host when its VMs are gone, in order of removal.
+
+        Persistent disks are not among it.
+        """
         return []
 
     def console(self, vm_cid: str) -> bytes:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from stemcell_convert.stemcell_manifest import Manifest
     from stemcell_convert.streams import Source
 
-_KEY = re.compile(r"[0-9a-f]{64}")
+_KEY = re.compile(r"[0-9a-f]{32,128}")  # 64; an older version made others
 
 
 @dataclass(frozen=True)
@@ -131,12 +131,15 @@ def import_lock(runtime: str, key: str) -> str:
     return f"import-{runtime}-{key}"[:60]
 
 
-def killed_imports(layout: Layout, runtime: str) -> Iterator[Garbage]:
-    """Yield the folders of a runtime's imports: garbage, unless the lock is held."""
+def killed_imports(layout: Layout, runtime: str, *, unprefixed: bool = False) -> Iterator[Garbage]:
+    """Yield the folders of a runtime's imports: garbage, unless the lock is held.
+
+    unprefixed: also those without a runtime in their name, as an older version made them.
+    """
     for path in entries(layout.imports):
         prefix, _, key = path.name.rpartition("-")
-        if prefix == runtime and _KEY.fullmatch(key):
+        if (prefix == runtime or (unprefixed and not prefix)) and _KEY.fullmatch(key):
             why = "the import of a stemcell was killed"
             remove = partial(shutil.rmtree, path, ignore_errors=True)
-            lock = import_lock(runtime, key)
+            lock = import_lock(runtime, key) if prefix else f"import-{key[:32]}"
             yield Garbage("import", str(path), why, lock, remove, size=size_of(path))

@@ -11,16 +11,16 @@ from stemcell_convert import mount_programs
 from stemcell_convert.facts import AGENT_CONFIG, SYSTEMD, RootfsFacts
 
 # Raise this when the content below changes, so that stemcells are imported again.
-VERSION = "3"
+VERSION = "4"
 
-# Where persistent disks appear; the agent's bind mode expects what warden made of it.
-DISK_FOLDER = "/warden-cpi-dev"
 _FOR_DISKS = "the agent takes bind-mounted disks for devices"
 
 _NOTHING = b"#!/bin/sh\nexit 0\n"
 _AUDITING = f"{mount_programs.FOLDER}/bosh-start-logging-and-auditing"
-_START_LIMIT = "/etc/systemd/system.conf.d/bosh-container.conf"
-_START_LIMIT_CONFIG = b"[Manager]\nDefaultStartLimitBurst=500\n"  # as newer warden stemcells have
+_MANAGER = "/etc/systemd/system.conf.d/bosh-container.conf"
+# The default is 15 % of pids.max: with `pids: 200` the agent and all jobs below it would have 30.
+_TASKS_MAX = b"[Manager]\nDefaultTasksMax=100%\n"
+_START_LIMIT = b"DefaultStartLimitBurst=500\n"  # as newer warden stemcells have
 
 # Units that cannot work, or would touch the host, in a container without its own kernel.
 MASKED_UNITS = {
@@ -93,7 +93,7 @@ class Entry:
 def adaptations(facts: RootfsFacts) -> list[Entry]:
     """Return what the second layer of a stemcell holds, in the order of its paths."""
     entries = [
-        Entry(DISK_FOLDER, "persistent disks appear below it"),
+        Entry(mount_programs.DISK_FOLDER, "persistent disks appear below it"),
         Entry("/var/vcap/data", "the ephemeral disk is mounted here"),
         Entry(f"{mount_programs.FOLDER}/mount", _FOR_DISKS, data=mount_programs.MOUNT, mode=0o755),
         Entry(
@@ -105,6 +105,8 @@ def adaptations(facts: RootfsFacts) -> list[Entry]:
     if not facts.for_containers:
         entries += _for_machines(facts)
     if facts.init == SYSTEMD:
+        manager = _TASKS_MAX if facts.for_containers else _TASKS_MAX + _START_LIMIT
+        entries.append(Entry(_MANAGER, "what a service may take of the VM", data=manager))
         entries += [
             Entry(f"/etc/systemd/system/{unit}", f"masked: {reason}", target="/dev/null")
             for unit, reason in MASKED_UNITS.items()
@@ -116,9 +118,7 @@ def _for_machines(facts: RootfsFacts) -> list[Entry]:
     """Return what changes in a root file system that was made for a machine."""
     service_manager = b',\n    "ServiceManager": "systemd"' if facts.init == SYSTEMD else b""
     document = WARDEN_AGENT_CONFIG % service_manager
-    limits = [Entry(_START_LIMIT, "many containers start at once", data=_START_LIMIT_CONFIG)]
     return [
-        *(limits if facts.init == SYSTEMD else []),
         Entry(AGENT_CONFIG, "the agent's configuration was not a container's", data=document),
         # OCI's word for "nothing of the layers below" (image-spec, opaque whiteout).
         Entry("/boot/.wh..wh..opq", "kernel and boot loader: the host has its own", data=b""),

@@ -15,13 +15,16 @@ Everything else goes to the real programs.
 
 FOLDER = "/var/vcap/bosh/bin"
 
+# Where persistent disks appear; the agent's bind mode expects what warden made of it.
+DISK_FOLDER = "/warden-cpi-dev"
+
 MOUNT = b"""#!/bin/sh
 # Shows bind-mounted persistent disks as BOSH's agent expects devices; see bosh-containerd-cpi.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 [ $# -eq 0 ] || exec mount "$@"
 exec awk '
     # mountinfo: 3 device, 4 root of the mount, 5 where, 6 options, then "-", type, source (proc(5))
-    NR == FNR { if ($5 ~ "^/warden-cpi-dev/.") disk[$3] = $5; next }
+    NR == FNR { if ($5 ~ "^@DISKS@/.") disk[$3] = $5; next }
     {
         for (i = 7; $i != "-"; i++);
         type = $(i + 1); source = $(i + 2)
@@ -32,13 +35,13 @@ exec awk '
         print source " on " $5 " type " type " (" $6 ")"
     }
 ' /proc/self/mountinfo /proc/self/mountinfo
-"""
+""".replace(b"@DISKS@", DISK_FOLDER.encode())
 
 UMOUNT = rb"""#!/bin/sh
 # Unmounts a bind-mounted persistent disk where it is in use; see bosh-containerd-cpi.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 case "$#:$1" in
-    1:/warden-cpi-dev/?*) ;;
+    1:@DISKS@/?*) ;;
     *) exec umount "$@" ;;
 esac
 targets=$(awk -v disk="$1" '
@@ -50,4 +53,4 @@ targets=$(awk -v disk="$1" '
 for target in $targets; do
     umount "$target" || exit
 done
-"""
+""".replace(b"@DISKS@", DISK_FOLDER.encode())

@@ -11,7 +11,7 @@ import os
 import ssl
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import oras.utils
 import requests
 import urllib3
 
+from stemcell_convert.proxies import Proxies, ProxyAdapter, redacted, without_credentials
 from stemcell_convert.reference import Reference
 from stemcell_convert.stemcell_errors import RegistryUnreachable, StemcellError
 
@@ -29,6 +30,11 @@ _PIECE = 64 << 10  # bytes; the most that is lost when a connection breaks
 _TIMEOUTS = (15, 60)  # seconds to connect, and between two pieces of an answer
 _CERTIFICATES = Path("/etc/docker/certs.d")  # docker's, a folder for each registry
 _BROKEN = (requests.RequestException, urllib3.exceptions.HTTPError)
+
+_REJECTED = (
+    "rejected the credentials; put a user and password in its URL (registry.https_proxy, "
+    "registry.http_proxy, or HTTPS_PROXY and HTTP_PROXY)"
+)
 
 logging.getLogger("oras.logger").setLevel(logging.CRITICAL)
 
@@ -44,6 +50,7 @@ class Access:
     plain_http: tuple[str, ...] = ()
     ca_file: str = ""
     docker_config: str = ""
+    proxies: Proxies = field(default_factory=Proxies)
 
 
 class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
@@ -56,17 +63,23 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
         verify = _certificates(reference.host, access.ca_file)
         self._base = f"{'http' if self._plain else 'https'}://{host}/v2/"
         self._place = oras.container.Container(f"{host}/{reference.repository}")
-        backend = self._backend(verify)
+        self._proxy = access.proxies.of(self._base)
+        adapter = ProxyAdapter(access.proxies)
+        backend = self._backend(adapter, verify)
         super().__init__(host, insecure=self._plain, tls_verify=verify, auth_backend=backend)
+        _mount(self.session, adapter)
         self.session.request = functools.partial(self.session.request, timeout=_TIMEOUTS)
         self.auth._auth_config = _credentials(access.docker_config)
         names = (_HUB_KEY, _HUB) if host == _HUB_HOST else (host, f"https://{host}")
         self._known = any(self.auth._load_auth(name) for name in names)
 
-    def _backend(self, verify: bool | str) -> str:
+    def _backend(self, adapter: ProxyAdapter, verify: bool | str) -> str:
         """Ask the registry which log-in it wants, for oras."""
-        with self._errors("GET"):
-            answer = requests.get(self._base, timeout=_TIMEOUTS, verify=verify)
+        with self._errors("GET"), requests.Session() as session:
+            _mount(session, adapter)
+            answer = session.get(self._base, timeout=_TIMEOUTS, verify=verify)
+        if answer.status_code == requests.codes.proxy_authentication_required:
+            raise StemcellError(f"{self._host}: {self._via} {_REJECTED}")
         challenge = answer.headers.get("WWW-Authenticate", "")
         if answer.status_code == 400 and self._plain and b"HTTPS" in answer.content[:200]:
             raise StemcellError(f"{self._host} speaks TLS: it is not one for plain HTTP")
@@ -154,10 +167,19 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
         except requests.exceptions.SSLError as error:
             raise StemcellError(f"{self._host}: {_tls_trouble(error)}") from None
         except _BROKEN as error:
-            reason = _innermost(error)
-            raise RegistryUnreachable(f"{method} to the registry {self._host}: {reason}") from None
+            reason = redacted(_innermost(error), self._proxy)
+            asked = f"{method} to the registry {self._host}"
+            if not self._proxy:
+                raise RegistryUnreachable(f"{asked}: {reason}") from None
+            if "407" in reason:
+                raise StemcellError(f"{asked}: {self._via} {_REJECTED}") from None
+            raise RegistryUnreachable(f"{asked} through {self._via}: {reason}") from None
         except ValueError as error:  # oras' error for a failed log-in
             raise StemcellError(f"{self._host}: {error}") from None
+
+    @property
+    def _via(self) -> str:
+        return f"the proxy {without_credentials(self._proxy)}"
 
     def _refusal(self, response: requests.Response, method: str, path: str) -> str:
         reason = _errors_of(response)
@@ -168,6 +190,11 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
             hint = "the docker config's credentials do not do" if self._known else "not logged in"
             return f"{text} ({hint}; `docker login {self._host}` mends that)"
         return text
+
+
+def _mount(session: requests.Session, adapter: ProxyAdapter) -> None:
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, adapter)
 
 
 def _after(pieces: Iterator[bytes], offset: int) -> Iterator[bytes]:

@@ -29,7 +29,15 @@ MAY_IMPORT = {
     "cpi/contract": (*LEAVES, "runtimes"),
     "cpi/service": (*LEAVES, "cpi/client", "cpi/contract", "cpi/upkeep", "runtimes"),
     "cpi/upkeep": (*LEAVES, "cpi/service", "runtimes"),
-    "cpi/commands": (*LEAVES, "cpi/service", "cpi/upkeep", "runtimes", "stemcell_convert"),
+    "cpi/setup": (*LEAVES, "cpi/service", "cpi/upkeep", "runtimes"),
+    "cpi/commands": (
+        *LEAVES,
+        "cpi/service",
+        "cpi/setup",
+        "cpi/upkeep",
+        "runtimes",
+        "stemcell_convert",
+    ),
     # Runtimes know neither the contract nor each other.
     "runtimes": ("cpi", "cpi/config", "cpi/disks", "cpi/host", "stemcell_convert"),
     "runtimes/containerd": (*LEAVES, "runtimes", "stemcell_convert"),

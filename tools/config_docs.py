@@ -2,9 +2,9 @@
 
 import json
 
-from cpi.config.config import CONTEXT_OWN
 from cpi.config.key import Key
 from cpi.config.load import declared
+from cpi.config.overrides import CONTEXT_OWN
 from testing.repository import REPOSITORY
 
 FILE = REPOSITORY / "docs" / "configuration.md"

@@ -4,33 +4,35 @@ What CNI's DEL needs is kept in the VM's folder, so that a later process can del
 namespace is pinned under the VM's CID and outlives the task.
 """
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cpi import validate
-from cpi.cni.plugins import (
+from cpi.cni import uplink
+from cpi.cni.attachments import (
+    STATE,
     Attachment,
     CniConfig,
-    Lan,
-    Plugins,
     addresses,
     as_before,
-    bridge_plugins,
+    attachments_in,
     host_links,
-    host_plugins,
     mac_of,
-    port_mappings,
+    save,
 )
+from cpi.cni.firewall import Firewall, address_owner
+from cpi.cni.nameservers import with_nameservers
+from cpi.cni.plugins import Lan, Plugins, bridge_plugins, host_plugins, port_mappings
 from cpi.cni.ports import Ports
 from cpi.errors import CloudError, NotSupported
 from cpi.host import iproute, syscalls
 from cpi.host.layout import Layout
 from cpi.host.process import run
+from cpi.log import Log
 from cpi.model import Network, PortForward, VMSpec
 
 if TYPE_CHECKING:
@@ -43,7 +45,6 @@ _PROPERTIES = {
     "mtu": validate.integer(576, 65535, "bytes"),
     "name": validate.matching(_CNI_NAME.fullmatch, "the name of a CNI network"),
 }
-STATE = "network.json"
 _REBUILDING = "network.rebuilding"
 
 
@@ -53,12 +54,15 @@ class Networks:
     def __init__(
         self,
         config: "Config",
+        log: Log,
         pin: Callable[[str, Path], None] = lambda _, path: syscalls.pin_network_namespace(path),
     ) -> None:
         """pin: makes a VM's network namespace and pins it at a path."""
         layout = Layout.of(config)
         self._config = config
+        self._log = log
         self._pin = pin
+        self._firewall = Firewall(layout, log)
         self._addresses = layout.addresses
         self._namespaces = layout.namespaces
         self._plugins = Plugins(config.strings("network.cni_plugin_dirs"))
@@ -77,15 +81,12 @@ class Networks:
         for network in spec.networks:
             if network.ip is None or "name" in network.cloud_properties:
                 continue
-            bridge = self._lan(properties_of(network)).bridge
-            try:
-                holder = (self._addresses / bridge / network.ip).read_text().split()[0]
-            except (OSError, IndexError):
-                continue
-            raise CloudError(
-                f"the address {network.ip} of the network {network.name!r} is in use on the bridge "
-                f"{bridge} by {holder}"
-            )
+            bridge = self._bridge(properties_of(network))
+            if holder := address_owner(self._addresses / bridge / network.ip):
+                raise CloudError(
+                    f"the address {network.ip} of the network {network.name!r} is in use on the "
+                    f"bridge {bridge} by {holder}"
+                )
 
     def connect(self, spec: VMSpec, folder: Path) -> list[Network]:
         """Make the VM's namespace and interfaces; return its networks with their addresses.
@@ -101,20 +102,24 @@ class Networks:
         self._ports.reserve(spec.properties.ports, spec.cid)
         self._namespaces.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._pin(spec.cid, self.namespace(spec.cid))
-        _save(folder / STATE, attachments)
-        return [
+        save(folder / STATE, attachments)
+        networks = [
             self._add(index, network, attachments, spec.cid, folder)
             for index, network in enumerate(spec.networks)
         ]
+        self._firewall.admit(spec.cid, attachments)
+        return with_nameservers(networks, self._log)
 
     def disconnect(self, vm_cid: str, folder: Path) -> None:
         """Remove the VM's interfaces and namespace; ignore what is gone."""
-        namespace = self.namespace(vm_cid)
+        namespace, attachments = self.namespace(vm_cid), attachments_in(folder / STATE)
         with ExitStack() as stack:  # one plugin's failure does not block the others
             stack.callback(self._ports.release, vm_cid)
             stack.callback(syscalls.unpin_namespace, namespace)
-            for attachment in attachments_in(folder / STATE):
+            for attachment in attachments:
                 stack.callback(self._plugins.delete, attachment, vm_cid, namespace)
+            # Before another VM can have its addresses and ports: see Firewall.dismiss.
+            stack.callback(self._firewall.dismiss, vm_cid, attachments)
 
     def has_any(self, folder: Path) -> bool:
         """Tell whether a VM has networks here."""
@@ -144,7 +149,8 @@ class Networks:
             result = self._plugins.add(as_before(attachment), vm_cid, namespace, lambda _: None)
             _require_same_addresses(attachment, result)
             attachments[index] = replace(attachment, result=result)
-            _save(folder / STATE, attachments)
+            save(folder / STATE, attachments)
+        self._firewall.admit(vm_cid, attachments)
         if then:
             then()
         (folder / _REBUILDING).unlink()
@@ -152,8 +158,8 @@ class Networks:
     def hand_over(self, networks: Sequence[Network], folder: Path) -> list[tuple[str, int]]:
         """Detach the VM's interfaces from bridges, for those that its hypervisor makes.
 
-        Returns the name and MTU (bytes) of each network's bridge. What `connect` made stays, for
-        `disconnect`, but no longer answers for the VM's addresses. Raises NotSupported for a
+        Returns each network's bridge and the interface's MTU (bytes). What `connect` made stays,
+        for `disconnect`, but no longer answers for the VM's addresses. Raises NotSupported for a
         network without a bridge.
         """
         bridges = []
@@ -169,7 +175,8 @@ class Networks:
     def leave_bridges(self, folder: Path) -> list[tuple[str, int] | None]:
         """Detach a VM's interfaces from their bridges (idempotent).
 
-        Returns the name and MTU (bytes) of each network's bridge, None for a network without one.
+        Returns the name of each network's bridge and the MTU (bytes) of the VM's interface, None
+        for a network without a bridge.
         """
         links = iproute.links()
         bridges: list[tuple[str, int] | None] = []
@@ -181,7 +188,11 @@ class Networks:
                 if bridge and link.get("master") == bridge["ifname"]:
                     words = ["ip", "link", "set", link["ifname"], "nomaster", "down"]
                     run(words, install_hint=iproute.INSTALL)
-            bridges.append((str(bridge["ifname"]), int(bridge["mtu"])) if bridge else None)
+            if bridge is None:
+                bridges.append(None)
+            else:
+                mtu = attachment.plugins[0].get("mtu") or bridge["mtu"]
+                bridges.append((str(bridge["ifname"]), int(mtu)))
         return bridges
 
     def _add(
@@ -189,7 +200,7 @@ class Networks:
     ) -> Network:
         def remember(result: CniConfig) -> None:
             attachments[index] = replace(attachments[index], result=result)
-            _save(folder / STATE, attachments)
+            save(folder / STATE, attachments)
 
         namespace = self.namespace(vm_cid)
         result = self._plugins.add(attachments[index], vm_cid, namespace, remember)
@@ -198,13 +209,6 @@ class Networks:
     def _plan(self, spec: VMSpec, network: Network, interface: str) -> Attachment:
         properties = properties_of(network)
         default_route = "gateway" in network.default or len(spec.networks) == 1
-        name = properties.get("name")
-        if name is not None:
-            title = str(name)
-            plugins = host_plugins(title, Path(self._config.text("network.cni_config_dir")))
-        else:
-            lan = self._lan(properties)
-            title, plugins = lan.bridge, bridge_plugins(lan, network, default_route=default_route)
         runtime: dict[str, Any] = {}
         if default_route and spec.properties.ports:
             runtime["portMappings"] = port_mappings(spec.properties.ports)
@@ -212,16 +216,32 @@ class Networks:
         if network.ip is not None:
             runtime["ips"] = [f"{network.ip}/{network.prefix}"]
             arguments += f";IP={network.ip}"
-        return Attachment(title, interface, plugins, runtime, arguments)
+        if "name" in properties:
+            title = str(properties["name"])
+            plugins = host_plugins(title, Path(self._config.text("network.cni_config_dir")))
+            return Attachment(title, interface, plugins, runtime, arguments)
+        lan = self._lan(properties)
+        return Attachment(
+            lan.bridge,
+            interface,
+            bridge_plugins(lan, network, default_route=default_route),
+            runtime,
+            arguments,
+            bridge=lan.bridge,
+            masquerade=self._config.flag("network.masquerade"),
+        )
 
     def _lan(self, properties: dict[str, Any]) -> Lan:
+        mtu = properties.get("mtu") or self._config.integer("network.mtu")
         return Lan(
-            bridge=properties.get("bridge") or self._config.text("network.bridge"),
-            mtu=properties.get("mtu") or self._config.integer("network.mtu"),
-            masquerade=self._config.flag("network.masquerade"),
+            bridge=self._bridge(properties),
+            mtu=mtu or uplink.mtu(),
             dynamic_subnets=self._config.strings("network.dynamic_subnets"),
             address_dir=self._addresses,
         )
+
+    def _bridge(self, properties: dict[str, Any]) -> str:
+        return properties.get("bridge") or self._config.text("network.bridge")
 
 
 def _connected(network: Network, result: CniConfig) -> Network:
@@ -256,41 +276,6 @@ def properties_of(network: Network) -> dict[str, Any]:
     given = network.cloud_properties
     where = f"the network {network.name!r}: cloud_properties"
     return validate.fields(where, given, _PROPERTIES, CloudError, required=given)
-
-
-def _save(path: Path, attachments: Sequence[Attachment]) -> None:
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps([asdict(attachment) for attachment in attachments]))
-    fresh.replace(path)
-
-
-def attachments_in(path: Path) -> list[Attachment]:
-    """Return a VM's attachments from its STATE file, none if the VM is gone."""
-    try:
-        documents = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return []
-    return [
-        Attachment(**{**document, "plugins": tuple(document["plugins"])}) for document in documents
-    ]
-
-
-def nameservers(networks: Sequence[Network]) -> list[str]:
-    """Return the nameservers of the network that BOSH marks for DNS, else of all, else the host's.
-
-    Servers on the host's loopback are left out: a VM cannot reach them.
-    """
-    marked = [network for network in networks if "dns" in network.default] or networks
-    servers = [server for network in marked for server in network.dns]
-    if servers:
-        return list(dict.fromkeys(servers))
-    try:
-        lines = Path("/etc/resolv.conf").read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    entries = [line.split() for line in lines]
-    servers = [entry[1] for entry in entries if len(entry) > 1 and entry[0] == "nameserver"]
-    return [server for server in servers if not server.startswith("127.") and server != "::1"]
 
 
 def published(ports: Sequence[PortForward]) -> str:

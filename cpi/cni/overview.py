@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpi.cni.networks import STATE, attachments_in
-from cpi.cni.plugins import Attachment, addresses, networks_in
+from cpi.cni.attachments import STATE, Attachment, addresses, attachments_in
+from cpi.cni.plugins import networks_in
 from cpi.host import iproute
 from cpi.host.layout import Layout
 
@@ -54,7 +54,7 @@ def bridges(config: "Config") -> list[Bridge]:
         if attachment.network != plugin.get("bridge"):  # a CNI network of the host
             continue
         bridge = by_name.setdefault(attachment.network, Bridge(attachment.network))
-        bridge.masquerade = bool(plugin.get("ipMasq"))
+        bridge.masquerade = attachment.masquerade or bool(plugin.get("ipMasq"))
         for subnet in _subnets(plugin):
             if subnet not in bridge.subnets:
                 bridge.subnets.append(subnet)

@@ -1,47 +1,32 @@
 """CNI: network configurations, and the calls of plugins (containernetworking/cni SPEC, 1.0.0).
 
-Only plugins change networks; this renders their configurations and parses their results.
+Only plugins make interfaces; this renders their configurations and parses their results.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from ipaddress import ip_interface, ip_network
 from pathlib import Path
-from typing import Any
 
+from cpi.cni.attachments import Attachment, CniConfig
 from cpi.errors import CloudError, NetworkNotFound
 from cpi.host.process import CommandFailed, run
 from cpi.model import Network, PortForward
 
-CNI_VERSION = "1.0.0"
+# Those that this speaks, the preferred one first. Results of all three have the same `interfaces`,
+# and `ips` with the same `address` and `gateway`.
+CNI_VERSIONS = ("1.0.0", "0.4.0", "0.3.1")
+_INCOMPATIBLE = 1  # SPEC, "Error", well-known error codes
 DEFAULT_PLUGIN_DIRS = ("/opt/cni/bin", "/usr/lib/cni", "/usr/libexec/cni")
-
-CniConfig = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Attachment:
-    """One interface: its plugins' configurations in order, and the parameters of their calls.
-
-    result: of ADD, which DEL must be given (SPEC, "Deletion Parameters").
-    """
-
-    network: str
-    interface: str
-    plugins: tuple[CniConfig, ...]
-    runtime: Mapping[str, Any]
-    arguments: str = ""
-    result: CniConfig | None = None
 
 
 @dataclass(frozen=True)
 class Lan:
-    """A bridge of the CPI: its name, MTU (bytes), NAT, and the folder of reserved addresses."""
+    """A bridge of the CPI: its name, MTU (bytes), and the folder of reserved addresses."""
 
     bridge: str
     mtu: int
-    masquerade: bool
     dynamic_subnets: Sequence[str]
     address_dir: Path
 
@@ -58,7 +43,7 @@ def bridge_plugins(lan: Lan, network: Network, *, default_route: bool) -> tuple[
         "type": "bridge",
         "bridge": lan.bridge,
         "isGateway": dynamic or network.gateway is not None,
-        "ipMasq": lan.masquerade,
+        "ipMasq": False,  # cpi.cni.firewall does that, with a cost that does not grow
         "hairpinMode": True,
         "mtu": lan.mtu,
         "ipam": {
@@ -68,12 +53,7 @@ def bridge_plugins(lan: Lan, network: Network, *, default_route: bool) -> tuple[
             "routes": routes,
         },
     }
-    return (
-        bridge,
-        # Docker makes hosts drop forwarded packets; this accepts those of the VM's address.
-        {"type": "firewall", "backend": "iptables"},
-        {"type": "portmap", "capabilities": {"portMappings": True}, "snat": True},
-    )
+    return (bridge,)
 
 
 def subnet_of(network: Network) -> str:
@@ -116,12 +96,17 @@ def host_plugins(name: str, folder: Path) -> tuple[CniConfig, ...]:
     )
 
 
+class Incompatible(CloudError):
+    """A plugin does not speak the version of CNI that it was called with."""
+
+
 class Plugins:
     """The host's CNI plugins."""
 
     def __init__(self, folders: Sequence[str]) -> None:
         wanted = folders or DEFAULT_PLUGIN_DIRS
         self.folders = [folder for folder in wanted if Path(folder).is_dir()]
+        self._agreed: dict[tuple[str, ...], str] = {}  # versions, by the plugins of a network
 
     def add(
         self,
@@ -134,20 +119,67 @@ class Plugins:
 
         `remember` is called with the result so far after each plugin, for `delete`.
         """
+        # Plugins are only asked for their versions when one refuses: asking costs a process each.
+        types = _types(attachment)
+        version = self._agreed.get(types, CNI_VERSIONS[0])
+        try:
+            return self._add(attachment, container, namespace, remember, version)
+        except Incompatible:
+            agreed = self.common_version(types)
+            if agreed == version:
+                raise
+            self._agreed[types] = agreed
+            self.delete(attachment, container, namespace)
+            return self._add(attachment, container, namespace, remember, agreed)
+
+    def _add(
+        self,
+        attachment: Attachment,
+        container: str,
+        namespace: Path,
+        remember: Callable[[CniConfig], None],
+        version: str,
+    ) -> CniConfig:
         result: CniConfig = {}
         for plugin in attachment.plugins:
             if not _idle(plugin, attachment):
                 previous = result or None
-                answer = self._call("ADD", attachment, plugin, container, namespace, previous)
+                answer = self._call(
+                    "ADD", attachment, plugin, container, namespace, previous, version
+                )
                 result = answer or result
                 remember(result)
         return result
 
     def delete(self, attachment: Attachment, container: str, namespace: Path) -> None:
         """Undo `add` in reverse order; ignore what is gone (CNI "DEL")."""
+        types, result = _types(attachment), attachment.result
+        version = (result or {}).get("cniVersion") or self._agreed.get(types, CNI_VERSIONS[0])
         for plugin in reversed(attachment.plugins):
-            if not _idle(plugin, attachment):
-                self._call("DEL", attachment, plugin, container, namespace, attachment.result)
+            if _idle(plugin, attachment):
+                continue
+            try:
+                self._call("DEL", attachment, plugin, container, namespace, result, version)
+            except Incompatible:
+                agreed = self.common_version(types)
+                if result or agreed == version:  # a result cannot be converted
+                    raise
+                version = self._agreed[types] = agreed
+                self._call("DEL", attachment, plugin, container, namespace, result, version)
+
+    def common_version(self, types: Sequence[str]) -> str:
+        """Return the version of CNI that all these plugins and this speak. Raises CloudError."""
+        spoken = {name: self.versions(name) for name in types}
+        for version in CNI_VERSIONS:
+            if all(version in versions for versions in spoken.values()):
+                return version
+        listed = "; ".join(
+            f"{name} speaks {', '.join(versions) or 'none'}" for name, versions in spoken.items()
+        )
+        raise CloudError(
+            f"the CNI plugins have no version in common with this CPI, which speaks "
+            f"{', '.join(CNI_VERSIONS)}: {listed}; install containernetworking-plugins 0.8 or later"
+        )
 
     def _call(
         self,
@@ -157,14 +189,15 @@ class Plugins:
         container: str,
         namespace: Path,
         previous: CniConfig | None,
+        version: str,
     ) -> CniConfig | None:
-        document = {**plugin, "cniVersion": CNI_VERSION, "name": attachment.network}
+        document = {**plugin, "cniVersion": version, "name": attachment.network}
         wanted = plugin.get("capabilities") or {}
         document["runtimeConfig"] = {
             key: value for key, value in attachment.runtime.items() if wanted.get(key)
         }
         if previous is not None:
-            document["prevResult"] = {**previous, "cniVersion": CNI_VERSION}
+            document["prevResult"] = {**previous, "cniVersion": version}
         environment = {
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": container,
@@ -180,16 +213,19 @@ class Plugins:
                 env=environment,
             )
         except CommandFailed as error:
-            raise CloudError(
+            code, reason = _reason(error)
+            failed = Incompatible if code == _INCOMPATIBLE else CloudError
+            raise failed(
                 f"the CNI plugin {plugin.get('type')} of the network {attachment.network!r} could "
-                f"not {command} {attachment.interface}: {_reason(error)}"
+                f"not {command} {attachment.interface}: {reason}"
             ) from None
         parsed: CniConfig | None = json.loads(answer) if answer.strip() else None
         return parsed
 
     def versions(self, name: str) -> list[str]:
         """Return the CNI versions that a plugin supports. Raises CloudError if it is missing."""
-        answer = run([self._find(name)], stdin=b"{}", env={"CNI_COMMAND": "VERSION"})
+        document = json.dumps({"cniVersion": CNI_VERSIONS[0]}).encode()
+        answer = run([self._find(name)], stdin=document, env={"CNI_COMMAND": "VERSION"})
         versions: list[str] = json.loads(answer).get("supportedVersions", [])
         return versions
 
@@ -206,45 +242,6 @@ class Plugins:
         )
 
 
-def addresses(result: CniConfig) -> list[tuple[str, int, str | None]]:
-    """Return (address, prefix, gateway) for each address of a CNI result."""
-    ips = ((ip_interface(ip["address"]), ip.get("gateway")) for ip in result.get("ips", []))
-    return [(str(address.ip), address.network.prefixlen, gateway) for address, gateway in ips]
-
-
-def mac_of(result: CniConfig) -> str | None:
-    """Return the MAC of the interface inside the namespace."""
-    interfaces = result.get("interfaces", [])
-    macs = [interface.get("mac") for interface in interfaces if interface.get("sandbox")]
-    return str(macs[0]) if macs and macs[0] else None
-
-
-def as_before(attachment: Attachment) -> Attachment:
-    """Return an attachment that requests the addresses and the MAC that it had.
-
-    Plugins may ignore them (CNI CONVENTIONS.md, "ips" and "mac"); host-local and bridge do not.
-    """
-    result = attachment.result or {}
-    ips = [str(entry["address"]) for entry in result.get("ips", [])]
-    runtime, arguments = {**attachment.runtime, "ips": ips}, attachment.arguments
-    if mac := mac_of(result):
-        runtime["mac"], arguments = mac, f"{arguments};MAC={mac}"
-    plugins = []
-    for plugin in attachment.plugins:
-        args = plugin.get("args") or {}
-        plugins.append({**plugin, "args": {**args, "cni": {**(args.get("cni") or {}), "ips": ips}}})
-    return replace(attachment, plugins=tuple(plugins), runtime=runtime, arguments=arguments)
-
-
-def host_links(result: CniConfig) -> list[str]:
-    """Return the names of the interfaces that a CNI result has on the host."""
-    return [
-        str(interface.get("name"))
-        for interface in result.get("interfaces", [])
-        if not interface.get("sandbox")
-    ]
-
-
 def port_mappings(ports: Sequence[PortForward]) -> list[CniConfig]:
     """Return forwarded ports as CNI's portMappings capability takes them."""
     return [
@@ -254,18 +251,25 @@ def port_mappings(ports: Sequence[PortForward]) -> list[CniConfig]:
     ]
 
 
+def _types(attachment: Attachment) -> tuple[str, ...]:
+    """Return the names of an attachment's plugins, with those for addresses."""
+    names = [str(plugin.get("type")) for plugin in attachment.plugins]
+    ipams = [(plugin.get("ipam") or {}).get("type") for plugin in attachment.plugins]
+    return (*names, *(str(name) for name in ipams if name))
+
+
 def _idle(plugin: CniConfig, attachment: Attachment) -> bool:
     """Tell whether a plugin has nothing to do: a portmap without ports only costs a process."""
     return plugin.get("type") == "portmap" and not attachment.runtime.get("portMappings")
 
 
-def _reason(error: CommandFailed) -> str:
-    """Return a plugin's error message, which is JSON on stdout (SPEC, "Error")."""
+def _reason(error: CommandFailed) -> tuple[int, str]:
+    """Return the code and the message of a plugin's error, JSON on stdout (SPEC, "Error")."""
     try:
         document = json.loads(error.stdout)
         reason = " ".join(str(document[key]) for key in ("msg", "details") if document.get(key))
         if "already has an IP address different" in reason:
             reason += "; a bridge has one IPv4 subnet: name another `bridge` for this network"
-        return reason
-    except (ValueError, KeyError, TypeError):
-        return error.message
+        return int(document.get("code", 0)), reason
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return 0, error.message

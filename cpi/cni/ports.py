@@ -1,6 +1,6 @@
 """Published ports of the host: each belongs to one VM, and no program of the host listens on it.
 
-CNI's portmap plugin would silently let a second VM take over a port.
+The firewall (cpi.cni.firewall, or a plugin of a CNI network) would publish one that the host uses.
 """
 
 import socket

@@ -1,4 +1,4 @@
-"""`bosh-cpi console VM`: show a full VM's console."""
+"""`bosh-cpi console VM`: show a VM's console."""
 
 import argparse
 import sys
@@ -16,8 +16,8 @@ examples:
   bosh-cpi console …-vm-1f0c… --lines 50   the end of it
   bosh-cpi console …-vm-1f0c… --follow     and what comes, until Ctrl-C
 
-Kernel, boot loader and init write there; so it tells why a VM's agent does not answer. Containers
-have no console.
+Init writes there, in a full VM boot loader and kernel too; so it tells why a VM's agent does not
+answer.
 """
 _TAIL = 4096  # bytes at its end by which an earlier log is found in a later one
 _EVERY = 0.5  # seconds; a growing console file causes no event
@@ -66,7 +66,7 @@ COMMANDS = (
     Command(
         "console",
         _show,
-        "show what a full VM printed on its console",
+        "show what a VM printed on its console",
         VM,
         argument("--lines", type=int, metavar="N", help="the last N lines alone"),
         switch("--follow", "go on as the VM prints more"),

@@ -2,29 +2,34 @@
 
 import argparse
 import os
+import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from cpi.commands import host_checks, network_checks, output
-from cpi.commands.declare import JSON, Command
+from cpi.commands.declare import JSON, Command, switch
 from cpi.commands.host_checks import Host
 from cpi.config.config import Config
 from cpi.config.load import config_of, load_config
 from cpi.errors import CPIError
-from cpi.findings import FAILURE, OK, WARNING, Finding, failure
+from cpi.findings import FAILURE, OK, WARNING, Cure, Finding, failure
+from cpi.host.process import CommandFailed, run
 from cpi.log import Log
 from runtimes import catalog
 
 _EXAMPLES = """\
 examples:
   bosh-cpi doctor
+  bosh-cpi doctor --fix
   bosh-cpi doctor --json | jq -r '.checks[] | select(.status == "failure") | .fix'
 
-Nothing is changed. Below what is not well is its fix: a command, or a line of cpi.json.
+Without --fix nothing is changed. Below each problem is its fix: a command, or a line of cpi.json.
+--fix runs those commands that can do no harm, asks before each, and checks again after it.
 Exit status 1: at least one failure. Runtimes that are not configured get one line each.
 """
 _MARKS = {OK: "✓", WARNING: "!", FAILURE: "✗"}
+_CURE_SECONDS = 900  # apt may load packages
 _COLOURS = {OK: "green", WARNING: "yellow", FAILURE: "bold red"}
 
 
@@ -37,16 +42,68 @@ def _load(path: str | None) -> Config:
 
 
 def _doctor(options: argparse.Namespace, config: Config) -> int:
-    results = findings(Host(config, options.config, _problem(options.config)))
+    def look() -> list[tuple[str, Finding]]:
+        return findings(Host(config, options.config, _problem(options.config)))
+
+    results = fixed(look, yes=options.yes) if options.fix else look()
     failures = sum(finding.status == FAILURE for _, finding in results)
     warnings = sum(finding.status == WARNING for _, finding in results)
     if options.json:
-        checks = [{"scope": scope, **asdict(finding)} for scope, finding in results]
+        checks = [{"scope": scope, **_document(finding)} for scope, finding in results]
         output.show_json({"failures": failures, "warnings": warnings, "checks": checks})
     else:
         _show(results)
         print(f"\n{len(results)} checks, {failures} failed, {warnings} warnings")
     return 1 if failures else 0
+
+
+def fixed(look: Callable[[], list[tuple[str, Finding]]], *, yes: bool) -> list[tuple[str, Finding]]:
+    """Do the cures that the checks propose, one by one; return what the checks say at the end.
+
+    All checks run again after each, as one cure may settle several findings, or allow more checks.
+    Each is asked for, unless `yes`, and done once.
+    """
+    proposed: set[tuple[str, str]] = set()
+    while True:
+        results = look()
+        todo = ((s, f) for s, f in results if f.cure and (s, f.check) not in proposed)
+        scope, finding = next(todo, (None, None))
+        if scope is None or finding is None:
+            return results
+        proposed.add((scope, finding.check))
+        print(f"{scope}, {finding.check}: {finding.message}", file=sys.stderr)
+        if finding.cure and _confirmed(finding.cure, yes=yes):
+            _apply(finding.cure)
+
+
+def _confirmed(cure: Cure, *, yes: bool) -> bool:
+    for words in cure.commands:
+        print(f"  {shlex.join(words)}", file=sys.stderr)
+    if yes:
+        return True
+    if not sys.stdin.isatty():
+        print("  pass --yes to confirm", file=sys.stderr)
+        return False
+    print("Do this? [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _apply(cure: Cure) -> None:
+    """Run a cure; a failure is shown, and the checks say the rest."""
+    try:
+        for words in cure.commands:
+            run(words, timeout=_CURE_SECONDS, env={"DEBIAN_FRONTEND": "noninteractive"})
+    except CommandFailed as error:
+        print(f"  {error.message}", file=sys.stderr)
+
+
+def _document(finding: Finding) -> dict[str, str]:
+    return {
+        "status": finding.status,
+        "message": finding.message,
+        "fix": finding.fix,
+        "check": finding.check,
+    }
 
 
 def _problem(path: str | None) -> str:
@@ -88,7 +145,8 @@ def optional(name: str, results: Sequence[Finding]) -> Finding:
     for finding in results:
         if finding.status == FAILURE:
             message = f"{finding.message} (only for runtime {name})"
-            return replace(finding, status=WARNING, message=message)
+            # Not cured: whoever does not use the runtime does not want its programs.
+            return replace(finding, status=WARNING, message=message, cure=None)
     return Finding(OK, "could be used", check="not configured")
 
 
@@ -114,6 +172,8 @@ COMMANDS = (
         "doctor",
         _doctor,
         "check whether this host can run VMs",
+        switch("--fix", "do what is proposed, one by one, where it is safe; asks before each"),
+        switch("--yes", "with --fix: do not ask"),
         JSON,
         examples=_EXAMPLES,
         load=_load,

@@ -15,13 +15,26 @@ from cpi.config.config import Config
 from cpi.disks import loop
 from cpi.disks.disk_store import folders_of
 from cpi.errors import CPIError
-from cpi.findings import Checks, Finding, failure, ok, warning
-from cpi.host import kernel, syscalls
+from cpi.findings import (
+    Checks,
+    Cure,
+    Finding,
+    bosh_cpi,
+    commands,
+    failure,
+    ok,
+    packages,
+    warning,
+)
+from cpi.host import headroom, kernel, syscalls
 from cpi.host.layout import Layout
 from cpi.host.process import ENVIRONMENT
 from cpi.service.ownership import records_by_client
 from cpi.service.policy import Policies
 from cpi.service.sockets import main_socket
+from cpi.setup import units
+from cpi.setup.preparation import of_kernel, preparation
+from cpi.setup.steps import CONFIG, System
 from cpi.version import VERSION
 
 PYTHONS = ((3, 10), (3, 13))  # oldest and newest tested
@@ -58,7 +71,18 @@ class Host:
     @property
     def command(self) -> str:
         """Return the command that runs bosh-cpi with the same configuration."""
-        return f"bosh-cpi --config {self.path}" if self.path else "bosh-cpi"
+        return "bosh-cpi" if self.path in (None, CONFIG) else f"bosh-cpi --config {self.path}"
+
+    def cure(self, *words: str) -> Cure:
+        """Return a cure by a command of this program, with the same configuration."""
+        options = ("--config", self.path) if self.path else ()
+        return bosh_cpi(*options, *words, text=f"{self.command} {' '.join(words)}")
+
+    def service(self, verb: str) -> Cure | str:
+        """Return what starts or restarts the service, as this host runs it."""
+        if units.is_installed(System()):
+            return commands(("systemctl", verb, units.SERVICE.removesuffix(".service")))
+        return f"{self.command} serve"
 
 
 @FIRST.add("python")
@@ -82,12 +106,14 @@ def _configuration(host: Host) -> Finding:
             f"python3 -m json.tool {host.path}  # then docs/configuration.md",
         )
     if host.path is None:
-        return ok("the defaults; no file was named (--config, $BOSH_CPI_CONFIG)")
+        return ok(
+            f"the defaults; no file was given (--config, $BOSH_CPI_CONFIG), nor is {CONFIG} there"
+        )
     mode = os.stat(host.path).st_mode & 0o777
     if mode & 0o077 and host.config.text("agent.mbus"):
         return warning(
             f"{host.path} has passwords and others can read it ({mode:o})",
-            f"chmod 600 {host.path}",
+            commands(("chmod", "600", host.path)),
         )
     return ok(str(host.path))
 
@@ -111,17 +137,43 @@ def _loop_devices(_host: Host) -> Finding:
     try:
         control = os.open(loop.CONTROL, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
-        return failure(f"{loop.CONTROL} is not there", "modprobe loop")
+        return failure(f"{loop.CONTROL} is not there", commands(("modprobe", "loop")))
     except OSError as error:
         fix = "run this on the host, or in a container with --privileged"
         return failure(f"{loop.CONTROL} cannot be opened: {error.strerror}", fix)
     try:
         number = fcntl.ioctl(control, kernel.LOOP_CTL_GET_FREE)
     except OSError as error:
-        return failure(f"there is no free loop device: {error.strerror}", "losetup --detach-all")
+        return failure(f"there is no free loop device: {error.strerror}", "losetup --list")
     finally:
         os.close(control)
     return ok(f"/dev/loop{number} is free")
+
+
+@CHECKS.add("preparation")
+def _preparation(host: Host) -> Finding:
+    system, vms = System(), host.config.integer("max_vms")
+    if host.path == CONFIG:
+        steps = preparation(system, host.config, CONFIG)
+    else:  # the units are those of the installed configuration
+        steps = of_kernel(system, host.config)
+    if steps:
+        titles = "; ".join(step.title for step in steps[:3]) + "; …" * (len(steps) > 3)
+        return warning(
+            f"this host is not prepared for {vms} VMs: {titles}", host.cure("setup", "--yes")
+        )
+    return ok(f"limits, modules and units are there for {vms} VMs")
+
+
+@CHECKS.add("kernel limits")
+def _kernel_limits(host: Host) -> Finding:
+    """Tell whether a limit that all VMs share leaves room for another VM, by trying."""
+    reached = headroom.exhausted(systemd=True)
+    if reached is not None:
+        return failure(
+            headroom.reason(reached), headroom.fix(reached, host.config.integer("max_vms"))
+        )
+    return ok("there is room for another VM")
 
 
 @CHECKS.add("tools")
@@ -129,9 +181,9 @@ def _tools(_host: Host) -> Finding:
     missing = [tool for tool in TOOLS if shutil.which(tool[0], path=ENVIRONMENT["PATH"]) is None]
     if not missing:
         return ok(", ".join(program for program, _, _ in TOOLS))
-    packages = " ".join(dict.fromkeys(package for _, package, _ in missing))
     names = ", ".join(program for program, _, _ in missing)
-    message, fix = f"{names} cannot be found", f"apt-get install {packages}"
+    message = f"{names} cannot be found"
+    fix = packages(*dict.fromkeys(package for _, package, _ in missing))
     without = dict.fromkeys(without for _, _, without in missing)
     if "" in without:
         return failure(message, fix)
@@ -163,7 +215,7 @@ def _after_restart(host: Host) -> Finding:
         return warning(
             f"{len(lost)} VMs have lost their network namespace, as in a restart of the host: "
             f"{', '.join(lost[:3])}{', …' * (len(lost) > 3)}",
-            f"{host.command} restore",
+            host.cure("restore"),
         )
     return ok(f"nothing is left over ({len(vms)} VMs have their networks)")
 
@@ -174,14 +226,14 @@ def _service(host: Host) -> Finding:
     if not path.exists():
         return warning(
             f"nothing listens at {path}; only clients without root need the service",
-            f"{host.command} serve",
+            host.service("start"),
         )
     try:
         status = health(path)
     except (OSError, http.client.HTTPException) as error:
-        return failure(f"{path} is there and does not answer: {error}", f"{host.command} serve")
+        return failure(f"{path} is there and does not answer: {error}", host.service("restart"))
     if status != http.HTTPStatus.OK:
-        return failure(f"{path} answers /healthz with {status}", f"{host.command} serve")
+        return failure(f"{path} answers /healthz with {status}", host.service("restart"))
     return ok(f"answers at {path}")
 
 

@@ -20,13 +20,16 @@ from cpi.commands import (
     networks,
     restore,
     serve,
+    setup,
     stemcell,
+    stop,
     top,
     vms,
 )
 from cpi.commands.declare import Command, argument
 from cpi.config.config import Config
 from cpi.errors import CPIError
+from cpi.setup.steps import CONFIG
 from cpi.version import VERSION
 
 CONFIG_VARIABLE = "BOSH_CPI_CONFIG"
@@ -34,8 +37,9 @@ CONFIG_VARIABLE = "BOSH_CPI_CONFIG"
 SHELLS = ("bash", "zsh")
 
 _EPILOG = f"""\
-Each command has a --help of its own. The configuration is the cpi.json that BOSH's jobs use; name
-it with --config or in ${CONFIG_VARIABLE}, or the defaults hold (docs/configuration.md).
+Each command has a --help of its own. The configuration is the cpi.json that BOSH's jobs use: the
+file given by --config or in ${CONFIG_VARIABLE}, else {CONFIG}
+if it can be read, else the defaults (docs/configuration.md).
 """
 
 
@@ -60,17 +64,22 @@ def parser() -> argparse.ArgumentParser:
         "-c",
         "--config",
         metavar="FILE",
-        default=os.environ.get(CONFIG_VARIABLE),
-        help=f"configuration (JSON); also ${CONFIG_VARIABLE}",
+        default=os.environ.get(CONFIG_VARIABLE) or _installed(),
+        help=f"configuration (JSON); also ${CONFIG_VARIABLE}; default: {CONFIG}",
     )
     commands = command_line.add_subparsers(metavar="COMMAND", required=True)
     modules = (
         *(doctor, vms, networks, disk, top, logs, console, exec, stemcell),
-        *(serve, restore, gc),
+        *(setup, serve, restore, stop, gc),
     )
     for command in (*chain.from_iterable(module.COMMANDS for module in modules), _COMPLETE):
         command.add_to(commands)
     return command_line
+
+
+def _installed() -> str | None:
+    """Return this host's configuration, as `make install` leaves it, if it can be read."""
+    return CONFIG if os.access(CONFIG, os.R_OK) else None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,22 +1,26 @@
 """The checks of `bosh-cpi doctor` for a host's network. A check is one function."""
 
 import json
+import shlex
 from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
-from cpi.cni import overview
-from cpi.cni.plugins import CNI_VERSION, DEFAULT_PLUGIN_DIRS, Plugins
+from cpi.cni import host_firewalls, nameservers, nftables, overview
+from cpi.cni.firewall import INSTALL, Firewall
+from cpi.cni.plugins import DEFAULT_PLUGIN_DIRS, Plugins
 from cpi.config.config import Config
 from cpi.errors import CPIError
-from cpi.findings import Checks, Finding, failure, ok, warning
+from cpi.findings import Checks, Finding, commands, failure, ok, warning
 from cpi.host import iproute
 from cpi.host.iproute import Route, Subnet
+from cpi.host.layout import Layout
 from cpi.host.process import CommandFailed, run
+from cpi.log import Log
 
-PLUGINS = ("bridge", "host-local", "firewall", "portmap")
+PLUGINS = ("bridge", "host-local")
 _SYSCTLS = Path("/proc/sys/net")
-_IPTABLES = ["iptables", "--wait", "5"]
+_MODULES = "modprobe -a nf_tables nft_chain_nat nft_nat nft_masq nft_fib_inet nft_ct"
 _INSTALL_PLUGINS = "apt-get install containernetworking-plugins"
 
 CHECKS = Checks[Config]()
@@ -34,27 +38,31 @@ def _plugins(config: Config) -> Finding:
             if named and existing
             else _INSTALL_PLUGINS,
         )
-    for name in PLUGINS:
-        try:
-            versions = plugins.versions(name)
-        except CPIError as error:
-            return failure(error.message, _INSTALL_PLUGINS)
-        if CNI_VERSION not in versions:
-            newest = versions[-1] if versions else "no version"
-            return failure(
-                f"the plugin {name} speaks CNI {newest} and no {CNI_VERSION}", _INSTALL_PLUGINS
-            )
-    return ok(f"{', '.join(PLUGINS)} in {', '.join(plugins.folders)} speak CNI {CNI_VERSION}")
-
-
-@CHECKS.add("iptables")
-def _iptables(_config: Config) -> Finding:
     try:
-        run([*_IPTABLES, "-t", "nat", "-S", "POSTROUTING"])
+        version = plugins.common_version(PLUGINS)
+    except CPIError as error:
+        return failure(error.message, _INSTALL_PLUGINS)
+    return ok(f"{', '.join(PLUGINS)} in {', '.join(plugins.folders)} speak CNI {version}")
+
+
+@CHECKS.add("nftables")
+def _nftables(config: Config) -> Finding:
+    firewall = _firewall_of(config)
+    guest = nftables.Guest("check", "check0", ["192.0.2.1", "2001:db8::1"], masquerade=True)
+    try:
+        transaction = nftables.adding(f"{firewall.table}-check", [guest]).encode()
+        run(["nft", "--check", "-f", "-"], stdin=transaction)
+        missing = sorted(firewall.missing())
     except CommandFailed as error:
-        fix = "modprobe iptable_nat" if error.status is not None else "apt-get install iptables"
-        return failure(error.message, fix)
-    return ok("the table nat is there")
+        needed = f"{error.message}; nftables 1.0.2 and Linux 5.2 or later are needed"
+        return failure(needed, INSTALL if error.status is None else _MODULES)
+    if missing:
+        return failure(
+            f"{len(missing)} VMs lack rules in the table {firewall.table}, {missing[0]} for one: "
+            "they were flushed",
+            "bosh-cpi restore",
+        )
+    return ok(f"the table inet {firewall.table} has the rules of all VMs")
 
 
 @CHECKS.add("bridge")
@@ -73,7 +81,7 @@ def _bridge(config: Config) -> Finding:
             f"{name} is there and no bridge", 'set in cpi.json: {"network": {"bridge": "bosh9"}}'
         )
     if bridge.state == overview.DOWN:
-        return failure(f"{name} is down", f"ip link set {name} up")
+        return failure(f"{name} is down", commands(("ip", "link", "set", name, "up")))
     addresses = " ".join(bridge.addresses) or "no address"
     return ok(f"{name} is up with {addresses}, {len(bridge.vms)} VMs")
 
@@ -86,7 +94,7 @@ def _forwarding(config: Config) -> Finding:
     if bridge.state == overview.UP:
         return failure(
             "net.ipv4.ip_forward is off, so VMs reach nothing outside their bridge",
-            "sysctl -w net.ipv4.ip_forward=1",
+            commands(("sysctl", "-w", "net.ipv4.ip_forward=1")),
         )
     return ok("net.ipv4.ip_forward is off until CNI's bridge plugin turns it on")
 
@@ -104,26 +112,60 @@ def _rp_filter(config: Config) -> Finding:
         return warning(
             f"the kernel drops what comes from VMs on {', '.join(strict)} by another network of "
             "theirs (strict reverse path filter)",
-            " && ".join(f"sysctl -w net.ipv4.conf.{name}.rp_filter=2" for name in strict),
+            commands(*(("sysctl", "-w", f"net.ipv4.conf.{name}.rp_filter=2") for name in strict)),
         )
     return ok("not strict on any bridge of ours")
 
 
 @CHECKS.add("firewall")
-def _firewall(_config: Config) -> Finding:
-    lines = run([*_IPTABLES, "-S", "FORWARD"]).decode().splitlines()
-    if "-P FORWARD DROP" not in lines:
-        return ok("forwarding is not dropped")
-    let_through = any("-j CNI-FORWARD" in line for line in lines)
-    if _sysctl("bridge/bridge-nf-call-iptables") == "1" and not let_through:
-        return warning(
-            "FORWARD drops, also between VMs of one bridge (br_netfilter), and no rule of CNI's is "
-            "there yet",
-            "sysctl -w net.bridge.bridge-nf-call-iptables=0",
+def _firewall(config: Config) -> Finding:
+    firewall = _firewall_of(config)
+    bridges = sorted({guest.bridge for guest in firewall.guests()})
+    for bridge in bridges:
+        for finding in _dropping(bridge, firewall.table):
+            return finding
+    if not bridges:
+        return ok("the host's own firewalls are told of a bridge with its first VM")
+    return ok(f"the host's own firewalls let {', '.join(bridges)} through")
+
+
+def _dropping(bridge: str, mark: str) -> Iterator[Finding]:
+    """Yield what drops forwarded packets of a bridge."""
+    within = " and between VMs" if _sysctl("bridge/bridge-nf-call-iptables") == "1" else ""
+    for program in filter(host_firewalls.is_installed, host_firewalls.IPTABLES):
+        if host_firewalls.lacks_iptables_rules(program, bridge, mark):
+            rules = host_firewalls.iptables_rules(bridge, mark)
+            yield failure(
+                f"FORWARD of {program} drops packets of {bridge} to and from the outside{within}",
+                " && ".join(shlex.join([program, "-I", "FORWARD", *rule]) for rule in rules),
+            )
+    if host_firewalls.firewalld_runs() and not host_firewalls.zone_of(bridge):
+        yield failure(
+            f"firewalld rejects packets of {bridge}, which is in no zone",
+            host_firewalls.firewalld_fix(bridge),
         )
+    for family, table, chain in host_firewalls.dropping_chains():
+        rule = f"nft insert rule {family} {table} {chain}"
+        yield warning(
+            f"the chain {chain} of the table {family} {table} drops what it does not accept; it "
+            f"may have no rules for {bridge}{within}",
+            f"{rule} iifname {bridge} accept && "
+            f"{rule} oifname {bridge} ct state established,related accept && "
+            f"{rule} oifname {bridge} ct status dnat accept  # and in /etc/nftables.conf",
+        )
+
+
+def _firewall_of(config: Config) -> Firewall:
+    return Firewall(Layout.of(config), Log(quiet=True))
+
+
+@CHECKS.add("DNS")
+def _dns(_config: Config) -> Finding:
+    if servers := nameservers.of_host():
+        return ok(f"VMs whose networks have no dns get {', '.join(servers)}")
     return warning(
-        "FORWARD drops (docker sets that): other machines do not reach published ports",
-        "iptables -A CNI-ADMIN -m conntrack --ctstate DNAT -j ACCEPT  # once there is a VM",
+        "the host has no nameserver that VMs can reach, for those whose networks have no dns",
+        "set dns in the subnets of the cloud-config",
     )
 
 

@@ -14,7 +14,7 @@ from cpi.commands.image_places import ARCHIVE, FILE, RUNTIME, Place, destination
 from cpi.config.config import Config
 from cpi.errors import CloudError
 from cpi.log import Log
-from runtimes import catalog
+from runtimes import catalog, registry_access
 
 if TYPE_CHECKING:
     from cpi.model import JsonObject
@@ -73,14 +73,8 @@ class _Work:
     def registry(self, reference: "Reference") -> "Registry":
         """Return the registry of a reference, accessed as the configuration and options say."""
         from stemcell_convert.registry import Registry
-        from stemcell_convert.registry_client import Access
 
-        access = Access(
-            self.config.strings("registry.plain_http"),
-            self.config.text("registry.ca_file"),
-            self.config.text("registry.docker_config"),
-        )
-        return Registry(reference, access, self.report)
+        return Registry(reference, registry_access.access(self.config), self.report)
 
     def put(self, image: "Image", target: Place) -> dict[str, Any]:
         """Write an image to a destination; return the result as a document."""

@@ -1,8 +1,7 @@
-"""The CPI's configuration: the file given by `-c`, and what overrides it in a call's context.
+"""The CPI's configuration: all keys with their values, from the file given by `-c`.
 
-BOSH merges a cpi-config's properties flat into the context, beside keys of its own; so a key that
-is unknown is an error in the file, and only logged when it comes with the context. The keys are
-handed in; cpi.config.load has them all.
+The keys are handed in; cpi.config.load has them all. What a call overrides is in
+cpi.config.overrides.
 """
 
 from __future__ import annotations
@@ -19,9 +18,6 @@ if TYPE_CHECKING:
 
     Value = TypeVar("Value")
 
-# What the director and the CLI put into the context themselves.
-CONTEXT_OWN = frozenset({"director_uuid", "request_id", "vm"})
-
 
 class Config:
     """All keys with their values. Asking for a key that is not declared raises KeyError."""
@@ -35,40 +31,17 @@ class Config:
     @classmethod
     def of(cls, document: Mapping[str, object], keys: dict[str, Key], source: str) -> Config:
         """Check a configuration document. Raises CPIError naming `source` and the keys."""
-        given = dict(_leaves(document, keys, source))
+        given = dict(leaves(document, keys, source))
         validate.known_keys(source, given, keys, CPIError)
         values = {name: key.default for name, key in keys.items()}
         return cls(keys, values | {name: keys[name].checked(given[name], source) for name in given})
 
-    def with_context(
-        self, *documents: Mapping[str, object], of_client: bool = False
-    ) -> tuple[Config, list[str]]:
-        """Override this by what came with a call; return that and the names of the ignored keys.
+    @property
+    def keys(self) -> Mapping[str, Key]:
+        """Return all keys by name."""
+        return self._keys
 
-        documents: the call's context, after the client's own configuration where it has one; the
-        last one that sets a key wins. A key of type object is replaced as a whole. The director's
-        own keys are neither used nor reported. of_client: they come from a client of the service,
-        which may set only keys marked `client`. Raises CPIError for a wrong value.
-        """
-        given: dict[str, object] = {}
-        for document in documents:
-            own = {name: value for name, value in document.items() if name not in CONTEXT_OWN}
-            given.update(_leaves(own, self._keys, "context"))
-        values = dict(self._values)
-        ignored = []
-        for name, value in given.items():
-            key = self._keys.get(name)
-            if key is None or (of_client and not key.client):
-                ignored.append(name)
-                continue
-            checked = key.checked(value, "context")
-            if key.context_only_forbids and checked and not self._values[name]:
-                ignored.append(name)
-            else:
-                values[name] = checked
-        return Config(self._keys, values), ignored
-
-    def replaced(self, name: str, value: str | tuple[str, ...]) -> Config:
+    def replaced(self, name: str, value: object) -> Config:
         """Return this with another value of a key, as its getter returns it."""
         if name not in self._keys:
             raise KeyError(name)
@@ -105,8 +78,8 @@ class Config:
         return value
 
 
-def _leaves(
-    document: Mapping[str, object], keys: dict[str, Key], source: str, prefix: str = ""
+def leaves(
+    document: Mapping[str, object], keys: Mapping[str, Key], source: str, prefix: str = ""
 ) -> Iterator[tuple[str, object]]:
     """Yield dotted names and values; a section such as `agent` is descended into, a key is not.
 
@@ -120,4 +93,4 @@ def _leaves(
             yield name, value
         else:
             section = validate.mapping(f"{source}: {name}", value, CPIError)
-            yield from _leaves(section, keys, source, name + ".")
+            yield from leaves(section, keys, source, name + ".")

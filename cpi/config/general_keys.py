@@ -6,6 +6,8 @@ from cpi.config.key import Key
 from cpi.log import LEVELS
 from runtimes import catalog
 
+_PROXY = r"https?://[^\s/]+/?"
+
 KEYS = (
     Key(
         "runtime",
@@ -51,6 +53,15 @@ KEYS = (
         doc="Largest disk, or root file system, that is taken out of a stemcell.",
     ),
     Key(
+        "max_vms",
+        type="integer",
+        default=100,
+        unit="VMs",
+        minimum=1,
+        doc="VMs that the host is to run at once: the kernel's limits are compared with what as "
+        "many need, and raised to it. It is not a quota.",
+    ),
+    Key(
         "registry.plain_http",
         type="list of strings",
         default=(),
@@ -67,6 +78,24 @@ KEYS = (
         type="path",
         doc="Docker config with credentials for registries, as `docker login` writes it, with "
         "its credential helpers. Empty means that of the user the CPI runs as.",
+    ),
+    Key(
+        "registry.http_proxy",
+        pattern=_PROXY,
+        doc="Proxy for registries without TLS, as `http://user:password@host:port`.",
+    ),
+    Key(
+        "registry.https_proxy",
+        pattern=_PROXY,
+        doc="Proxy for registries with TLS, by CONNECT. Where neither of the two is set, "
+        "`HTTP_PROXY`, `HTTPS_PROXY` and `NO_PROXY` of the environment count.",
+    ),
+    Key(
+        "registry.no_proxy",
+        type="list of strings",
+        default=("localhost", "127.0.0.0/8", "::1"),
+        doc="Registries to reach without a proxy: hosts, domains, subnets, each with or without "
+        "a port. The default leaves out those on this host.",
     ),
     Key(
         "registry.require_digest",
@@ -119,11 +148,12 @@ KEYS = (
     Key(
         "network.mtu",
         type="integer",
-        default=1500,
+        default=0,
         unit="bytes",
         minimum=576,
         client=True,
-        doc="MTU of the default network.",
+        doc="MTU of VMs on bridges. 0 means that of the interface of the host's default route, "
+        "when the VM is made.",
     ),
     Key(
         "network.dynamic_subnets",

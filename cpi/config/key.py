@@ -13,8 +13,9 @@ class Key:
 
     name: dotted path in the JSON. type: string, path, integer, boolean, list of strings, list of
     paths or object. unit: what an integer counts. pattern: regular expression for the whole string.
-    minimum: smallest integer. context_only_forbids: the context may set false but not true, so that
-    the host has the last word. client: a client of the host's service may set it with its calls.
+    minimum: smallest integer, besides a default of 0. context_only_forbids: the context may set
+    false but not true, so that the host has the last word. client: a client of the host's service
+    may set it with its calls.
     """
 
     def __init__(
@@ -50,6 +51,8 @@ class Key:
         if self.type == "boolean":
             return validate.flag(where, value, CPIError)
         if self.type == "integer":
+            if type(value) is int and value == 0 == self.default:  # a bool is another type
+                return value
             return validate.integer(self.minimum, unit=self.unit)(where, value, CPIError)
         if self.type.startswith("list of"):
             return validate.list_of(self._string)(where, value, CPIError)

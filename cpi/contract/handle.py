@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import time
 
+from cpi.config.overrides import overridden
 from cpi.contract import methods
 from cpi.documents import decode, failure, require_object
 from cpi.errors import CPIError, InvalidCall, NoDiskSpace, NotSupported, VMCreationFailed
@@ -106,7 +107,7 @@ def _run(
     """Run a method. Raises what is wrong with the call, and whatever its runtime raises."""
     # Clients do not set the level of the host's own log.
     shown_level = "" if guard is None else config.text("log_level")
-    config, ignored = config.with_context(*overrides, of_client=guard is not None)
+    config, ignored = overridden(config, *overrides, of_client=guard is not None)
     log.set_level(config.text("log_level"), shown_level)
     method = methods.find(name, api_version)
     log.info(_started(name, method, given, overrides[-1]))

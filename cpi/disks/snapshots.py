@@ -14,8 +14,9 @@ from pathlib import Path
 
 from cpi.disks import raw_image as images
 from cpi.disks.disk import Disk
-from cpi.disks.disk_store import DiskStore, read_facts, write_facts
+from cpi.disks.disk_store import DiskStore
 from cpi.errors import CloudError
+from cpi.host.facts_file import read_facts, write_facts
 from cpi.progress import Progress
 
 _FOLDER = "snapshots"

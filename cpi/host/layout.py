@@ -32,8 +32,10 @@ class Layout:
         self.namespaces = run_dir / "netns"  # pinned network namespaces, by VM CID
         self.layers = run_dir / "layers"  # of VMs in user namespaces, by VM CID
         self.user_namespaces = run_dir / "userns"  # pinned, by VM CID
+        self.bridges = run_dir / "bridges"  # those that the host's firewalls were told of
         self.rootfs = run_dir / "rootfs"  # mount point, in private mount namespaces only
         self.execs = run_dir / "exec"  # FIFOs of commands that run in VMs
+        self.accelerator = run_dir / "accelerator.json"  # whether a hypervisor can use it
         self.guest = run_dir / "guest"  # the socket that VMs with host_service get
 
     @classmethod

@@ -208,6 +208,20 @@ def unpin_namespace(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
+def inotify_init() -> int:
+    """Call inotify_init1(2); return the descriptor, which does not block."""
+    descriptor: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    _check(min(descriptor, 0), Path("inotify"))
+    return descriptor
+
+
+def inotify_add_watch(descriptor: int, path: Path, mask: int) -> int:
+    """Call inotify_add_watch(2); return the watch's number."""
+    watch: int = _libc.inotify_add_watch(descriptor, os.fsencode(path), mask)
+    _check(min(watch, 0), path)
+    return watch
+
+
 def effective_capabilities(process: str = "self") -> frozenset[str]:
     """Return a process's effective capabilities (proc(5), CapEff). Raises OSError."""
     for line in Path(f"/proc/{process}/status").read_text().splitlines():

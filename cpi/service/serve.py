@@ -48,27 +48,37 @@ class Service:
     def _open(self) -> list[Listener]:
         """Return a listener for each socket, also for those that systemd has opened."""
         given = sockets.from_systemd()
-        unix = next((opened for opened in given if opened.family == socket.AF_UNIX), None)
         tcp = next((opened for opened in given if opened.family != socket.AF_UNIX), None)
+        unix = [opened for opened in given if opened.family == socket.AF_UNIX]
         config = self._config
-        if unix is None:
-            mode = int(config.text("service.socket_mode"), 8)
-            group = config.text("service.socket_group")
-            path = sockets.main_socket(config)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unix = sockets.unix(path, mode, group)
-            self._own.append(path)
+        main = sockets.main_socket(config)
         guest = guest_socket.make_folder(Layout.of(config).guest) / guest_socket.SOCKET
-        self._own.append(guest)
+        for_guests = next((opened for opened in unix if opened.getsockname() == str(guest)), None)
+        for_host = next((opened for opened in unix if opened is not for_guests), None)
+        mode, group = (
+            int(config.text("service.socket_mode"), 8),
+            config.text("service.socket_group"),
+        )
+        main.parent.mkdir(parents=True, exist_ok=True)
         listeners = [
-            Listener(unix, LOCAL, self._app),
+            Listener(self._unix(for_host, main, mode, group), LOCAL, self._app),
             # Any user in a VM may use it; on the host, its folder's parent is only root's.
-            Listener(sockets.unix(guest, 0o666), GUEST, self._app),
+            Listener(self._unix(for_guests, guest, 0o666), GUEST, self._app),
         ]
         if self._tls is not None:
             tcp = tcp or sockets.tcp(config.text("service.tcp"))
             listeners.append(Listener(tcp, "", self._app, self._tls))
         return listeners
+
+    def _unix(
+        self, given: socket.socket | None, path: Path, mode: int, group: str = ""
+    ) -> socket.socket:
+        """Return systemd's socket, or one of our own, with this mode and group."""
+        if given is None:
+            self._own.append(path)
+            return sockets.unix(path, mode, group)
+        sockets.grant(Path(given.getsockname()), mode, group)
+        return given
 
     def run(self) -> None:
         """Serve until SIGTERM or Ctrl-C; a second one interrupts running calls."""
@@ -123,7 +133,7 @@ class Service:
     def _stop(self) -> None:
         """Accept no more calls, finish running ones, and end the workers."""
         print(f"stopping; {self._pool.running} calls still run", file=sys.stderr)
-        self._app.stopping = True
+        self._app.stopping = True  # what was accepted until now is still answered
         ending = [threading.Thread(target=listener.stop) for listener in self._listeners]
         for thread in ending:
             thread.start()

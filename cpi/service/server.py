@@ -173,10 +173,6 @@ class _Gateway(Gateway):
         return app
 
     def _call(self) -> None:
-        if self._app.stopping:
-            stopping = "the service is stopping; try again when it is back"
-            self._refuse("503 Service Unavailable", CPIError(stopping, ok_to_retry=True))
-            return
         try:
             client, sizes = self._client(), self._sizes()
         except CPIError as error:

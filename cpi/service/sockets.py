@@ -45,17 +45,25 @@ def unix(path: Path, mode: int, group: str = "") -> socket.socket:
             made.bind(str(path))
         finally:
             os.umask(before)
+        grant(path, mode, group)
+        made.listen(BACKLOG)
+    except OSError as error:
+        raise CPIError(f"cannot listen on {path}: {error.strerror or error}") from None
+    return made
+
+
+def grant(path: Path, mode: int, group: str = "") -> None:
+    """Set the mode and the group of a socket, "" to leave it. Raises CPIError."""
+    try:
         if group:
             os.chown(path, -1, grp.getgrnam(group).gr_gid)
         path.chmod(mode)
-        made.listen(BACKLOG)
     except KeyError:
         raise CPIError(
             f"there is no group {group} on this host (service.socket_group); groupadd -r {group}"
         ) from None
     except OSError as error:
-        raise CPIError(f"cannot listen on {path}: {error.strerror or error}") from None
-    return made
+        raise CPIError(f"cannot set the mode of {path}: {error.strerror}") from None
 
 
 def _remove_stale(path: Path) -> None:

@@ -11,7 +11,7 @@ from functools import partial
 
 from cpi import cid
 from cpi.config.config import Config
-from cpi.errors import CPIError
+from cpi.errors import CPIError, message_of
 from cpi.host import locks, vm_creation
 from cpi.host.folders import size_of
 from cpi.host.layout import Layout
@@ -19,7 +19,7 @@ from cpi.log import Log
 from cpi.model import Garbage
 from cpi.service.ownership import records_by_client
 from cpi.upkeep import host_garbage
-from cpi.upkeep.restore import message_of, vms_of
+from cpi.upkeep.restore import vms_of
 from runtimes import catalog
 
 _VM_CID = re.compile(r"\b[a-z][a-z0-9]{0,15}-vm-[a-z0-9]{1,48}\b")
@@ -87,7 +87,7 @@ def _finders(
     used = [cid.runtime_of(vm_cid, cid.VM) for vm_cid in vms_of(config)]
     for name in dict.fromkeys([*catalog.configured(config), *used]):
         yield f"the runtime {name}", partial(_of_runtime, name, runtimes)
-    yield "this host", partial(host_garbage.find, config)
+    yield "this host", partial(host_garbage.find, config, runtimes.log)
     yield "clients of the service", partial(_records, runtimes)
     if bosh_vms is not None:
         yield "VMs that BOSH does not know", partial(_unknown, set(bosh_vms), runtimes)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from cpi import cid
+from cpi.cni.firewall import Firewall
 from cpi.config.config import Config
 from cpi.disks import loop
 from cpi.disks.disk_store import DiskStore, folders_of
@@ -16,6 +17,7 @@ from cpi.errors import CPIError
 from cpi.host import id_maps, locks, syscalls
 from cpi.host.folders import entries, size_of
 from cpi.host.layout import Layout
+from cpi.log import Log
 from cpi.model import Garbage
 from runtimes import catalog
 
@@ -25,7 +27,7 @@ _NO_VM = "there is no VM of this name"
 _UPLOAD_SECONDS = 600  # more than between making a folder and locking the file in it
 
 
-def find(config: Config) -> list[Garbage]:
+def find(config: Config, log: Log) -> list[Garbage]:
     """Return orphaned resources that no running call has locked. Raises CPIError."""
     layout = Layout.of(config)
     vms, run_dir = layout.vms, str(layout.run_dir)
@@ -34,6 +36,8 @@ def find(config: Config) -> list[Garbage]:
         *_disk_files(store),
         *_snapshots(store),
         *_namespaces(layout),
+        # First: what is reserved can only be reserved again when it has no rules.
+        *_firewall_rules(Firewall(layout, log), vms),
         *_reservations(layout),
         *_loops(vms),
         *_uploads(layout.uploads),
@@ -115,6 +119,19 @@ def _reservations(layout: Layout) -> Iterator[Garbage]:
 
                 remove = _while_gone(owner, vms, unlink)
                 yield Garbage(title, str(path), f"its VM {owner} is gone", owner, remove)
+
+
+def _firewall_rules(firewall: Firewall, vms: Path) -> Iterator[Garbage]:
+    """Yield the published ports and masquerading of VMs that are gone."""
+    for owner, elements in sorted(firewall.owners().items()):
+        if _is_gone(owner, vms):
+
+            def remove(owner: str = owner) -> None:
+                firewall.remove_elements(sorted(firewall.owners().get(owner, ())))
+
+            why = f"{len(elements)} elements of {firewall.table} are of a VM that is gone"
+            remove_still = _while_gone(owner, vms, remove)
+            yield Garbage("firewall rules", owner, why, owner, remove_still)
 
 
 def _owner(path: Path) -> str:

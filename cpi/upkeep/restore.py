@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from cpi import cid
+from cpi.cni.attachments import STATE, attachments_in
+from cpi.cni.firewall import Firewall
 from cpi.config.config import Config
-from cpi.errors import CPIError
+from cpi.errors import message_of
 from cpi.host import locks
 from cpi.host.folders import entries
 from cpi.host.layout import Layout
@@ -42,10 +44,12 @@ def restore_all(config: Config, log: Log) -> Restored:
     logged and returned, not raised.
     """
     done = Restored()
+    without_rules = _without_rules(config, log)
 
     def restore(vm_cid: str) -> None:
         try:
-            (done.back if _restore(vm_cid, config, log) else done.untouched).append(vm_cid)
+            restored = _restore(vm_cid, config, log, rules=vm_cid in without_rules)
+            (done.back if restored else done.untouched).append(vm_cid)
         except Exception as error:  # whatever it is, the other VMs must still be restored
             message = done.failed[vm_cid] = message_of(error)
             log.error(f"{vm_cid} cannot be brought back: {message}")
@@ -58,11 +62,6 @@ def restore_all(config: Config, log: Log) -> Restored:
     return done
 
 
-def message_of(error: Exception) -> str:
-    """Return an error's message, with its type unless it is the CPI's own."""
-    return error.message if isinstance(error, CPIError) else f"{type(error).__name__}: {error}"
-
-
 def vms_of(config: Config) -> Iterator[str]:
     """Yield the CIDs of this host's VMs, complete or not, of all runtimes of this CPI."""
     for path in entries(Layout.of(config).vms):
@@ -70,8 +69,21 @@ def vms_of(config: Config) -> Iterator[str]:
             yield path.name
 
 
-def _restore(vm_cid: str, config: Config, log: Log) -> bool:
-    """Restore a VM if it needs it; tell whether it did."""
+def _without_rules(config: Config, log: Log) -> set[str]:
+    """Return the VMs that lack rules of the firewall; if there are any, admit their bridges."""
+    firewall = Firewall(Layout.of(config), log)
+    try:
+        missing = firewall.missing()
+    except Exception as error:  # VMs must still be restored
+        log.error(f"the firewall's rules cannot be listed: {message_of(error)}")
+        return set()
+    if missing:
+        firewall.admit_bridges()
+    return missing
+
+
+def _restore(vm_cid: str, config: Config, log: Log, *, rules: bool) -> bool:
+    """Restore a VM if it needs it; tell whether it did. rules: whether it lacks the firewall's."""
     folder = Layout.of(config).vm(vm_cid)
     with locks.hold(config.text("run_dir"), vm_cid, log=log):
         if not folder.is_dir():  # deleted meanwhile
@@ -79,6 +91,10 @@ def _restore(vm_cid: str, config: Config, log: Log) -> bool:
         # One for each: not all runtimes' connections can be shared by threads.
         with catalog.Runtimes(config, log) as runtimes:
             restored = runtimes.of_cid(vm_cid, cid.VM).restore(vm_cid)
+        if rules and not restored:
+            firewall = Firewall(Layout.of(config), log)
+            firewall.admit(vm_cid, attachments_in(folder / STATE))
+            restored = True
     if restored:
         log.info(f"{vm_cid} is back")
     return restored

@@ -64,6 +64,11 @@ def folder_of(controller: str, path: str = "/") -> Path:
     return _ROOT / controller / path.lstrip("/")
 
 
+def exists(path: str) -> bool:
+    """Tell whether there is such a cgroup in any hierarchy."""
+    return any((root / path.lstrip("/")).is_dir() for root in _hierarchies())
+
+
 def remove(path: str) -> None:
     """Remove a cgroup without processes, and those below it, if it exists."""
     for root in _hierarchies():

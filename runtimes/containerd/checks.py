@@ -12,7 +12,7 @@ from google.protobuf.empty_pb2 import Empty  # noqa: TID253 - loaded with the cl
 
 from cpi.config.config import Config
 from cpi.errors import CPIError
-from cpi.findings import Checks, Finding, failure, ok, run, warning
+from cpi.findings import Checks, Cure, Finding, commands, failure, ok, packages, run, warning
 from cpi.host.layout import Layout
 from cpi.host.process import CommandFailed, run as run_program
 from runtimes.containerd import cgroups, host_facts, user_namespaces
@@ -75,17 +75,17 @@ def _containerd(subject: Subject) -> Finding:
         return failure(
             f"containerd {version} at {subject.address} is none of 1.6, 1.7 and 2.x, which are "
             "supported",
-            "apt-get install containerd",
+            packages("containerd"),
         )
     return ok(f"{version} answers at {subject.address}")
 
 
-def _start_hint(address: str) -> str:
+def _start_hint(address: str) -> str | Cure:
     if not Path("/usr/bin/containerd").exists() and not Path("/usr/local/bin/containerd").exists():
-        return "apt-get install containerd runc"
+        return packages("containerd", "runc")
     if address != "/run/containerd/containerd.sock":
         return f"containerd --address {address}  # or set containerd.address to where it listens"
-    return "systemctl start containerd"
+    return commands(("systemctl", "start", "containerd"))
 
 
 @CHECKS.add("snapshotter")
@@ -177,7 +177,7 @@ def _stopped(subject: Subject) -> Finding:
 
 @CHECKS.add("capabilities")
 def _capabilities(subject: Subject) -> Finding:
-    missing = sorted(set(CAPABILITIES) - host_facts.capabilities_of_server(subject.address))
+    missing = sorted(set(CAPABILITIES) - host_facts.ceiling_of_server(subject.address).capabilities)
     if missing:
         return warning(
             f"containerd itself lacks {', '.join(missing)}, so VMs do as well",
@@ -191,7 +191,7 @@ def _runc(_subject: Subject) -> Finding:
     try:
         first = run_program(["runc", "--version"]).decode().splitlines()[0]
     except CommandFailed as error:
-        return failure(error.message, "apt-get install runc")
+        return failure(error.message, packages("runc"))
     return ok(first)
 
 

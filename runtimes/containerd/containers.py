@@ -102,15 +102,22 @@ class Containers:
         )
 
     def start(
-        self, cid: str, mounts: Sequence[types_pb2.Mount], prepare: Callable[[int], None]
+        self,
+        cid: str,
+        mounts: Sequence[types_pb2.Mount],
+        console: str,
+        prepare: Callable[[int], None],
     ) -> int:
         """Create and start a container's task; return the process id of its init.
 
-        `prepare` gets it when all namespaces exist and nothing of the container has run yet.
+        console: URI of what takes the output of its terminal. `prepare` gets the process id when
+        all namespaces exist and nothing of the container has run yet.
         """
         pid = self._client.call(
             "tasks.v1.Tasks/Create",
-            tasks_pb2.CreateTaskRequest(container_id=cid, rootfs=mounts),
+            tasks_pb2.CreateTaskRequest(
+                container_id=cid, rootfs=mounts, stdout=console, terminal=True
+            ),
             tasks_pb2.CreateTaskResponse,
             doing=f"creating the task of {cid}",
         ).pid
@@ -145,6 +152,16 @@ class Containers:
             tasks_pb2.GetResponse,
             doing=f"looking for the task of {cid}",
         )
+
+    def exit_status(self, cid: str) -> int:
+        """Return the exit status of a task whose init has ended. Raises CloudError."""
+        reply = self._client.call(
+            "tasks.v1.Tasks/Wait",
+            tasks_pb2.WaitRequest(container_id=cid),
+            tasks_pb2.WaitResponse,
+            doing=f"asking for the exit status of {cid}",
+        )
+        return int(reply.exit_status)
 
     def stop(self, cid: str) -> None:
         """Kill a task's processes and delete it, if it exists."""

@@ -12,9 +12,7 @@ from cpi.host.undo import Undo
 from cpi.log import Log
 from runtimes.containerd import mount_namespaces
 from runtimes.containerd.vm_folder import VMFolder
-
-# Where a VM sees its disks: adapt.DISK_FOLDER, which is not worth loading for this.
-DISK_FOLDER = "/warden-cpi-dev"
+from stemcell_convert.mount_programs import DISK_FOLDER
 
 
 def hint_of(disk_cid: str) -> str:

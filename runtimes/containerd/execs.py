@@ -37,10 +37,14 @@ def process(
     terminal: its width and height in characters, None for pipes.
     """
     environment = [*spec["process"]["env"], "HOME=/root"]
-    document = {**spec["process"], "args": list(command), "env": environment}
+    document = {
+        **spec["process"],
+        "args": list(command),
+        "env": environment,
+        "terminal": terminal is not None,
+    }
     if terminal is not None:
         environment.append(f"TERM={os.environ.get('TERM', 'xterm')}")
-        document["terminal"] = True
         # A size set after the start would be too late for programs that read it first.
         document["consoleSize"] = {"width": terminal[0], "height": terminal[1]}
     return document

@@ -48,7 +48,7 @@ class Finder:
             ),
             *self._named_by_vms("cgroup", self._cgroups(), self._remove_cgroup, records),
             *self._leases(),
-            *killed_imports(self._layout, self._runtime),
+            *killed_imports(self._layout, self._runtime, unprefixed=True),
         ]
         run_dir = str(self._layout.run_dir)
         return [item for item in garbage if not locks.is_held(run_dir, item.lock)]

@@ -8,26 +8,17 @@ from pathlib import Path
 
 from cpi.config.config import Config
 from cpi.model import JsonObject
+from runtimes.registry_access import access
 from stemcell_convert import oci
 from stemcell_convert.oci_image import Image, is_digest
 from stemcell_convert.reference import Reference, parse
 from stemcell_convert.registry import Registry
-from stemcell_convert.registry_client import Access
 from stemcell_convert.report import Report
 from stemcell_convert.stemcell_errors import StemcellError
 
 # Labels of containerd's image: its reference with the digest, and the tag, if only that was given.
 LABEL_REFERENCE = "bosh.stemcell.reference"
 LABEL_TAG = "bosh.stemcell.tag"
-
-
-def access(config: Config) -> Access:
-    """Return how the configuration says that registries are reached."""
-    return Access(
-        plain_http=config.strings("registry.plain_http"),
-        ca_file=config.text("registry.ca_file"),
-        docker_config=config.text("registry.docker_config"),
-    )
 
 
 def pull(

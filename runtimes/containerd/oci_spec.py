@@ -3,8 +3,8 @@
 Source: opencontainers/runtime-spec 1.0, config.md and config-linux.md.
 """
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,19 @@ _DISKS = ("rbind", "ro", "nosuid", "nodev", "noexec", "rslave")
 
 CPU_PERIOD = 100_000  # microseconds, the kernel's default
 
+UNLIMITED = (1 << 64) - 1  # RLIM_INFINITY, getrlimit(2)
+# Soft and hard limits of processes, where containerd's own are not those of a machine: its unit has
+# LimitNOFILE=infinity, with which programs that close all descriptors take minutes, and
+# LimitCORE=infinity, with which a job that crashes fills its disk. The soft ones are the kernel's
+# defaults. Jobs raise their own up to the hard ones, by `ulimit -n`, also in a user namespace.
+# Processes are counted by user ID, so vcap's of all VMs together: the limit is the cgroup's.
+_RLIMITS = {
+    "RLIMIT_CORE": (0, UNLIMITED),
+    "RLIMIT_NOFILE": (1024, 1 << 20),
+    "RLIMIT_NPROC": (UNLIMITED, UNLIMITED),
+}
+RLIMITS = tuple(_RLIMITS)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -109,6 +122,19 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Ceiling:
+    """What containerd's process has itself, and so the most that it can give a container.
+
+    hard_limits: of RLIMITS, those that it cannot raise. oom_score_adj: the least that is certain
+    to be accepted, 0 where it may set any.
+    """
+
+    capabilities: frozenset[str]
+    hard_limits: Mapping[str, int] = field(default_factory=dict)
+    oom_score_adj: int = 0
+
+
+@dataclass(frozen=True)
 class FolderMount:
     """A folder of the host that a VM gets besides its own."""
 
@@ -121,8 +147,8 @@ class FolderMount:
 class Container:
     """What the spec is rendered from.
 
-    capabilities: those of containerd itself. first_id: of the VM's user namespace, which is pinned
-    at `user_namespace`; 0 for none. machine: as uname calls it.
+    first_id: of the VM's user namespace, which is pinned at `user_namespace`; 0 for none. machine:
+    as uname calls it.
     """
 
     hostname: str
@@ -132,7 +158,7 @@ class Container:
     data: Path
     disks: Path
     disk_folder: str
-    capabilities: Collection[str]
+    ceiling: Ceiling
     systemd: bool
     limits: Limits = Limits()
     swap_accounting: bool = False
@@ -152,15 +178,15 @@ def render(container: Container) -> Spec:
         "process": {
             "args": list(container.command),
             "cwd": "/",
+            # /dev/console, where init tells what no log has yet; see console_log.
+            "terminal": True,
             "env": [
                 "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
                 # systemd's own sign of a container; what it does not know is "some container".
                 "container=oci",
             ],
             "user": {"uid": 0, "gid": 0},
-            "capabilities": _capabilities(
-                container.capabilities, container.limits.privileged, bool(container.first_id)
-            ),
+            **_given(container.ceiling, container.limits.privileged, bool(container.first_id)),
         },
         "mounts": _mounts(container),
         "linux": {
@@ -204,22 +230,34 @@ def _contain(spec: Spec, container: Container) -> None:
     linux["seccomp"] = seccomp.profile(container.machine)
 
 
-def renew(spec: Spec, capabilities: Collection[str], devices: Sequence[Spec]) -> None:
-    """Update a spec after a restart of the host.
+def renew(spec: Spec, ceiling: Ceiling, devices: Sequence[Spec]) -> None:
+    """Update a spec to what the host can give now.
 
-    capabilities: of containerd itself; devices: for a privileged VM or one in a user namespace.
+    devices: for a privileged VM, or one in a user namespace.
     """
     privileged, contained = limits_of(spec).privileged, bool(first_id_of(spec))
-    spec["process"]["capabilities"] = _capabilities(capabilities, privileged, contained)
+    spec["process"].update(_given(ceiling, privileged, contained), terminal=True)
     if privileged or contained:
         spec["linux"]["devices"] = list(devices)
 
 
-def _capabilities(have: Collection[str], privileged: bool, contained: bool) -> Spec:
+def _given(ceiling: Ceiling, privileged: bool, contained: bool) -> Spec:
+    """Return the part of the process that depends on what containerd may give."""
+    have = ceiling.capabilities
     if contained:  # a new user namespace has all, whatever containerd has (user_namespaces(7))
-        have, privileged = ALL_CAPABILITIES, True
-    wanted = sorted(have if privileged else set(have) & set(CAPABILITIES))
-    return dict.fromkeys(("bounding", "effective", "permitted"), wanted)
+        have = frozenset(ALL_CAPABILITIES)
+    names = sorted(have if privileged or contained else have & set(CAPABILITIES))
+    return {
+        "capabilities": dict.fromkeys(("bounding", "effective", "permitted"), names),
+        # containerd's unit has -999: what inherits that is killed last when the host is out of
+        # memory, after all that the host itself needs.
+        "oomScoreAdj": ceiling.oom_score_adj,
+        "rlimits": [
+            {"type": name, "soft": min(soft, most), "hard": most}
+            for name, (soft, hard) in _RLIMITS.items()
+            for most in [min(hard, ceiling.hard_limits.get(name, UNLIMITED))]
+        ],
+    }
 
 
 def _mounts(container: Container) -> list[Spec]:

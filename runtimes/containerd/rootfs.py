@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cpi.agent_settings import render as render_settings
-from cpi.cni.networks import nameservers
+from cpi.cni import nameservers
 from cpi.host import id_maps, kernel, syscalls
 from cpi.model import Network, VMSpec
 from stemcell_convert.facts import SYSTEMD
@@ -99,7 +99,7 @@ def files(
     """
     name = hostname(spec)
     hosts = f"127.0.0.1 localhost {name}\n::1 localhost ip6-localhost ip6-loopback\n"
-    servers = "".join(f"nameserver {server}\n" for server in nameservers(networks))
+    servers = "".join(f"nameserver {server}\n" for server in nameservers.of_networks(networks))
     settings = json.dumps(render_settings(spec, networks))
     written = [
         (stemcell.settings, settings.encode(), 0o600),

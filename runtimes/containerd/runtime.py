@@ -40,7 +40,7 @@ class ContainerdRuntime(Runtime):
     supports: ClassVar[frozenset[str]] = frozenset((
         "share_stemcell", "set_disk_metadata", "resize_disk", "update_disk", "snapshot_disk",
         "delete_snapshot", "snapshot_attached_disk", "vms", "stemcells", "usage", "run_inside",
-        "log_places", "read_log",
+        "log_places", "read_log", "console",
     ))  # fmt: skip
 
     def __init__(self, config: "Config", log: "Log") -> None:
@@ -81,6 +81,9 @@ class ContainerdRuntime(Runtime):
 
     def reboot_vm(self, vm_cid: str) -> None:
         self._vms.reboot(vm_cid)
+
+    def shut_down(self, vm_cid: str, seconds: float) -> None:
+        self._vms.shut_down(vm_cid, seconds)
 
     def restore(self, vm_cid: str) -> bool:
         return self._vms.restore(vm_cid)
@@ -123,6 +126,9 @@ class ContainerdRuntime(Runtime):
         from runtimes.containerd import vm_logs
 
         return self._vms.look(vm_cid, lambda root, _: vm_logs.part(root, path, after, limit))
+
+    def console(self, vm_cid: str) -> bytes:
+        return self._vms.console(vm_cid)
 
     def checks(self) -> "list[Finding]":
         from runtimes.containerd import checks
@@ -198,6 +204,11 @@ class ContainerdRuntime(Runtime):
         parent = self.config.text("containerd.cgroup_parent")
         delete_vm = self._vms.delete
         return Finder(self.name, self._layout, parent, self._containerd, delete_vm, self.log).all()
+
+    def remains(self) -> "list[Garbage]":
+        from runtimes.containerd import uninstall
+
+        return uninstall.remains(self._containerd, self.name, self.config)
 
     def _lock(self, name: str) -> "AbstractContextManager[None]":
         return locks.hold(str(self._layout.run_dir), name, log=self.log)

@@ -5,6 +5,7 @@
     ephemeral.img    the file system mounted on data/, when its size is limited
     disks/<disk>/    below a shared tmpfs: what is mounted there appears in the running VM
     disks.json       what the VM's env says of its disks
+    console.log      see runtimes.containerd.console_log
     mounts.json      folders of the host that the VM has besides (cloud_properties.mounts)
     mounts/<n>/      the n-th of them
     network.json     see cpi.cni.networks
@@ -22,12 +23,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cpi.disks import loop, mount_options
-from cpi.disks.disk_store import read_facts, write_facts
 from cpi.disks.filesystems import make_ext4, mount_device
 from cpi.disks.loop import Part
 from cpi.disks.raw_image import MIB, make_sparse, part_of
 from cpi.errors import CloudError, VMNotFound
 from cpi.host import id_maps, syscalls, vm_creation
+from cpi.host.facts_file import read_facts, write_facts
 from cpi.host.id_ranges import IdRanges
 from cpi.host.layout import Layout
 from cpi.model import DiskWishes, HostMount

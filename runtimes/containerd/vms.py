@@ -8,20 +8,21 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cpi.cni.networks import Networks, published
 from cpi.config.config import Config
-from cpi.errors import CloudError, NotSupported, VMNotFound
-from cpi.host import guest_socket, vm_creation
+from cpi.errors import CloudError, CPIError, NotSupported, VMCreationFailed, VMNotFound
+from cpi.host import guest_socket, headroom, vm_creation
 from cpi.host.layout import Layout
 from cpi.log import Log
 from cpi.model import Json, Network, VMProperties, VMSpec
 from runtimes.containerd import (
     cgroups,
+    console_log,
     host_facts,
+    init_signals,
     mount_namespaces,
     oci_spec,
     rootfs,
@@ -30,15 +31,16 @@ from runtimes.containerd import (
 )
 from runtimes.containerd.daemon import Containerd
 from runtimes.containerd.disks import Disks
+from runtimes.containerd.init_watch import InitWatch
 from runtimes.containerd.oci_spec import FolderMount, Limits, Spec
 from runtimes.containerd.vm_folder import VMFolder
-from stemcell_convert import adapt
 from stemcell_convert.facts import SYSTEMD
 from stemcell_convert.inroot import Root
+from stemcell_convert.mount_programs import DISK_FOLDER
 
 if TYPE_CHECKING:
     from cpi.terminal import Streams
-    from runtimes.containerd.api import containers_pb2
+    from runtimes.containerd.api import containers_pb2, types_pb2
     from runtimes.containerd.containers import Containers
     from runtimes.containerd.image_store import ImageStore
     from runtimes.containerd.stemcells import Stemcell
@@ -68,7 +70,7 @@ class VMs:
         self._layout = layout
         self._disks = disks
         self._containerd = containerd
-        self._networks = Networks(config, self._pin)
+        self._networks = Networks(config, log, self._pin)
         self._log = log
 
     @property
@@ -102,6 +104,7 @@ class VMs:
             if spec.properties.ephemeral_disk is not None:
                 folder.limit_data(spec.properties.ephemeral_disk)
             stemcell = self._containerd.stemcells.find(spec.stemcell_cid)
+            headroom.require(self._config.integer("max_vms"), systemd=stemcell.init == SYSTEMD)
             undo.push(lambda: self._store.remove_snapshot(spec.cid))
             with self._store.lease() as lease:
                 mounts = self._store.prepare(spec.cid, stemcell.snapshot, lease=lease)
@@ -125,15 +128,8 @@ class VMs:
             undo.push(lambda: cgroups.remove(cgroup))
             cgroups.create(cgroup, limits)
             undo.push(lambda: self._containers.stop(spec.cid))
-            pid = self._containers.start(spec.cid, mounts, partial(self._prepare, folder))
-        self._log.info(f"{spec.cid} runs, its init is process {pid}")
+            self._start(folder, document, mounts, VMCreationFailed)
         return networks
-
-    def _prepare(self, folder: VMFolder, init: int) -> None:
-        """Prepare what a VM's init needs, once its namespaces and cgroups exist."""
-        if folder.first_id:
-            cgroups.give(self._cgroup(folder.vm_cid), folder.first_id)
-        mount_namespaces.share_mounts(init)
 
     def delete(self, vm_cid: str) -> None:
         """Delete all parts of a VM, also after a killed create."""
@@ -158,6 +154,15 @@ class VMs:
         else:
             self._bring_back(folder)
 
+    def shut_down(self, vm_cid: str, seconds: float) -> None:
+        """End a VM and delete its task, as a restart of the host does. Raises VMNotFound."""
+        systemd = self.has_systemd(vm_cid)
+        init = self._containers.init_of(vm_cid)
+        if init is not None:
+            if not init_signals.end(vm_cid, init, seconds, systemd=systemd):
+                self._log.warn(f"{vm_cid} did not shut down within {seconds:g} s; it is killed")
+            self._containers.stop(vm_cid)
+
     def restore(self, vm_cid: str) -> bool:
         """Start a VM if a restart of the host ended it; tell whether it did. Raises VMNotFound."""
         folder = VMFolder.of_existing(self._layout, vm_cid)
@@ -175,8 +180,6 @@ class VMs:
             self._networks.rebuild(vm_cid, folder.path)
         self._mount_again(folder)  # with the user namespace that was made with the network's
         spec = self._spec(vm_cid)
-        devices = host_facts.devices(privileged=oci_spec.limits_of(spec).privileged)
-        oci_spec.renew(spec, self._capabilities(), devices)
         cgroups.remove(cgroup)  # of a killed call, which may lack limits
         cgroups.create(cgroup, oci_spec.limits_of(spec))
         self._start_again(folder, spec)
@@ -206,8 +209,41 @@ class VMs:
         if disk_cid:
             self._log.info(f"{disk_cid} will be at {STORE}")
             spec["mounts"].append(oci_spec.bind(STORE, folder.disks / disk_cid))
+        devices = host_facts.devices(privileged=oci_spec.limits_of(spec).privileged)
+        oci_spec.renew(spec, self._ceiling(), devices)
         self._containers.set_spec(vm_cid, spec)
-        self._containers.start(vm_cid, mounts, partial(self._prepare, folder))
+        self._start(folder, spec, mounts, CloudError)
+
+    def _start(
+        self,
+        folder: VMFolder,
+        spec: Spec,
+        mounts: "Sequence[types_pb2.Mount]",
+        error: type[CPIError],
+    ) -> None:
+        """Start a VM's task and wait until its init has come up. Raises `error` if it ends."""
+        vm_cid = folder.vm_cid
+        with InitWatch(folder.path, systemd=_has_systemd(spec)) as watch:
+
+            def prepare(pid: int) -> None:
+                if folder.first_id:
+                    cgroups.give(self._cgroup(vm_cid), folder.first_id)
+                mount_namespaces.share_mounts(pid)
+                watch.begin(pid)
+
+            console = console_log.logger(folder.path)
+            pid = self._containers.start(vm_cid, mounts, console, prepare)
+            if watch.has_come_up():
+                self._log.info(f"{vm_cid} runs, its init is process {pid}")
+                return
+            status = self._containers.exit_status(vm_cid)
+            words = watch.last_words() or "(nothing)"
+        reached = headroom.exhausted(systemd=_has_systemd(spec))
+        advice = headroom.advice(reached, self._config.integer("max_vms")) if reached else ""
+        raise error(
+            f"the init of {vm_cid}, {spec['process']['args'][0]}, ended with status {status} "
+            f"within a second of its start; it printed: {words}{'; ' * bool(advice)}{advice}"
+        )
 
     def _pin(self, vm_cid: str, network: Path) -> None:
         VMFolder(self._layout, vm_cid).pin_namespaces(network)
@@ -262,8 +298,8 @@ class VMs:
             cgroup=f"{self._cgroup(spec.cid)}/{cgroups.CHILD}",
             data=folder.data,
             disks=folder.disks,
-            disk_folder=adapt.DISK_FOLDER,
-            capabilities=self._capabilities(),
+            disk_folder=DISK_FOLDER,
+            ceiling=self._ceiling(),
             systemd=stemcell.init == SYSTEMD,
             limits=limits,
             swap_accounting=cgroups.accounts_swap(),
@@ -274,8 +310,8 @@ class VMs:
             machine=os.uname().machine,
         )
 
-    def _capabilities(self) -> frozenset[str]:
-        return host_facts.capabilities_of_server(self._containerd.address)
+    def _ceiling(self) -> oci_spec.Ceiling:
+        return host_facts.ceiling_of_server(self._containerd.address)
 
     def _cgroup(self, vm_cid: str) -> str:
         return cgroups.path_of(self._config.text("containerd.cgroup_parent"), vm_cid)
@@ -311,8 +347,11 @@ class VMs:
 
     def has_systemd(self, vm_cid: str) -> bool:
         """Tell whether a VM's init is systemd. Raises VMNotFound."""
-        program: str = self._spec(vm_cid)["process"]["args"][0]
-        return program.rpartition("/")[2] in ("init", "systemd")
+        return _has_systemd(self._spec(vm_cid))
+
+    def console(self, vm_cid: str) -> bytes:
+        """Return what is kept of a VM's console. Raises VMNotFound."""
+        return console_log.read(VMFolder.of_existing(self._layout, vm_cid).path)
 
     def run_inside(self, vm_cid: str, command: Sequence[str], streams: "Streams") -> int:
         """Run a command in a running VM; return its exit status. Raises VMNotFound, CloudError."""
@@ -360,6 +399,11 @@ class VMs:
 def _root_of(pid: int, owner: int = 0) -> Root:
     """Return the root file system of a running VM, as its init sees it."""
     return Root(Path(f"/proc/{pid}/root"), owner)
+
+
+def _has_systemd(spec: Spec) -> bool:
+    program: str = spec["process"]["args"][0]
+    return program.rpartition("/")[2] in ("init", "systemd")
 
 
 def _limits(properties: VMProperties) -> Limits:

@@ -1,7 +1,5 @@
 """The checks of `bosh-cpi doctor` for runtimes through libvirt."""
 
-import fcntl
-import os
 import shlex
 from dataclasses import dataclass
 
@@ -9,22 +7,23 @@ from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.findings import FAILURE, Checks, Finding, failure, ok, run, warning
 from cpi.host.process import CommandFailed, run as run_program
+from cpi.log import Log
 from runtimes.libvirt import client
+from runtimes.libvirt.accelerators import kvm_verdict
 from runtimes.libvirt.client import Connection, translated_errors
 from runtimes.libvirt.profiles import Profile
 from runtimes.libvirt.virtualbox import vboxmanage
-
-KVM_GET_API_VERSION, KVM_CREATE_VM = 0xAE00, 0xAE01  # linux/kvm.h
-KVM_API_VERSION = 12  # the only one there is
+from runtimes.libvirt.volumes import StoragePool
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A libvirt, as one runtime uses it."""
+    """A libvirt, as one runtime uses it. pool: None where the driver has none."""
 
     connection: Connection
     profile: Profile
     config: Config
+    pool: StoragePool | None = None
 
 
 CHECKS = Checks[Subject]()  # which need an answer from libvirt
@@ -82,40 +81,27 @@ def _dev_kvm(subject: Subject) -> Finding:
         return ok("not needed")
     if not subject.connection.is_local:
         return ok("is libvirt's machine's")
-    reason = unusable("/dev/kvm")
-    if not reason:
-        return ok("VMs can be made with it")
-    accelerator = subject.profile.setting(subject.config, "accelerator")
+    connection, profile, config = subject.connection, subject.profile, subject.config
+    verdict = kvm_verdict(connection, profile, config, Log("error"), again=True)
+    if not verdict.reason:
+        return ok("QEMU can use it")
+    accelerator = profile.setting(config, "accelerator")
     if accelerator == "kvm":
-        return failure(f"kvm.accelerator insists on it, and {reason}", _KVM_HINT)
+        return failure(f"kvm.accelerator insists on it, and {verdict.reason}", verdict.fix)
     if accelerator == "qemu":
-        return ok(f"{reason}, and kvm.accelerator does without")
-    return warning(f"{reason}, so VMs run in plain emulation, ten times slower", _KVM_HINT)
+        return ok(f"{verdict.reason}, and kvm.accelerator does without")
+    message = f"{verdict.reason}, so VMs run in plain emulation, about ten times slower"
+    return warning(message, verdict.fix)
 
 
-_KVM_HINT = (
-    "modprobe kvm_intel || modprobe kvm_amd  # after enabling virtualization in the firmware, or "
-    "nested virtualization of the machine that this one runs on"
-)
-
-
-def unusable(path: str) -> str:
-    """Return why a KVM device cannot create a VM, "" when it can."""
-    try:
-        device = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return f"{path} is not there"
-    except OSError as error:
-        return f"{path} cannot be opened ({error.strerror})"
-    try:
-        if fcntl.ioctl(device, KVM_GET_API_VERSION) != KVM_API_VERSION:
-            return f"{path} speaks another version than {KVM_API_VERSION}"
-        os.close(fcntl.ioctl(device, KVM_CREATE_VM))
-    except OSError as error:
-        return f"{path} makes no VM ({error.strerror})"
-    finally:
-        os.close(device)
-    return ""
+@CHECKS.add("storage pool")
+def _storage_pool(subject: Subject) -> Finding:
+    if subject.pool is None:
+        return ok("not needed")
+    path = subject.pool.misplaced()
+    if path:
+        return failure(*subject.pool.refusal(path))
+    return ok(f"{subject.pool.name} is where the configuration says, or will be made there")
 
 
 @CHECKS.add("qemu-img")

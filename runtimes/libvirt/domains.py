@@ -95,12 +95,13 @@ class Domains:
             if not is_running(domain):  # else libvirt has started it meanwhile
                 raise
 
-    def stop(self, vm_cid: str) -> None:
-        """Shut down a VM that runs, or turn it off after the timeout."""
+    def stop(self, vm_cid: str, seconds: float | None = None) -> None:
+        """Shut down a VM that runs, or turn it off after `seconds`: by default, as configured."""
         domain = self.running_with(vm_cid)
         if domain is None:
             return
-        seconds = self.config.integer(f"{self.profile.name}.shutdown_timeout")
+        if seconds is None:
+            seconds = self.config.integer(f"{self.profile.name}.shutdown_timeout")
         if not seconds or not self._shuts_down(vm_cid, domain, seconds):
             with translated_errors(f"turning off the VM {vm_cid}"):
                 client.destroy(domain)

@@ -4,8 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cpi import cid
-from cpi.cni.networks import STATE, attachments_in
-from cpi.cni.plugins import addresses
+from cpi.cni.attachments import STATE, addresses, attachments_in
 from cpi.host.layout import Layout
 from cpi.views import OTHER, RUNNING, STOPPED, StemcellView, Usage, VMView
 from runtimes.libvirt import client
@@ -36,7 +35,8 @@ def _view(domains: Domains, domain: Any) -> VMView:
     name = domain.name()
     facts = domains.facts(domain)
     with translated_errors(f"looking at the VM {name}"):
-        state, memory, _, cpus, _ = domain.info()
+        # Of VirtualBox, the maximum (the second) is the most that any VM may have.
+        state, _, memory, cpus, _ = domain.info()
     folder = domains.layout.vm(name)
     return VMView(
         cid=name,

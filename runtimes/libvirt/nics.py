@@ -1,8 +1,8 @@
 """A VM's network interfaces: on the bridge that containers use, or on a network of libvirt's.
 
-On this machine's own libvirt a VM joins a bridge as a container does, through the same CNI plugins:
-they make the bridge, reserve the address, let it through the firewall and forward its ports. Only
-the interface itself is the hypervisor's.
+On this machine's own libvirt a VM joins a bridge as a container does, through cpi.cni: plugins make
+the bridge and reserve the address, our firewall masquerades and publishes ports. Only the interface
+itself is the hypervisor's.
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from runtimes.libvirt.xml.domain_xml import Interface
 from runtimes.libvirt.xml.network_xml import IPInterface, LibvirtNetwork
 
 _REMOTE_NETWORK = "bosh"
+_BRIDGE_NETWORK = "bosh-"  # before the name of the bridge
 _TRIES = 65536  # addresses looked at in one subnet
 
 
@@ -128,7 +129,7 @@ class Nics:
         """Let libvirt make the bridge when the host starts, before it starts the VMs on it."""
         if not self._profile.autostart:
             return
-        name = f"bosh-{bridge}"
+        name = f"{_BRIDGE_NETWORK}{bridge}"
         with self._lock(f"network-{name}"), translated_errors(f"defining the network {name}"):
             defined = self._connection.network(name)
             old = network_xml.read_network(defined.XMLDesc()) if defined else None
@@ -214,6 +215,11 @@ class Nics:
             if not active.isActive():
                 active.create()
             return network_xml.read_network(active.XMLDesc())
+
+
+def is_ours(name: str) -> bool:
+    """Tell whether a network of libvirt's has the name of one that this CPI makes."""
+    return name == _REMOTE_NETWORK or name.startswith(_BRIDGE_NETWORK)
 
 
 def _gateways(networks: Sequence[Network]) -> list[IPInterface]:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from cpi.views import StemcellView, Usage, VMView
 
 _SHORT = 10  # characters, of 5 bits
+_OUR_POOL = "bosh"  # the default of kvm.pool, which no operator needs to have made
 _REMOTE_POOL = "/var/lib/libvirt/images/bosh"
 
 
@@ -112,6 +113,9 @@ class LibvirtRuntime(Runtime):
     def reboot_vm(self, vm_cid: str) -> None:
         self._vms.reboot(vm_cid)
 
+    def shut_down(self, vm_cid: str, seconds: float) -> None:
+        self._vms.shut_down(vm_cid, seconds)
+
     def restore(self, vm_cid: str) -> bool:
         return self._vms.restore(vm_cid)
 
@@ -148,7 +152,8 @@ class LibvirtRuntime(Runtime):
     def checks(self) -> "list[Finding]":
         from runtimes.libvirt import checks
 
-        return checks.all_of(checks.Subject(self._connection, self.profile, self.config))
+        pool = self._pool if self.profile.uploads else None
+        return checks.all_of(checks.Subject(self._connection, self.profile, self.config, pool))
 
     # Persistent disks
 
@@ -229,6 +234,13 @@ class LibvirtRuntime(Runtime):
         )
         return []
 
+    def remains(self) -> "list[Garbage]":
+        from runtimes.libvirt import uninstall
+
+        if not self.profile.uploads:  # its volumes are files below state_dir
+            return []
+        return uninstall.remains(self._connection, self._pool, self._stemcells, self.stemcells)
+
     def _sweep(self) -> None:
         """Delete what killed calls left, where all calls are this machine's."""
         if self._local:
@@ -278,8 +290,19 @@ class LibvirtRuntime(Runtime):
     def _pool(self) -> StoragePool:
         if not self.profile.uploads:
             return FolderPool(Path(self._pool_path))
-        name = self.config.text(f"{self.name}.pool")
-        return StoragePool(self._connection, name, self._pool_path, self._lock, self.log)
+        name, path = self.config.text(f"{self.name}.pool"), self._pool_path
+        key = self._pool_key
+        return StoragePool(self._connection, name, path, self._lock, self.log, key=key)
+
+    @property
+    def _pool_key(self) -> str:
+        """Return the key that says where the pool must be, "" if the operator's may be anywhere.
+
+        A pool that we made is in the old folder after a change of state_dir, with all VMs' disks.
+        """
+        key = f"{self.name}.pool_path"
+        is_ours = self._local and self.config.text(f"{self.name}.pool") == _OUR_POOL
+        return key if is_ours or self.config.text(key) else ""
 
     @property
     def _pool_path(self) -> str:
@@ -294,7 +317,7 @@ class LibvirtRuntime(Runtime):
     def _nics(self) -> Nics:
         host = None
         if self._local and not is_unprivileged():
-            host = Networks(self.config)
+            host = Networks(self.config, self.log)
         addresses: Addresses = PoolAddresses(self._pool)
         if self._local:
             addresses = FileAddresses(self._layout.addresses)

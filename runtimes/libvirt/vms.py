@@ -104,6 +104,7 @@ class VMs:
 
     def delete(self, vm_cid: str) -> None:
         """Delete all parts of a VM, also after a killed create."""
+        self.pool.require()
         if self.backend.attached_to(vm_cid):  # the guest has to flush its data
             self.domains.stop(vm_cid)
         self.clear(vm_cid)
@@ -126,14 +127,36 @@ class VMs:
         domain = self.domains.get(vm_cid)
         self.domains.stop(vm_cid)
         self.domains.start(domain)
+        self._shut_down_mark(vm_cid).unlink(missing_ok=True)
+
+    def shut_down(self, vm_cid: str, seconds: float) -> None:
+        """Shut a VM down until `restore` or `reboot`. Raises VMNotFound."""
+        self.domains.require(vm_cid)
+        if self.domains.running_with(vm_cid) is not None:
+            if self.domains.connection.is_local:  # else the VM has no folder here
+                self._shut_down_mark(vm_cid).touch(0o600)
+            self.domains.stop(vm_cid, seconds)
 
     def restore(self, vm_cid: str) -> bool:
-        """Restore a VM's networks after a restart of the host; tell whether it did."""
+        """Start a VM that `shut_down` ended, and restore its networks after a restart of the host.
+
+        Tell whether there was anything to do.
+        """
         # libvirt itself starts the domain with the host, where its driver can.
         folder = self.domains.layout.vm(vm_cid)
         if vm_creation.is_marked(folder) or self.domains.is_unfinished(vm_cid):
             return False
-        return self.nics.restore(vm_cid, folder, lambda: self.domains.start_stopped(vm_cid))
+        restored = self.nics.restore(vm_cid, folder, lambda: self.domains.start_stopped(vm_cid))
+        mark = self._shut_down_mark(vm_cid)
+        if mark.exists():
+            self.domains.start_stopped(vm_cid)
+            mark.unlink()
+            return True
+        return restored
+
+    def _shut_down_mark(self, vm_cid: str) -> Path:
+        """Return the file that tells a VM that was shut down from one that ended by itself."""
+        return self.domains.layout.vm(vm_cid) / "shut-down"
 
     # What it is made of
 
@@ -142,7 +165,8 @@ class VMs:
         backing = (base.path, base.format)
         clone_format, bus = self.profile.clone_format, self.profile.bus[base.resolution]
         volume = self.pool.create(Volume(spec.cid + ROOT, size, clone_format, backing=backing))
-        return DomainDisk(path_of(volume), clone_format, domain_xml.free_target(bus, []), bus)
+        target = domain_xml.free_target(bus, [])
+        return DomainDisk(path_of(volume), clone_format, target, bus, backing=backing)
 
     def _data(self, spec: VMSpec, base: Base) -> DomainDisk:
         size = spec.properties.ephemeral_disk or self._default("ephemeral_disk")
@@ -171,8 +195,8 @@ class VMs:
     def _domain(
         self, spec: VMSpec, base: Base, disks: Sequence[DomainDisk], interfaces: Sequence[Interface]
     ) -> Domain:
-        wanted, accelerator = spec.properties, self._text("accelerator")
-        type_ = domain_type(self.domains.connection, self.profile, accelerator, self.log)
+        wanted, domains = spec.properties, self.domains
+        type_ = domain_type(domains.connection, self.profile, domains.config, self.log)
         default_model = "host" if type_ == "kvm" else ""
         return Domain(
             name=spec.cid,

@@ -28,12 +28,23 @@ class StoragePool:
     """One storage pool, made as a folder when it is missing."""
 
     def __init__(
-        self, connection: Connection, name: str, path: str, lock: Callable[[str], Any], log: Log
+        self,
+        connection: Connection,
+        name: str,
+        path: str,
+        lock: Callable[[str], Any],
+        log: Log,
+        *,
+        key: str = "",
     ) -> None:
-        """path: of the folder on libvirt's machine; lock: returns a lock by its name."""
+        """path: of the folder on libvirt's machine; lock: returns a lock by its name.
+
+        key: of the configuration, which says that the pool must be there; "": it may be anywhere.
+        """
         self.name = name
         self._connection = connection
-        self._path = path
+        self.path = path
+        self._key = key
         self._lock = lock
         self._log = log
         self._pool: Any = None
@@ -44,8 +55,34 @@ class StoragePool:
         # After a restart of the daemon the old one belongs to a closed connection.
         if self._pool is None or self._pool.connect() is not self._connection.raw:
             pool = self._connection.pool(self.name)
+            path = self.misplaced()
+            if path:
+                raise CloudError("; ".join(self.refusal(path)))
             self._pool = pool if pool is not None and pool.isActive() else self._started()
         return self._pool
+
+    def require(self) -> None:
+        """Raise CloudError if the pool cannot be used, before something else is changed."""
+        self.raw  # noqa: B018 - which starts it
+
+    def misplaced(self) -> str:
+        """Return the folder of libvirt's pool if the configuration says another, else ""."""
+        pool = self._connection.pool(self.name) if self._key else None
+        if pool is None:
+            return ""
+        with translated_errors(f"looking at the storage pool {self.name}"):
+            path = parsed(pool.XMLDesc(0)).findtext("target/path") or ""
+        return "" if os.path.realpath(path) == os.path.realpath(self.path) else path
+
+    def refusal(self, path: str) -> tuple[str, str]:
+        """Return what is wrong with a pool in another folder, and what to do."""
+        return (
+            f"libvirt's storage pool {self.name} is in {path}, and the configuration says "
+            f"{self.path}",
+            f"to go on with the VMs and stemcells there, set {self._key} to {path}; without them, "
+            f"`virsh pool-destroy {self.name}` and `virsh pool-undefine {self.name}` make libvirt "
+            "forget it, and the next call makes a new one",
+        )
 
     def _started(self) -> Any:
         with (
@@ -54,8 +91,8 @@ class StoragePool:
         ):
             pool = self._connection.pool(self.name)
             if pool is None:
-                self._log.info(f"making the storage pool {self.name} in {self._path}")
-                document = storage_xml.pool(self.name, self._path)
+                self._log.info(f"making the storage pool {self.name} in {self.path}")
+                document = storage_xml.pool(self.name, self.path)
                 pool = self._connection.raw.storagePoolDefineXML(document)
                 pool.build()
                 pool.setAutostart(1)

@@ -140,10 +140,10 @@ def inventory(
     resources["network interfaces"] = _listed(
         ["ip", "-brief", "link", "show", "master", bridge], heading=False
     )
-    resources["iptables rules"] = [
-        line
-        for line in _listed(["iptables", "-t", "nat", "-S"], whole=True, heading=False)
-        if bridge in line or "containerd-vm-" in line
+    resources["firewall rules"] = [
+        line.strip()
+        for line in _listed(["nft", "list", "ruleset"], whole=True, heading=False)
+        if "-vm-" in line
     ]
     resources["files of the CPI"] = sorted(_files(Path(folder)))
     return resources
@@ -195,6 +195,8 @@ def _files(folder: Path) -> Iterator[str]:
     for part in ("state", "run"):
         for name, children, files in os.walk(folder / part):
             path = Path(name)
+            if path == folder / "run" / "bridges":  # they stay, as the bridges do
+                continue
             if path == folder / "state" / "vms":
                 yield from (str((path / child).relative_to(folder)) for child in children)
                 children.clear()

@@ -13,7 +13,7 @@ from typing import Any
 
 import docker
 
-from runtimes.containerd.host_facts import capabilities_of_server
+from runtimes.containerd.host_facts import ceiling_of_server
 from testing.hosts.daemon import Daemon
 from testing.hosts.notify import started
 from testing.hosts.private_host import PrivateHost, cgroup_hierarchies, remove_cgroups
@@ -143,7 +143,7 @@ class Docker:
 
     def _write_runc(self) -> None:
         runc = self.folder / "runc"
-        capabilities = sorted(capabilities_of_server(str(self.host.address)))
+        capabilities = sorted(ceiling_of_server(str(self.host.address)).capabilities)
         runc.write_text(_RUNC.format(python=sys.executable, capabilities=capabilities))
         runc.chmod(0o755)
 

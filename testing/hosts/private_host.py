@@ -113,6 +113,12 @@ class PrivateHost:
         result: subprocess.CompletedProcess[str] = subprocess.run(self.enter(*argv), **options)
         return result
 
+    def loops(self) -> list[str]:
+        """Return the files below the host's folder that have loop devices."""
+        listed = json.loads(self.run("losetup", "--list", "--json").stdout or "{}")
+        files = [str(loop["back-file"]) for loop in listed.get("loopdevices", [])]
+        return sorted(file for file in files if file.startswith(str(self.folder)))
+
     def cpi(
         self,
         method: str,

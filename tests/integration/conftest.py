@@ -36,7 +36,7 @@ def _can_run() -> None:
     """Skip the tests if root or a program is missing."""
     if os.geteuid() != 0:
         pytest.skip("integration tests need root")
-    for program in ("containerd", "runc", "mmdebstrap", "iptables", "sfdisk", "mke2fs"):
+    for program in ("containerd", "runc", "mmdebstrap", "nft", "iptables", "sfdisk", "mke2fs"):
         if not _installed(program):
             pytest.skip(f"{program} is not installed; `make setup` installs it")
 

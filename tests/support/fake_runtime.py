@@ -4,6 +4,7 @@ Its state is kept by `state_dir`, so that calls with one configuration share it.
 """
 
 import dataclasses
+import gzip
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,7 @@ class FakeVM:
     networks: tuple[Network, ...]
     metadata: JsonObject = dataclasses.field(default_factory=dict)
     reboots: int = 0
+    runs: bool = True
 
 
 @dataclasses.dataclass
@@ -60,6 +62,12 @@ class FakeWorld:
 
 
 WORLDS: dict[str, FakeWorld] = {}
+
+
+def write_image(path: Path, content: bytes = b"a root file system") -> Path:
+    """Write an `image` that the fake runtime takes; return its path."""
+    path.write_bytes(gzip.compress(content, mtime=0))
+    return path
 
 
 def metadata_of(config: "Config", cid: str) -> dict[str, str]:
@@ -119,6 +127,15 @@ class FakeRuntime(Runtime):
 
     def reboot_vm(self, vm_cid: str) -> None:
         self._machine(vm_cid).reboots += 1
+        self._machine(vm_cid).runs = True
+
+    def shut_down(self, vm_cid: str, seconds: float) -> None:
+        self._machine(vm_cid).runs = False
+
+    def restore(self, vm_cid: str) -> bool:
+        machine = self._machine(vm_cid)
+        machine.runs, ran = True, machine.runs
+        return not ran
 
     def set_vm_metadata(self, vm_cid: str, metadata: JsonObject) -> None:
         assert all(isinstance(value, str) for value in metadata.values())
@@ -190,7 +207,7 @@ class FakeRuntime(Runtime):
             VMView(
                 cid=name,
                 runtime=self.name,
-                state="running",
+                state="running" if machine.runs else "stopped",
                 agent_id=machine.spec.agent_id,
                 stemcell=machine.spec.stemcell_cid,
                 addresses=tuple(network.ip or "" for network in machine.networks),

@@ -15,6 +15,20 @@ from tests.support.contract_lab import ContractBase, Lab
 class OperatorContract(ContractBase):
     """See the module."""
 
+    def test_a_vm_that_was_shut_down_is_restored(self, lab: Lab, verb: Callable[..., Any]) -> None:
+        vm = lab.vm()
+        disk = lab.disk(vm)
+        lab.ok("attach_disk", vm, disk)
+        for _ in range(2):
+            verb("shut_down", vm, 5)
+        assert lab.ok("has_vm", vm) is True
+        assert lab.ok("get_disks", vm) == [disk]
+        assert verb("restore", vm) == "True"
+        assert verb("restore", vm) == "False"
+        verb("shut_down", vm, 5)
+        lab.ok("reboot_vm", vm)
+        assert verb("restore", vm) == "False"
+
     def test_operators_verbs_work_or_are_not_supported(
         self, lab: Lab, verb: Callable[..., Any]
     ) -> None:

@@ -1,6 +1,5 @@
 """Clients of a service on the fake runtime: calls as a worker gets them."""
 
-import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from cpi.service.guard import Guard
 from cpi.service.policy import Policies
 from tests.support.cpi_calls import request
 from tests.support.fake_config import fake_config
+from tests.support.fake_runtime import write_image
 
 NETWORKS = {"default": {"type": "dynamic"}}
 
@@ -58,7 +58,7 @@ class Client:
 
     def stemcell(self, content: bytes = b"a root file system") -> str:
         """Upload a stemcell."""
-        self.upload.write_bytes(gzip.compress(content, mtime=0))
+        write_image(self.upload, content)
         return str(self.call("create_stemcell", str(self.upload), {}))
 
     def arguments(

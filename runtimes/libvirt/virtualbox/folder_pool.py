@@ -48,6 +48,9 @@ class FolderPool(StoragePool):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def require(self) -> None:
+        """A folder is made when it is missing."""
+
     def names(self) -> list[str]:
         """Return the names of all volumes, also of those that killed calls left incomplete."""
         if not self.folder.is_dir():

@@ -6,8 +6,8 @@ It has the domain's document too, from which it is defined again when that chang
 from dataclasses import asdict
 from pathlib import Path
 
-from cpi.disks.disk_store import read_facts, write_facts
 from cpi.errors import CloudError
+from cpi.host.facts_file import read_facts, write_facts
 from cpi.host.layout import Layout
 from runtimes.libvirt.xml.domain_xml import Facts
 

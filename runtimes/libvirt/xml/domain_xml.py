@@ -20,7 +20,8 @@ _HOTPLUG_PORTS = 16  # of machines whose PCI Express slots must be there before 
 class DomainDisk:
     """A disk of a domain. path: on libvirt's machine; target: vda and the like; serial: or "".
 
-    discard: whether the host gets back what the VM deletes.
+    discard: whether the host gets back what the VM deletes. backing: path and format of what it is
+    a clone of.
     """
 
     path: str
@@ -31,6 +32,7 @@ class DomainDisk:
     device: str = "disk"
     read_only: bool = False
     discard: bool = True
+    backing: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -150,11 +152,26 @@ def _disk(wanted: DomainDisk) -> Xml.Element:
     if wanted.discard and not wanted.read_only:
         driver.set("discard", "unmap")  # what the VM deletes, the host gets back
     Xml.SubElement(root, "source", file=wanted.path)
+    if wanted.backing:
+        root.append(_backing_store(*wanted.backing))
     Xml.SubElement(root, "target", dev=wanted.target, bus=wanted.bus)
     if wanted.read_only:
         Xml.SubElement(root, "readonly")
     if wanted.serial:
         add_text(root, "serial", wanted.serial)
+    return root
+
+
+def _backing_store(path: str, format_: str) -> Xml.Element:
+    """Name the only backing file of a clone.
+
+    AppArmor lets a VM open what its document names: libvirt's helper that writes the profile may
+    not read the clone's own header.
+    """
+    root = Xml.Element("backingStore", type="file")
+    Xml.SubElement(root, "format", type=format_)
+    Xml.SubElement(root, "source", file=path)
+    Xml.SubElement(root, "backingStore")
     return root
 
 

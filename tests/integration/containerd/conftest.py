@@ -39,3 +39,22 @@ def _named(vm: VM, group: str, identifier: str, index: str) -> VM:
          "index": index},
     )  # fmt: skip
     return vm
+
+
+@pytest.fixture
+def outside(machine: Machine) -> Iterator[str]:
+    """Yield the address of another host behind the VMs' host: a network namespace."""
+    ip = "192.0.2.2"
+    commands = (
+        "ip netns add outside",
+        "ip link add out0 type veth peer name in0 netns outside",
+        "ip address add 192.0.2.1/24 dev out0",
+        "ip link set out0 up",
+        f"ip -n outside address add {ip}/24 dev in0",
+        "ip -n outside link set in0 up",
+    )
+    for command in commands:
+        machine.host.run(*command.split())
+    yield ip
+    machine.host.run("ip", "link", "delete", "out0")
+    machine.host.run("ip", "netns", "delete", "outside")

@@ -2,31 +2,17 @@
 
 import json
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from testing.hosts.private_host import CPI
-from tests.support.containerd.machine import VM, Machine, failing
-
-
-def _manual(ip: str, **changes: Any) -> dict[str, Any]:
-    network = {
-        "type": "manual",
-        "ip": ip,
-        "netmask": "255.255.255.0",
-        "gateway": "10.99.0.1",
-        "dns": ["10.99.0.53"],
-        "default": ["dns", "gateway"],
-        "cloud_properties": {"bridge": "manual0"},
-    }
-    return {**network, **changes}
+from tests.support.containerd.machine import VM, Machine, failing, manual
+from tests.support.containerd.operator_output import check
 
 
 def test_manual_address_gateway_and_dns(make_vm: Callable[..., VM]) -> None:
-    vm = make_vm(networks={"n": _manual("10.99.0.10")})
+    vm = make_vm(networks={"n": manual("10.99.0.10")})
     assert vm.ip == "10.99.0.10"
     assert "10.99.0.10/24" in vm.sh("ip -4 -o address show eth0")
     assert "default via 10.99.0.1 dev eth0" in vm.sh("ip route")
@@ -44,8 +30,8 @@ def test_dynamic_addresses_differ_and_are_returned(make_vm: Callable[..., VM]) -
 
 
 def test_vms_on_one_bridge_reach_each_other(make_vm: Callable[..., VM]) -> None:
-    first = make_vm(networks={"n": _manual("10.99.0.10")})
-    second = make_vm(networks={"n": _manual("10.99.0.11")})
+    first = make_vm(networks={"n": manual("10.99.0.10")})
+    second = make_vm(networks={"n": manual("10.99.0.11")})
     second.wait_for_agent()
     first.sh(f"python3 -c \"import socket; socket.create_connection(('{second.ip}', 6868), 5)\"")
 
@@ -53,8 +39,8 @@ def test_vms_on_one_bridge_reach_each_other(make_vm: Callable[..., VM]) -> None:
 def test_several_nics_with_one_default_route(make_vm: Callable[..., VM]) -> None:
     vm = make_vm(
         networks={
-            "a": _manual("10.99.0.10", default=["dns"]),
-            "b": _manual(
+            "a": manual("10.99.0.10", default=["dns"]),
+            "b": manual(
                 "10.98.0.10", gateway="10.98.0.1", default=["gateway"],
                 cloud_properties={"bridge": "other0"},
             ),
@@ -69,8 +55,8 @@ def test_several_nics_with_one_default_route(make_vm: Callable[..., VM]) -> None
 
 def test_ipv6(make_vm: Callable[..., VM]) -> None:
     networks = {
-        "four": _manual("10.99.0.10"),
-        "six": _manual("fd99::10", netmask="ffff:ffff:ffff:ffff::", gateway="fd99::1", dns=[]),
+        "four": manual("10.99.0.10"),
+        "six": manual("fd99::10", netmask="ffff:ffff:ffff:ffff::", gateway="fd99::1", dns=[]),
     }
     first = make_vm(networks=networks)
     networks["four"]["ip"], networks["six"]["ip"] = "10.99.0.11", "fd99::11"
@@ -83,95 +69,58 @@ def test_ipv6(make_vm: Callable[..., VM]) -> None:
 def test_an_address_in_use_is_refused_before_anything_is_created(
     machine: Machine, make_vm: Callable[..., VM], stemcell: str
 ) -> None:
-    vm = make_vm(networks={"n": _manual("10.99.0.10")})
+    vm = make_vm(networks={"n": manual("10.99.0.10")})
     before = machine.leftovers()
-    error = failing(lambda: machine.create_vm(stemcell, networks={"n": _manual("10.99.0.10")}))
+    error = failing(lambda: machine.create_vm(stemcell, networks={"n": manual("10.99.0.10")}))
     assert "10.99.0.10" in error.message
     assert vm.cid in error.message
     assert machine.leftovers() == before
 
 
 def test_a_deleted_vms_address_can_be_used_again(make_vm: Callable[..., VM]) -> None:
-    make_vm(networks={"n": _manual("10.99.0.10")}).delete()
-    make_vm(networks={"n": _manual("10.99.0.10")})
+    make_vm(networks={"n": manual("10.99.0.10")}).delete()
+    make_vm(networks={"n": manual("10.99.0.10")})
 
 
-@pytest.fixture
-def outside(machine: Machine) -> Iterator[str]:
-    """Yield the address of another host behind the VMs' host: a network namespace."""
-    ip = "192.0.2.2"
-    commands = (
-        "ip netns add outside",
-        "ip link add out0 type veth peer name in0 netns outside",
-        "ip address add 192.0.2.1/24 dev out0",
-        "ip link set out0 up",
-        f"ip -n outside address add {ip}/24 dev in0",
-        "ip -n outside link set in0 up",
-    )
-    for command in commands:
-        machine.host.run(*command.split())
-    yield ip
-    machine.host.run("ip", "link", "delete", "out0")
-    machine.host.run("ip", "netns", "delete", "outside")
+def test_plugins_that_speak_an_older_version_of_cni(
+    machine: Machine, make_vm: Callable[..., VM], stemcell: str, clean: None
+) -> None:
+    """As Ubuntu 22.04 has them, 0.9.1."""
+    folder = machine.host.folder / "old-plugins"
+    folder.mkdir()
+    for name in ("bridge", "host-local"):
+        (folder / name).write_text(_OLD_PLUGIN.format(real=f"/usr/lib/cni/{name}"))
+        (folder / name).chmod(0o755)
+    network = {**machine.host.config()["network"], "cni_plugin_dirs": [str(folder)]}
+    config = machine.host.write_config("old-plugins.json", network=network)
+    arguments: tuple[Any, ...] = ("a", stemcell, {}, {"n": manual("10.99.0.10")}, [], {})
+    cid, networks = machine.call("create_vm", *arguments, config=config)
+    assert networks["n"]["ip"] == "10.99.0.10"
+    record = json.loads((machine.host.state / "vms" / cid / "network.json").read_bytes())
+    assert record[0]["result"]["cniVersion"] == "0.4.0"
+    assert "0.4.0" in check(machine, "CNI plugins", config)["message"]
+    machine.call("delete_vm", cid, config=config)
 
 
-def test_nat_to_the_outside(make_vm: Callable[..., VM], outside: str) -> None:
-    # The outside has no route back to the VM: an answer proves that its address was translated.
-    vm = make_vm()
-    vm.sh(f"ping -c1 -W2 {outside}")
+_OLD_PLUGIN = """#!/bin/sh
+document=$(cat)
+case $CNI_COMMAND:$document in
+    VERSION:*) echo '{{"cniVersion": "0.4.0", "supportedVersions": ["0.3.1", "0.4.0"]}}' ;;
+    *'"cniVersion": "0.4.0"'* | *'"cniVersion":"0.4.0"'*) echo "$document" | {real} ;;
+    *) echo '{{"code": 1, "msg": "incompatible CNI versions"}}'; exit 1 ;;
+esac
+"""
 
 
-def test_a_host_that_forwards_nothing_by_itself(
+def test_the_mtu_is_that_of_the_way_out(
     machine: Machine, make_vm: Callable[..., VM], outside: str
 ) -> None:
-    # As Docker leaves it.
-    machine.host.run("iptables", "-P", "FORWARD", "DROP")
-    try:
-        make_vm().sh(f"ping -c1 -W2 {outside}")
-    finally:
-        machine.host.run("iptables", "-P", "FORWARD", "ACCEPT")
-
-
-def test_ports_are_published_from_outside_and_from_the_host(
-    machine: Machine, make_vm: Callable[..., VM], outside: str
-) -> None:
-    vm = make_vm(properties={"ports": ["8868:6868", "127.0.0.1:8869:6868/tcp"]})
-    vm.wait_for_agent()
-    assert machine.can_connect("192.0.2.1", 8868)
-    assert machine.can_connect("127.0.0.1", 8869)
-    assert not machine.can_connect("192.0.2.1", 8869)
-    probe = "import socket; socket.create_connection(('192.0.2.1', 8868), 2)"
-    machine.host.run("ip", "netns", "exec", "outside", sys.executable, "-c", probe)
-    vm.delete()
-    assert not machine.can_connect("192.0.2.1", 8868)
-
-
-def test_a_published_port_cannot_be_published_again(
-    machine: Machine, make_vm: Callable[..., VM], stemcell: str
-) -> None:
-    vm = make_vm(properties={"ports": ["8868:6868"]})
-    error = failing(lambda: machine.create_vm(stemcell, {"ports": ["8868:80"]}))
-    assert "8868/tcp" in error.message
-    assert vm.cid in error.message
-
-
-def test_a_port_that_the_host_listens_on_is_refused(machine: Machine, stemcell: str) -> None:
-    script = (
-        "import socket, subprocess, sys\n"
-        "s = socket.create_server(('127.0.0.1', 8870))\n"
-        "sys.exit(subprocess.run(sys.argv[1:]).returncode)"
-    )
-    config = machine.host.write_config()
-    request = {
-        "method": "create_vm",
-        "arguments": ["a", stemcell, {"ports": ["8870:80"]}, {"n": {"type": "dynamic"}}, [], {}],
-        "api_version": 2,
-    }
-    done = machine.host.run(
-        sys.executable, "-c", script, str(CPI), "-c", str(config), input=json.dumps(request)
-    )
-    error = json.loads(done.stdout)["error"]
-    assert "8870/tcp" in error["message"]
+    machine.host.run("ip", "link", "set", "out0", "mtu", "1400")
+    machine.host.run("ip", "route", "add", "default", "via", outside)
+    vm = make_vm(networks={"n": manual("10.96.0.10", gateway="10.96.0.1",
+                                        cloud_properties={"bridge": "mtu0"})})  # fmt: skip
+    assert "mtu 1400" in vm.sh("ip link show eth0")
+    assert "mtu 1400" in machine.host.run("ip", "link", "show", "mtu0").stdout
 
 
 def test_any_cni_network_of_the_host_by_name(machine: Machine, make_vm: Callable[..., VM]) -> None:
@@ -215,7 +164,7 @@ def test_any_cni_network_of_the_host_by_name(machine: Machine, make_vm: Callable
 def test_bad_properties_are_named(
     machine: Machine, stemcell: str, properties: dict[str, str], clean: None
 ) -> None:
-    network = _manual("10.99.0.10", cloud_properties=properties)
+    network = manual("10.99.0.10", cloud_properties=properties)
     error = failing(lambda: machine.create_vm(stemcell, networks={"n": network}))
     assert next(iter(properties)) in error.message
 

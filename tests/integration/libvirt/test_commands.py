@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 
+from testing.hosts.private_host import PrivateHost
+from testing.hosts.private_libvirt import Libvirt
 from tests.support.libvirt.kvm_machine import Guest, KvmMachine
 
 NAMED = {"deployment": "cf", "job": "db", "instance_group": "db", "id": "aaaa-1", "index": "0"}
@@ -49,3 +52,23 @@ def test_the_doctor_looks_at_libvirt(machine: KvmMachine) -> None:
     report = json.loads(machine.bosh_cpi("doctor", "--json", check=False).stdout)
     (libvirt,) = [row for row in report["checks"] if row["scope"] == "kvm"]
     assert (libvirt["status"], "virsh --connect" in libvirt["fix"]) == ("failure", True)
+
+
+def test_nothing_is_left_in_libvirt(image: Path) -> None:
+    with PrivateHost() as host, Libvirt(host) as libvirt:
+        machine = KvmMachine(libvirt)
+        machine.configure()
+        stemcell = str(machine.call("create_stemcell", str(image), {}))
+        guest = machine.create_guest(stemcell)
+        assert {"bosh", "bosh-bosh0"} <= {*_names(machine, "pool"), *_names(machine, "net")}
+        shown = machine.bosh_cpi("setup", "--undo", "--vms", "--dry-run").stdout
+        for title in (f"VM {guest.cid}", "pool bosh", "network bosh-bosh0", f"stemcell {stemcell}"):
+            assert f"delete the {title}" in shown.replace("libvirt ", "")
+        machine.bosh_cpi("setup", "--undo", "--vms", "--yes")
+        assert (_names(machine, "pool"), _names(machine, "net")) == ([], [])
+        assert machine.virsh("list", "--all", "--name").split() == []
+        assert not host.state.exists()
+
+
+def _names(machine: KvmMachine, noun: str) -> list[str]:
+    return machine.virsh(f"{noun}-list", "--all", "--name").split()

@@ -53,6 +53,24 @@ def test_what_a_killed_create_leaves_goes_with_the_next(
     assert {name.split(".")[0] for name in machine.volumes() if "-vm-" in name} == {cid}
 
 
+def test_a_pool_in_the_folder_of_before_is_named(
+    machine: KvmMachine, make_guest: Make, tmp_path: Path
+) -> None:
+    guest = make_guest()
+    old = machine.host.state / "kvm"
+    moved = machine.configure(state_dir=str(tmp_path))
+    error = failing(lambda: machine.call("delete_vm", guest.cid, config=moved))
+    assert f"storage pool bosh is in {old}, and the configuration says {tmp_path}/kvm" in (
+        error.message
+    )
+    assert f"set kvm.pool_path to {old}" in error.message
+    checks = json.loads(machine.bosh_cpi("doctor", "--json", check=False, config=moved).stdout)
+    [check] = [check for check in checks["checks"] if check["check"] == "storage pool"]
+    assert (check["status"], f"set kvm.pool_path to {old}" in check["fix"]) == ("failure", True)
+    assert machine.domains() == [guest.cid]
+    machine.call("delete_vm", guest.cid, config=machine.configure({"pool_path": str(old)}))
+
+
 def test_a_call_survives_a_restart_of_libvirtd(machine: KvmMachine, make_guest: Make) -> None:
     guest = make_guest()
     guest.wait_for_agent()

@@ -194,9 +194,7 @@ def _restart_host(machine: KvmMachine, *running: Guest) -> None:
     for pin in (machine.host.folder / "run/netns").iterdir():
         machine.host.run("umount", str(pin))
     machine.host.run("rm", "-rf", "--one-file-system", str(machine.host.folder / "run"))
-    machine.host.run(
-        "sh", "-c", "for t in nat filter; do iptables -t $t -F; iptables -t $t -X; done"
-    )
+    machine.host.run("nft", "flush", "ruleset")
     links = machine.host.run("ls", "/sys/class/net").stdout.split()
     for link in links:
         if link.startswith(("bosh", "veth")):
@@ -210,16 +208,20 @@ def _restored(machine: KvmMachine) -> dict[str, object]:
     return done
 
 
-def test_missing_kvm_is_logged_once(machine: KvmMachine, stemcell: str, make_guest: Make) -> None:
+def test_a_kvm_that_qemus_user_cannot_open_is_logged_once(
+    machine: KvmMachine, stemcell: str, make_guest: Make
+) -> None:
     machine.configure({"accelerator": "auto"})
     response = machine.host.cpi(
         *("create_vm", "a", stemcell, {}, {"default": {"type": "dynamic"}}, [], {})
     )
     machine.call("delete_vm", response["result"][0])
-    assert response["log"].count("/dev/kvm is missing or unusable") == 1
+    assert response["log"].count("VMs run in plain emulation") == 1
+    assert "/dev/kvm cannot be opened by QEMU's user libvirt-qemu" in response["log"]
     machine.configure({"accelerator": "kvm"})
     error = failing(lambda: make_guest())
-    assert "kvm.accelerator" in error.message
+    assert "kvm.accelerator is kvm" in error.message
+    assert "chmod 660 /dev/kvm" in error.message
 
 
 def test_a_vm_that_vanished_is_gone(machine: KvmMachine, make_guest: Make) -> None:

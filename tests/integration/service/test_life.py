@@ -14,7 +14,7 @@ import pytest
 from testing.hosts.private_host import PrivateHost
 from testing.hosts.private_service import BOSH_CPI, Service, ThinClient
 from testing.patience import PATIENCE, wait_for
-from tests.integration.service.conftest import ADDRESS, APART, AS_NOBODY, PORT
+from tests.integration.service.conftest import ADDRESS, APART, AS_NOBODY, GROUP, PORT
 from tests.support.certificates import CA
 from tests.support.containerd.machine import VM, Machine
 from tests.support.processes import ended
@@ -166,7 +166,8 @@ def test_systemd_opens_the_socket(host: PrivateHost, service: Service) -> None:
     """As systemd.socket(5) does: calls wait in the socket until the service takes them."""
     path = host.folder / "activated.sock"
     own = {"run_dir": str(host.folder / "activated-run")}
-    config = host.write_config("activated.json", **own)
+    settings = {"socket_mode": "0666", "socket_group": GROUP}
+    config = host.write_config("activated.json", service=settings, **own)
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(path))
         listening.listen()
@@ -186,4 +187,5 @@ def test_systemd_opens_the_socket(host: PrivateHost, service: Service) -> None:
             os.kill(int(children), signal.SIGTERM)
             serving.communicate(timeout=PATIENCE)
     assert json.loads(answered)["result"] is False
-    assert path.exists()  # it is systemd's
+    status = path.stat()  # it is systemd's, and stays
+    assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o666, 65534)

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from testing.hosts.host_reboot import reboot
 from testing.hosts.private_host import PrivateHost
 from testing.hosts.private_service import Service
 from testing.stemcells import stemcell_source
-from tests.support.containerd.host_reboot import reboot
 from tests.support.containerd.machine import VM, Machine
 
 
@@ -45,7 +45,7 @@ def test_the_service_puts_its_host_in_order(own_service: Service, tmp_path: Path
     for path in (interrupted / "image", interrupted):
         os.utime(path, (0, 0))  # old: a young one may be in use
 
-    reboot(machine)
+    reboot(machine.host)
     own_service.stop()  # it is gone already
     own_service.start()
 

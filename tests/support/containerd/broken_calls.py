@@ -23,6 +23,8 @@ def broken(*arguments, **options):
     if when.startswith("wait:"):
         open(when[5:]).read()
         return real(*arguments, **options)
+    if when.startswith("errno:"):
+        raise OSError(int(when[6:]), os.strerror(int(when[6:])))
     if when != "before":
         result = real(*arguments, **options)
     if when == "kill":
@@ -44,7 +46,8 @@ def broken(
 ) -> str:
     """Make a call whose function `target` fails `before` or `after` its work, or kills the CPI.
 
-    "wait:FIFO" makes it wait until the FIFO is written to. Returns what the call printed.
+    "wait:FIFO" makes it wait until the FIFO is written to, "errno:24" fail as a system call does.
+    Returns what the call printed.
     """
     script = machine.host.folder / "breaker.py"
     script.write_text(_SCRIPT)

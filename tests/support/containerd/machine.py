@@ -5,11 +5,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cpi.cni import nftables
 from cpi.errors import NotSupported
 from testing.hosts.private_host import CPI, PrivateHost, cgroup_hierarchies
 from testing.patience import PATIENCE, wait_for
@@ -107,13 +108,18 @@ class Machine:
         return disk
 
     def bosh_cpi(
-        self, *words: str, check: bool = True, config: Path | None = None
+        self,
+        *words: str,
+        check: bool = True,
+        config: Path | None = None,
+        env: Mapping[str, str] | None = None,
     ) -> "subprocess.CompletedProcess[str]":
-        """Run `bosh-cpi`; fail the test if it fails."""
+        """Run `bosh-cpi`; fail the test if it fails. env: added to the environment."""
         path = config or self.host.folder / "cpi.json"
         if not path.exists():
             self.host.write_config()
-        done = self.host.run(str(BOSH_CPI), "--config", str(path), *words, check=False)
+        options = {"env": {**os.environ, **env}} if env else {}
+        done = self.host.run(str(BOSH_CPI), "--config", str(path), *words, check=False, **options)
         if check and done.returncode:
             raise AssertionError(f"bosh-cpi {' '.join(words)}: {done.stdout}{done.stderr}")
         return done
@@ -178,15 +184,16 @@ class Machine:
         folder = str(self.host.folder)
         mounts = self.host.run("cat", "/proc/self/mountinfo").stdout.splitlines()
         state = [path for path in self.host.state.rglob("*") if path.is_file()]
-        lasting = ("lock", "last_reserved_ip.0", "last_reserved_ip.1")
+        lasting = ("lock", "last_reserved_ip.0", "last_reserved_ip.1", "console.log.1")
         rules = self.host.run("iptables-save").stdout.splitlines()
+        listed = json.loads(self.host.run("nft", "--json", "list", "ruleset").stdout)
         return {
             "containers": sorted(self.ctr("containers", "ls", "-q").split()),
             "tasks": sorted(self.ctr("tasks", "ls", "-q").split()),
             "leases": sorted(self.ctr("leases", "ls", "-q").split()),
             "snapshots": sorted(line.split()[0] for line in self._snapshots()),
             "mounts": sorted(line.split()[4] for line in mounts if folder in line.split()[4]),
-            "loops": self.loops(),
+            "loops": self.host.loops(),
             "files": sorted(str(path) for path in state if path.name not in lasting),
             "namespaces": sorted(
                 str(path)
@@ -198,6 +205,11 @@ class Machine:
             "rules": sorted(
                 rule for rule in rules if rule.startswith("-A") and not _LASTING_RULE.search(rule)
             ),
+            "elements": sorted(
+                f"{owner} {element.set} {element.key}"
+                for owner, elements in nftables.owners(listed).items()
+                for element in elements
+            ),
             "cgroups": sorted(
                 str(path)
                 for hierarchy in cgroup_hierarchies()
@@ -208,12 +220,6 @@ class Machine:
 
     def _snapshots(self) -> list[str]:
         return self.ctr("snapshots", "ls").splitlines()[1:]
-
-    def loops(self) -> list[str]:
-        """Return the files below the host's folder that have loop devices."""
-        listed = json.loads(self.host.run("losetup", "--list", "--json").stdout or "{}")
-        files = [str(loop["back-file"]) for loop in listed.get("loopdevices", [])]
-        return sorted(file for file in files if file.startswith(str(self.host.folder)))
 
     def _interfaces(self) -> list[str]:
         links = json.loads(self.host.run("ip", "-json", "link").stdout)
@@ -265,11 +271,26 @@ _POST = (
     f"print(r.urlopen(sys.argv[1], sys.stdin.buffer.read(), {PATIENCE}).read().decode())"
 )
 
-# What CNI's portmap and firewall plugins set up once for the host, and leave.
+# What we, and CNI's portmap and firewall plugins, set up once for the host, and leave.
 _LASTING_RULE = re.compile(
-    "--dst-type LOCAL -j CNI-HOSTPORT-DNAT|requiring masquerade|-A CNI-HOSTPORT-"
+    "bosh-cpi-[0-9a-f]{8}"
+    "|--dst-type LOCAL -j CNI-HOSTPORT-DNAT|requiring masquerade|-A CNI-HOSTPORT-"
     "|CNI firewall plugin rules|admin overrides|LIBVIRT_"
 )
+
+
+def manual(ip: str, **changes: Any) -> dict[str, Any]:
+    """Return a manual network on the bridge manual0."""
+    network = {
+        "type": "manual",
+        "ip": ip,
+        "netmask": "255.255.255.0",
+        "gateway": "10.99.0.1",
+        "dns": ["10.99.0.53"],
+        "default": ["dns", "gateway"],
+        "cloud_properties": {"bridge": "manual0"},
+    }
+    return {**network, **changes}
 
 
 def failing(call: Callable[[], Any]) -> CallFailed:

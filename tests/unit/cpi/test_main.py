@@ -287,6 +287,7 @@ def test_info_imports_next_to_nothing() -> None:
         "cpi.config.config",
         "cpi.config.key",
         "cpi.config.load",
+        "cpi.config.overrides",
         "cpi.documents",
         "cpi.errors",
         "cpi.contract.handle",

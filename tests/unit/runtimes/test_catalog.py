@@ -96,7 +96,7 @@ OF_ATTACHED_DISKS = {"grow_attached_disk", "snapshot_attached_disk"}
 NETWORKS = {"create_network", "delete_network"}
 INSIDE = {"run_inside", "log_places", "read_log"}  # full VMs let nothing in from outside
 MISSING = {
-    "containerd": NETWORKS | {"console", "grow_attached_disk"},
+    "containerd": NETWORKS | {"grow_attached_disk"},
     "kvm": NETWORKS | INSIDE,
     "virtualbox": NETWORKS | INSIDE | OF_ATTACHED_DISKS | {"usage"},
 }

@@ -1,12 +1,14 @@
 """The doctor's checks of the host: one that is well and one that is not for each."""
 
 import fcntl
+import io
 import json
 import os
 import socketserver
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,23 @@ from cpi.commands.main import main
 from cpi.config.config import Config
 from cpi.disks import loop
 from cpi.errors import CloudError
-from cpi.findings import FAILURE, OK, WARNING, Checks, Finding, failure, ok, warning
+from cpi.findings import (
+    FAILURE,
+    OK,
+    WARNING,
+    Checks,
+    Finding,
+    commands,
+    failure,
+    ok,
+    packages,
+    warning,
+)
+from cpi.host import headroom
+from cpi.host.limits import INOTIFY_INSTANCES
 from cpi.service.sockets import main_socket
+from cpi.setup import units
+from cpi.setup.steps import CONFIG, Step
 from tests.support.fake_config import fake_config
 
 
@@ -70,6 +87,71 @@ def test_a_runtime_that_does_not_load_has_its_hint(config: Config) -> None:
     assert (finding.status, "nosuch" in finding.message) == (FAILURE, True)
 
 
+# Cures
+
+
+def tried(path: Path, *others: Finding) -> Callable[[], list[tuple[str, Finding]]]:
+    """Return a function that checks whether a file is there, and proposes to make it."""
+
+    def look() -> list[tuple[str, Finding]]:
+        there = path.exists()
+        finding = ok("there") if there else failure("missing", commands(("touch", str(path))))
+        return [("host", replace(finding, check="file")), *(("host", other) for other in others)]
+
+    return look
+
+
+def test_a_cure_is_done_and_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a file"
+    results = doctor.fixed(tried(path), yes=True)
+    assert [finding.status for _, finding in results] == [OK]
+    shown = capsys.readouterr().err
+    assert shown == f"host, file: missing\n  touch '{path}'\n"
+
+
+def test_a_cure_that_does_not_cure_is_done_once(tmp_path: Path) -> None:
+    path = tmp_path / "no folder" / "file"
+    results = doctor.fixed(tried(path), yes=True)
+    assert [finding.status for _, finding in results] == [FAILURE]
+
+
+def test_advice_is_not_done(tmp_path: Path) -> None:
+    other = warning("odd", f"touch {tmp_path}/other")
+    doctor.fixed(tried(tmp_path / "file", other), yes=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(("answer", "there"), [("y\n", True), ("\n", False)])
+def test_a_terminal_is_asked_before_each_cure(
+    tmp_path: Path, answer: str, there: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    terminal = io.StringIO(answer)
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    doctor.fixed(tried(tmp_path / "file"), yes=False)
+    assert (tmp_path / "file").exists() is there
+
+
+def test_without_a_terminal_nothing_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("y\n"))
+    doctor.fixed(tried(tmp_path / "file"), yes=False)
+    assert not (tmp_path / "file").exists()
+    assert "pass --yes to confirm" in capsys.readouterr().err
+
+
+def test_packages_are_installed_without_removing_any() -> None:
+    cure = packages("xfsprogs", "fdisk")
+    assert cure.text == "apt-get install xfsprogs fdisk"
+    assert [words[0] for words in cure.commands] == ["apt-get"]
+    assert "--no-remove" in cure.commands[0]
+
+
+def test_programs_for_a_runtime_that_is_not_configured_are_not_installed() -> None:
+    assert doctor.optional("some", [failure("missing", packages("some"))]).cure is None
+
+
 # The host
 
 
@@ -90,10 +172,23 @@ def test_configuration(host: Host, tmp_path: Path) -> None:
     secret = fake_config(tmp_path, agent={"mbus": "https://u:p@0.0.0.0:6868"})
     finding = of_host("configuration", Host(secret, str(path)))
     assert (finding.status, finding.fix) == (WARNING, f"chmod 600 {path}")
-    path.chmod(0o600)
+    assert finding.cure
+    doctor._apply(finding.cure)
     assert of_host("configuration", Host(secret, str(path))).status == OK
     finding = of_host("configuration", Host(secret, str(path), "it is no JSON"))
     assert (finding.status, str(path) in finding.fix) == (FAILURE, True)
+
+
+def test_kernel_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    host = Host(fake_config(tmp_path, max_vms=1_000_000))
+    monkeypatch.setattr(headroom, "exhausted", lambda *, systemd: None)
+    assert of_host("kernel limits", host).status == OK
+
+    monkeypatch.setattr(headroom, "exhausted", lambda *, systemd: INOTIFY_INSTANCES)
+    finding = of_host("kernel limits", host)
+    assert finding.status == FAILURE
+    assert "fs.inotify.max_user_instances=" in finding.message
+    assert finding.fix == "sysctl -w fs.inotify.max_user_instances=16000128"
 
 
 def test_a_broken_file_is_a_finding(
@@ -166,6 +261,8 @@ def test_after_a_restart(host: Host) -> None:
     finding = of_host("after a restart", host)
     assert (finding.status, "fake-vm-1" in finding.message) == (WARNING, True)
     assert finding.fix == "bosh-cpi restore"
+    assert finding.cure
+    assert finding.cure.commands[0][-1] == "restore"
 
 
 class _Unix(socketserver.ThreadingUnixStreamServer):
@@ -201,6 +298,26 @@ def serving(host: Host) -> Iterator[_Unix]:
 def test_no_service_is_a_warning(host: Host) -> None:
     finding = of_host("service", host)
     assert (finding.status, finding.fix) == (WARNING, "bosh-cpi serve")
+
+
+def test_an_installed_service_is_started_by_systemd(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(units, "is_installed", lambda _: True)
+    finding = of_host("service", host)
+    assert finding.fix == "systemctl start bosh-containerd-cpi"
+    assert finding.cure
+
+
+def test_preparation(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(host_checks, "of_kernel", lambda *_: [])
+    assert of_host("preparation", host).status == OK
+    step = Step("raise kernel.pid_max from 1 to 2", lambda: None)
+    monkeypatch.setattr(host_checks, "preparation", lambda *_: [step])
+    assert of_host("preparation", host).status == OK  # this configuration has no units
+    finding = of_host("preparation", Host(host.config, CONFIG))
+    assert (finding.status, finding.fix) == (WARNING, "bosh-cpi setup --yes")
+    assert "raise kernel.pid_max" in finding.message
 
 
 def test_service(host: Host, serving: _Unix) -> None:

@@ -13,9 +13,12 @@ from cpi.findings import FAILURE, OK, WARNING, ok, warning
 from cpi.host.process import CommandFailed
 from cpi.log import Log
 from runtimes.containerd import cgroups, checks as container_checks, host_facts, oci_spec
+from runtimes.containerd.oci_spec import Ceiling
 from runtimes.libvirt import checks as libvirt_checks
 from runtimes.libvirt.client import Connection
+from runtimes.libvirt.kvm_device import Verdict
 from runtimes.libvirt.profiles import KVM
+from runtimes.libvirt.volumes import StoragePool
 from tests.support.fake_config import fake_config
 
 
@@ -50,12 +53,6 @@ def test_cgroups_v2(
     finding = container_checks._cgroups(None)  # type: ignore[arg-type]
     assert finding.status == status
     assert ("+memory" in finding.fix) == (status == FAILURE)
-
-
-def test_a_kvm_device(tmp_path: Path) -> None:
-    assert "not there" in libvirt_checks.unusable(str(tmp_path / "kvm"))
-    (tmp_path / "kvm").touch()
-    assert "makes no VM" in libvirt_checks.unusable(str(tmp_path / "kvm"))
 
 
 class _Client:
@@ -121,10 +118,10 @@ def test_containerds_disk(subject: Any, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_capabilities(subject: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     have = frozenset(oci_spec.CAPABILITIES)
-    monkeypatch.setattr(host_facts, "capabilities_of_server", lambda _: have)
+    monkeypatch.setattr(host_facts, "ceiling_of_server", lambda _: Ceiling(have))
     assert container_checks._capabilities(subject).status == OK
     lacking = have - {"CAP_SYS_RESOURCE"}
-    monkeypatch.setattr(host_facts, "capabilities_of_server", lambda _: lacking)
+    monkeypatch.setattr(host_facts, "ceiling_of_server", lambda _: Ceiling(lacking))
     finding = container_checks._capabilities(subject)
     assert (finding.status, "lacks CAP_SYS_RESOURCE," in finding.message) == (WARNING, True)
 
@@ -150,9 +147,27 @@ def test_programs_of_runtimes(subject: Any, module: Any, monkeypatch: pytest.Mon
 def test_an_accelerator(
     tmp_path: Path, reason: str, accelerator: str, status: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(libvirt_checks, "unusable", lambda _: reason)
+    verdict = Verdict(reason, "a command" if reason else "")
+    monkeypatch.setattr(libvirt_checks, "kvm_verdict", lambda *_, **__: verdict)
     config = fake_config(tmp_path, kvm={"accelerator": accelerator})
     connection = Connection("qemu:///system", Log("error"))
     finding = libvirt_checks._dev_kvm(libvirt_checks.Subject(connection, KVM, config))
     assert finding.status == status
-    assert ("modprobe" in finding.fix) == (status != OK)
+    assert finding.fix == ("" if status == OK else "a command")
+
+
+def test_a_pool_that_is_elsewhere(tmp_path: Path) -> None:
+    document = f"<pool type='dir'><target><path>{tmp_path}/old</path></target></pool>"
+    pool = SimpleNamespace(XMLDesc=lambda _: document)
+    connection = cast(Any, SimpleNamespace(pool=lambda _: pool))
+
+    def check(path: str, key: str) -> Any:
+        volumes = StoragePool(connection, "bosh", path, cast(Any, None), Log("error"), key=key)
+        subject = libvirt_checks.Subject(connection, KVM, fake_config(tmp_path), volumes)
+        return libvirt_checks._storage_pool(subject)
+
+    assert check(f"{tmp_path}/x/../old/", "kvm.pool_path").status == OK
+    assert check(f"{tmp_path}/new", "").status == OK
+    finding = check(f"{tmp_path}/new", "kvm.pool_path")
+    assert (finding.status, f"is in {tmp_path}/old" in finding.message) == (FAILURE, True)
+    assert f"set kvm.pool_path to {tmp_path}/old" in finding.fix

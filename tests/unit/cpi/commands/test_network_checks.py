@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cpi.cni import firewall, host_firewalls, nameservers
 from cpi.commands import network_checks
 from cpi.config.config import Config
 from cpi.findings import FAILURE, OK, WARNING, Finding
@@ -26,10 +27,19 @@ Programs = dict[str, Any]
 
 @pytest.fixture
 def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
-    """What programs print, by a word in how they are called; an exception is raised."""
+    """What programs print, by a word in how they are called; an exception is raised.
+
+    Those that are not installed: "missing", a set.
+    """
     answers: Programs = {
-        "POSTROUTING": b"",
-        "FORWARD": b"-P FORWARD ACCEPT\n",
+        "missing": {"firewall-cmd"},
+        "--check": b"",
+        "table": CommandFailed("no table", status=1, stderr="No such file or directory"),
+        "chains": b"{}",
+        "-S": b"-P FORWARD ACCEPT\n",
+        "-C": CommandFailed("no rule", status=1),
+        "--state": b"running\n",
+        "--get-zone-of-interface=bosh0": CommandFailed("no zone", status=2),
         "-4": b"[]",
         "-6": b"[]",
         "address": b"[]",
@@ -41,9 +51,33 @@ def programs(monkeypatch: pytest.MonkeyPatch) -> Programs:
             raise answer
         return bytes(answer)
 
-    monkeypatch.setattr(network_checks, "run", run)
-    monkeypatch.setattr(iproute, "run", run)
+    for module in (network_checks, iproute, firewall, host_firewalls):
+        monkeypatch.setattr(module, "run", run)
+    monkeypatch.setattr(
+        host_firewalls, "is_installed", lambda program: program not in answers["missing"]
+    )
     return answers
+
+
+@pytest.fixture
+def vm(config: Config) -> None:
+    """A VM on bosh0."""
+    folder = Path(config.text("state_dir")) / "vms" / "fake-vm-1"
+    folder.mkdir(parents=True)
+    attachment = {
+        "network": "bosh0",
+        "interface": "eth0",
+        "plugins": [{"type": "bridge", "bridge": "bosh0"}],
+        "runtime": {},
+        "result": {"ips": [{"address": "10.245.0.2/16"}]},
+        "bridge": "bosh0",
+        "masquerade": True,
+    }
+    (folder / "network.json").write_text(json.dumps([attachment]))
+    address = Path(config.text("state_dir")) / "addresses/bosh0/10.245.0.2"
+    address.parent.mkdir(parents=True)
+    address.write_text("fake-vm-1\r\neth0")
+    (Path(config.text("run_dir")) / "bridges").mkdir(parents=True)
 
 
 @pytest.fixture
@@ -74,10 +108,13 @@ def test_cni_plugins(tmp_path: Path) -> None:
     folder.mkdir()
     finding = of_network("CNI plugins", config(folder))
     assert (finding.status, finding.fix) == (FAILURE, "apt-get install containernetworking-plugins")
-    _write_plugins(folder, "0.4.0")
-    assert "CNI 0.4.0" in of_network("CNI plugins", config(folder)).message
-    _write_plugins(folder, "1.0.0")
-    assert of_network("CNI plugins", config(folder)).status == OK
+    _write_plugins(folder, "0.2.0")
+    finding = of_network("CNI plugins", config(folder))
+    assert (finding.status, "0.8 or later" in finding.message) == (FAILURE, True)
+    for version in ("0.4.0", "1.0.0"):
+        _write_plugins(folder, version)
+        finding = of_network("CNI plugins", config(folder))
+        assert (finding.status, version in finding.message) == (OK, True)
 
 
 def _write_plugins(folder: Path, version: str) -> None:
@@ -87,12 +124,22 @@ def _write_plugins(folder: Path, version: str) -> None:
         (folder / name).chmod(0o755)
 
 
-def test_iptables(config: Config, programs: Programs) -> None:
-    assert of_network("iptables", config).status == OK
-    programs["POSTROUTING"] = CommandFailed("no table", status=3)
-    assert of_network("iptables", config).fix == "modprobe iptable_nat"
-    programs["POSTROUTING"] = CommandFailed("not installed")
-    assert of_network("iptables", config).fix == "apt-get install iptables"
+def test_nftables(config: Config, programs: Programs) -> None:
+    assert of_network("nftables", config).status == OK
+    programs["--check"] = CommandFailed("no such expression", status=1)
+    assert of_network("nftables", config).fix.startswith("modprobe -a nf_tables")
+    programs["--check"] = CommandFailed("not installed")
+    assert of_network("nftables", config).fix == "apt-get install nftables"
+
+
+def test_rules_that_were_flushed(config: Config, programs: Programs, vm: None) -> None:
+    finding = of_network("nftables", config)
+    assert (finding.status, finding.fix) == (FAILURE, "bosh-cpi restore")
+    assert "fake-vm-1" in finding.message
+    element = {"elem": {"val": "10.245.0.2", "comment": "fake-vm-1"}}
+    sets = [{"set": {"name": f"{name}4", "elem": [element]}} for name in ("guests", "masqueraded")]
+    programs["table"] = json.dumps({"nftables": sets}).encode()
+    assert of_network("nftables", config).status == OK
 
 
 @pytest.mark.parametrize(
@@ -110,17 +157,7 @@ def test_bridge(config: Config, programs: Programs, links: bytes, status: str, f
     assert (finding.status, fix in finding.fix) == (status, True)
 
 
-def test_a_bridge_that_vms_miss(config: Config, programs: Programs) -> None:
-    folder = Path(config.text("state_dir")) / "vms" / "fake-vm-1"
-    folder.mkdir(parents=True)
-    attachment = {
-        "network": "bosh0",
-        "interface": "eth0",
-        "plugins": [{"type": "bridge", "bridge": "bosh0", "ipMasq": True}],
-        "runtime": {},
-        "result": {"ips": [{"address": "10.245.0.2/16"}]},
-    }
-    (folder / "network.json").write_text(json.dumps([attachment]))
+def test_a_bridge_that_vms_miss(config: Config, programs: Programs, vm: None) -> None:
     finding = of_network("bridge", config)
     assert (finding.status, "missing" in finding.message) == (FAILURE, True)
 
@@ -157,15 +194,70 @@ def test_rp_filter(
     assert finding.fix == ("sysctl -w net.ipv4.conf.bosh0.rp_filter=2" if status != OK else "")
 
 
-def test_firewall(config: Config, programs: Programs, sysctls: Callable[[str, str], None]) -> None:
+def test_a_firewall_before_the_first_vm(config: Config, programs: Programs) -> None:
+    programs["-S"] = b"-P FORWARD DROP\n"
     assert of_network("firewall", config).status == OK
-    programs["FORWARD"] = b"-P FORWARD DROP\n"
-    assert "CNI-ADMIN" in of_network("firewall", config).fix
-    sysctls("bridge/bridge-nf-call-iptables", "1")
+
+
+@pytest.mark.parametrize(
+    "rules", [b"-P FORWARD DROP\n", b"-P FORWARD ACCEPT\n-A FORWARD -j DROP\n"]
+)
+def test_iptables_that_drop(
+    config: Config,
+    programs: Programs,
+    sysctls: Callable[[str, str], None],
+    vm: None,
+    rules: bytes,
+) -> None:
+    assert of_network("firewall", config).status == OK
+    programs["-S"] = rules
     finding = of_network("firewall", config)
-    assert finding.fix == "sysctl -w net.bridge.bridge-nf-call-iptables=0"
-    programs["FORWARD"] += b"-A FORWARD -m comment -j CNI-FORWARD\n"
-    assert "CNI-ADMIN" in of_network("firewall", config).fix
+    assert finding.status == FAILURE
+    assert finding.fix.startswith("iptables -I FORWARD -i bosh0 ")
+    assert "between VMs" not in finding.message
+    sysctls("bridge/bridge-nf-call-iptables", "1")
+    assert "between VMs" in of_network("firewall", config).message
+    programs["-C"] = b""
+    assert of_network("firewall", config).status == OK
+    programs |= {"-C": CommandFailed("no rule", status=1), "missing": {"iptables", "ip6tables"}}
+    assert of_network("firewall", config).status == FAILURE, "firewalld has no zone"
+
+
+def test_firewalld_without_a_zone_for_the_bridge(
+    config: Config, programs: Programs, vm: None
+) -> None:
+    programs["missing"] = {"iptables", "ip6tables"}
+    finding = of_network("firewall", config)
+    assert finding.fix == (
+        "firewall-cmd --permanent --zone=trusted --add-interface=bosh0 && "
+        "firewall-cmd --zone=trusted --add-interface=bosh0"
+    )
+    programs["--get-zone-of-interface=bosh0"] = b"internal\n"
+    assert of_network("firewall", config).status == OK
+    programs["--state"] = CommandFailed("not running", status=252)
+    assert of_network("firewall", config).status == OK
+
+
+def test_a_chain_of_the_administrators_that_drops(
+    config: Config, programs: Programs, vm: None
+) -> None:
+    chain = {"family": "inet", "table": "filter", "name": "forward", "hook": "forward"}
+    listed = [{"metainfo": {}}, {"chain": {**chain, "policy": "accept"}}]
+    programs["chains"] = json.dumps({"nftables": listed}).encode()
+    assert of_network("firewall", config).status == OK
+    listed.append({"chain": {**chain, "policy": "drop"}})
+    programs["chains"] = json.dumps({"nftables": listed}).encode()
+    finding = of_network("firewall", config)
+    assert finding.status == WARNING
+    assert "nft insert rule inet filter forward iifname bosh0 accept" in finding.fix
+
+
+def test_dns(config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "resolv.conf"
+    monkeypatch.setattr(nameservers, "_FILES", (file,))
+    assert of_network("DNS", config).status == WARNING
+    file.write_text("nameserver 192.0.2.1\n")
+    assert "192.0.2.1" in of_network("DNS", config).message
 
 
 @pytest.mark.parametrize(

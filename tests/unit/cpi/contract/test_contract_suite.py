@@ -1,6 +1,5 @@
 """The contract's tests on the fake runtime: they try the tests as much as the contract layer."""
 
-import gzip
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -29,9 +28,7 @@ class TestFakeRuntime(RuntimeContract, OperatorContract):
 
     @pytest.fixture
     def stemcell(self, tmp_path: Path) -> Path:
-        image = tmp_path / "image"
-        image.write_bytes(gzip.compress(b"a root file system", mtime=0))
-        return image
+        return fake_runtime.write_image(tmp_path / "image")
 
     @pytest.fixture
     def metadata_of(self, config: Config) -> MetadataOf:

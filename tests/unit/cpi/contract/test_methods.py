@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from cpi.config.config import Config
+from cpi.config.overrides import overridden
 from cpi.contract import methods, values
 from cpi.errors import InvalidCall
 from tests.support.cpi_calls import call, error_of
@@ -159,9 +160,8 @@ def make_vm(config: Config, tmp_path: Path, *rest: object, **more: Any) -> dict[
 
 
 def test_runtime_gets_a_complete_spec(tmp_path: Path, config: Config) -> None:
-    config, _ = config.with_context(
-        {"agent": {"mbus": "nats://x", "ntp": ["n"], "blobstore": {"provider": "dav"}}}
-    )
+    agent = {"mbus": "nats://x", "ntp": ["n"], "blobstore": {"provider": "dav"}}
+    config, _ = overridden(config, {"agent": agent})
     networks = {"b": {"type": "dynamic"}, "a": {"type": "dynamic"}}
     response = make_vm(
         config, tmp_path, {"cpu": 1.5}, networks, ["fake-disk-9"], {"bosh": {"x": 1}}
@@ -203,7 +203,7 @@ def test_cloud_properties_choose_the_runtime(tmp_path: Path, config: Config) -> 
 
 def test_disks_go_where_their_vm_is(tmp_path: Path, config: Config) -> None:
     vm = make_vm(config, tmp_path, {}, {}, [], {})["result"][0]
-    other = config.with_context({"runtime": "containerd"})[0]
+    other = overridden(config, {"runtime": "containerd"})[0]
     assert call(other, "create_disk", 64, {}, vm)["result"].startswith("fake-disk-")
 
 

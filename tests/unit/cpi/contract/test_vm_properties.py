@@ -5,6 +5,7 @@ import pytest
 from cpi.contract import vm_properties
 from cpi.errors import CloudError
 from cpi.model import HostMount, PortForward, VMProperties
+from stemcell_convert.mount_programs import DISK_FOLDER
 
 
 def test_nothing_given_means_no_limits() -> None:
@@ -209,7 +210,7 @@ def test_wrong_mounts(mount: object, reason: str) -> None:
     [
         *("/proc", "/proc/x", "/sys/fs", "/dev/shm", "/etc", "/etc/ssl", "/run/x", "/usr", "/var"),
         *("/var/vcap", "/var/vcap/bosh", "/var/vcap/bosh/bin", "/var/vcap/data/x", "/var/run/x"),
-        *("/var/vcap/store", "/var/vcap/jobs/x", "/var/vcap/bosh-cpi", "/warden-cpi-dev/x", "/lib"),
+        *("/var/vcap/store", "/var/vcap/jobs/x", "/var/vcap/bosh-cpi", f"{DISK_FOLDER}/x", "/lib"),
     ],
 )
 def test_mounts_hide_nothing_that_the_vm_needs(vm: str) -> None:

@@ -1,6 +1,5 @@
 """Disks as files, as far as that needs neither root nor a mount."""
 
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from cpi import cid
 from cpi.config.load import config_of
 from cpi.disks import raw_image as images
 from cpi.disks.disk import Disk
-from cpi.disks.disk_store import DiskStore, folders_of, write_facts
+from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace
 from cpi.model import DiskProperties
 
@@ -123,27 +122,6 @@ def test_a_copy_that_fails_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(CloudError, match="cannot copy"):
         images.copy(tmp_path, target)
     assert not target.exists()
-
-
-def test_facts_are_written_into_their_own_block_when_the_host_is_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "facts.json"
-    write_facts(path, {"attached_to": "some-vm-1"})
-
-    def full(fd: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    real = os.fsync
-    calls = iter((full, real, full, full))
-    monkeypatch.setattr(os, "fsync", lambda fd: next(calls)(fd))
-    write_facts(path, {"attached_to": ""})
-    assert json.loads(path.read_text()) == {"attached_to": ""}
-    with pytest.raises(NoDiskSpace):
-        write_facts(path, {"note": "x" * 10000})
-    with pytest.raises(NoDiskSpace):
-        write_facts(tmp_path / "new.json", {})
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_stores_of_the_configuration(tmp_path: Path) -> None:

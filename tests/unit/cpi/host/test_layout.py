@@ -25,8 +25,10 @@ def test_the_paths_stay_what_they_are() -> None:
         "namespaces": "/run/x/netns",
         "layers": "/run/x/layers",
         "user_namespaces": "/run/x/userns",
+        "bridges": "/run/x/bridges",
         "rootfs": "/run/x/rootfs",
         "execs": "/run/x/exec",
+        "accelerator": "/run/x/accelerator.json",
         "guest": "/run/x/guest",
     }
     assert layout.vm("some-vm-1") == Path("/state/vms/some-vm-1")

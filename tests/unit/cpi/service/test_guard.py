@@ -63,9 +63,7 @@ class TestContractForClients(RuntimeContract):
 
     @pytest.fixture
     def stemcell(self, tmp_path: Path) -> Path:
-        image = tmp_path / "image"
-        image.write_bytes(gzip.compress(b"a root file system", mtime=0))
-        return image
+        return fake_runtime.write_image(tmp_path / "image")
 
     @pytest.fixture
     def metadata_of(self, mine: Client) -> MetadataOf:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cpi.cni.plugins import Attachment, as_before
+from cpi.cni.attachments import Attachment, as_before
 from cpi.errors import CloudError
 from cpi.host import locks
 from cpi.log import Log

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from runtimes.containerd.oci_spec import (
     CAPABILITIES,
+    UNLIMITED,
+    Ceiling,
     Container,
     FolderMount,
     Limits,
@@ -15,7 +17,7 @@ from runtimes.containerd.oci_spec import (
 )
 from tests.support.golden_files import matches_golden
 
-ALL = (*CAPABILITIES, "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH")
+ALL = frozenset((*CAPABILITIES, "CAP_SYS_MODULE", "CAP_SYS_RAWIO", "CAP_DAC_READ_SEARCH"))
 LEAST = Container(
     hostname="agent-1",
     command=("/sbin/init",),
@@ -24,7 +26,7 @@ LEAST = Container(
     data=Path("/var/lib/bosh-containerd-cpi/vms/containerd-vm-1/data"),
     disks=Path("/var/lib/bosh-containerd-cpi/vms/containerd-vm-1/disks"),
     disk_folder="/warden-cpi-dev",
-    capabilities=ALL,
+    ceiling=Ceiling(ALL),
     systemd=True,
 )
 LIMITS = Limits(cpu=1.5, memory=512 << 20, pids=1000)
@@ -73,12 +75,34 @@ def test_with_folders_of_the_host() -> None:
 
 
 def test_no_capability_that_containerd_lacks_is_asked_for() -> None:
-    few = {"CAP_CHOWN", "CAP_SYS_MODULE"}
-    assert render(replace(LEAST, capabilities=few))["process"]["capabilities"]["bounding"] == [
+    few = frozenset({"CAP_CHOWN", "CAP_SYS_MODULE"})
+    assert render(replace(LEAST, ceiling=Ceiling(few)))["process"]["capabilities"]["bounding"] == [
         "CAP_CHOWN"
     ]
-    everything = render(replace(PRIVILEGED, capabilities=few))["process"]["capabilities"]
+    everything = render(replace(PRIVILEGED, ceiling=Ceiling(few)))["process"]["capabilities"]
     assert everything["bounding"] == sorted(few)
+
+
+def test_nothing_of_containerds_unit_is_inherited() -> None:
+    """Its oom_score_adj is -999, and its limits are infinite."""
+    for container in (LEAST, PRIVILEGED):
+        process = render(container)["process"]
+        assert process["oomScoreAdj"] == 0
+        limits = {each["type"]: (each["soft"], each["hard"]) for each in process["rlimits"]}
+        assert limits == {
+            "RLIMIT_CORE": (0, UNLIMITED),
+            "RLIMIT_NOFILE": (1024, 1 << 20),
+            "RLIMIT_NPROC": (UNLIMITED, UNLIMITED),
+        }
+
+
+def test_no_limit_is_above_what_containerd_may_set() -> None:
+    ceiling = Ceiling(ALL, {"RLIMIT_NOFILE": 500, "RLIMIT_NPROC": 7000}, oom_score_adj=501)
+    process = render(replace(LEAST, ceiling=ceiling))["process"]
+    assert process["oomScoreAdj"] == 501
+    limits = {each["type"]: (each["soft"], each["hard"]) for each in process["rlimits"]}
+    assert limits["RLIMIT_NOFILE"] == (500, 500)
+    assert limits["RLIMIT_NPROC"] == (7000, 7000)
 
 
 def test_a_spec_tells_the_limits_that_it_was_rendered_with() -> None:
@@ -88,12 +112,15 @@ def test_a_spec_tells_the_limits_that_it_was_rendered_with() -> None:
 
 
 def test_a_spec_is_renewed_to_what_it_would_be_now() -> None:
-    few, other = {"CAP_CHOWN", "CAP_SYS_MODULE"}, {**DEVICE, "path": "/dev/kvm", "minor": 232}
+    few, other = (
+        Ceiling(frozenset({"CAP_CHOWN"}), {"RLIMIT_NOFILE": 9}, 7),
+        {**DEVICE, "minor": 232},
+    )
     for container in (LIMITED, PRIVILEGED, CONTAINED):
         devices = [] if container is LIMITED else [other]
         spec = render(container)
         renew(spec, few, [other])
-        assert spec == render(replace(container, capabilities=few, devices=devices))
+        assert spec == render(replace(container, ceiling=few, devices=devices))
 
 
 def test_the_hosts_cgroups_are_never_bound() -> None:

@@ -31,7 +31,9 @@ LEAST = Domain(
     facts=Facts(),
 )
 DISKS = (
-    DomainDisk(f"/pool/{ODD}.root", "qcow2", "sda", "scsi"),
+    DomainDisk(
+        f"/pool/{ODD}.root", "qcow2", "sda", "scsi", backing=(f"/pool/{ODD}.stemcell", "raw")
+    ),
     DomainDisk("/pool/kvm-vm-2.data", "qcow2", "sdb", "scsi", "ephemeral0123456789a"),
     DomainDisk("/pool/kvm-vm-2.iso", "raw", "sdc", "scsi", device="cdrom", read_only=True),
 )

@@ -104,6 +104,9 @@ def test_a_vm_is_vdis_a_cd_and_a_domain_that_the_schema_takes(lab: VBoxLab) -> N
     machine = lab.world.named(vm)
     assert machine.state == RUNNING
     assert (machine.memory, machine.vcpus) == (96 << 10, 2)
+    with closing(VirtualBoxRuntime(settings(lab.folder), Log("error"))) as runtime:
+        [view] = runtime.vms()
+    assert (view.cid, view.memory, view.cpu) == (vm, 96, 2.0)
     assert machine.features == {"acpi", "apic", "pae"}
     devices = {port: device for port, (device, _) in machine.disks.items()}
     assert devices == {0: "disk", 1: "disk", 2: "cdrom"}

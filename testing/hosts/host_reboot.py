@@ -2,9 +2,8 @@
 
 import sys
 
-from testing.hosts.private_host import remove_cgroups
+from testing.hosts.private_host import PrivateHost, remove_cgroups
 from testing.patience import wait_for
-from tests.support.containerd.machine import Machine
 
 # Kills every process of the host except its init and those that run this; prints their number.
 _KILL = """
@@ -20,30 +19,26 @@ print(len(others))
 """
 
 
-def reboot(machine: Machine) -> None:
+def reboot(host: PrivateHost) -> None:
     """Restart a private host, as after a loss of power; start only containerd."""
-    host = machine.host
     host.kill_containerd()
     wait_for(lambda: host.run(sys.executable, "-c", _KILL).stdout == "0\n", "the end of all")
-    _umount_all(machine)
+    _umount_all(host)
     for folder in (str(host.folder / "run"), str(host.folder / "containerd/state")):
         host.run("rm", "-rf", "--one-file-system", folder)
     host.run("find", "/run", "-xdev", "-mindepth", "1", "-delete")
     for link in host.run("ls", "/sys/class/net").stdout.split():
         host.run("ip", "link", "delete", link, check=False)  # one end takes the other with it
-    for tables in ("iptables", "ip6tables"):
-        for table in ("filter", "nat", "mangle"):
-            host.run(tables, "-t", table, "-F")
-            host.run(tables, "-t", table, "-X")
+    host.run("nft", "flush", "ruleset")  # also what iptables has made
     remove_cgroups(host.cgroup)
-    wait_for(lambda: not machine.loops(), "the loop devices to go")
+    wait_for(lambda: not host.loops(), "the loop devices to go")
     host.start_containerd()
 
 
-def _umount_all(machine: Machine) -> None:
+def _umount_all(host: PrivateHost) -> None:
     """Unmount what is mounted below the host's folder and /run, the last first."""
-    lines = machine.host.run("cat", "/proc/self/mountinfo").stdout.splitlines()
+    lines = host.run("cat", "/proc/self/mountinfo").stdout.splitlines()
     targets = [line.split()[4] for line in lines]
-    ours = (f"{machine.host.folder}/", "/run/")
+    ours = (f"{host.folder}/", "/run/")
     for target in reversed([target for target in targets if target.startswith(ours)]):
-        machine.host.run("umount", "--lazy", target)
+        host.run("umount", "--lazy", target)

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from testing.hosts.host_reboot import reboot
 from tests.support.containerd.broken_calls import broken, drop_leases
-from tests.support.containerd.host_reboot import reboot
 from tests.support.containerd.machine import VM, Machine, failing
 
 STATIC = {
@@ -28,16 +28,6 @@ STATIC = {
     },
 }
 LIMITED = {"ephemeral_disk": 64, "memory": 256, "cpu": 0.5, "ports": ["18930:6868"]}
-
-
-@pytest.fixture(scope="module")
-def machine(other_machine: Machine) -> Machine:
-    return other_machine
-
-
-@pytest.fixture(scope="module")
-def stemcell(machine: Machine, runit_image: Path) -> str:
-    return str(machine.call("create_stemcell", str(runit_image), {}))
 
 
 @pytest.fixture
@@ -86,7 +76,7 @@ def test_vms_are_back_after_a_restart_of_the_host(
     before = {**machine.leftovers(), "interfaces": ["renamed"] * 4}, limits(fixed)
     assert len(limits(fixed)) == 2
 
-    reboot(machine)
+    reboot(machine.host)
     assert machine.call("has_vm", fixed.cid) is True
     done = restored(machine)
 
@@ -98,6 +88,8 @@ def test_vms_are_back_after_a_restart_of_the_host(
     assert [mac_of(fixed, "eth0"), mac_of(fixed, "eth1"), mac_of(dynamic, "eth0")] == macs
     assert "fd00:230::20" in fixed.sh("ip -6 address")
     machine.wait_for_port("10.230.0.1", 18930)
+    rules = machine.host.run("iptables", "-S", "FORWARD").stdout.splitlines()
+    assert len(rules) == len(set(rules)) == 1 + 2 * 2, "two rules for each of two bridges"
     kept = "cat /var/vcap/store/mark /var/vcap/data/mark /root/mark"
     assert fixed.sh(kept) == "kept\nkept\nkept"
     assert dynamic.sh("cat /var/vcap/data/mark") == "kept"
@@ -134,7 +126,7 @@ def test_a_vm_that_cannot_be_restored_does_not_block_others(
     image = machine.image(disk)
     aside = image.with_name("aside")
 
-    reboot(machine)
+    reboot(machine.host)
     image.rename(aside)
     done = restored(machine, status=1)
     assert (done["restored"], done["unchanged"]) == ([good.cid], [half])
@@ -163,7 +155,7 @@ def test_a_killed_restore_is_done_again(
     machine: Machine, stemcell: str, empty: None, target: str
 ) -> None:
     vm = machine.create_vm(stemcell, LIMITED, STATIC)
-    reboot(machine)
+    reboot(machine.host)
     assert broken(machine, target, "kill", "reboot_vm", vm.cid) == ""
     assert restored(machine)["restored"] == [vm.cid]
     vm.wait_for_agent()
