@@ -163,6 +163,8 @@ def _preparation(host: Host) -> Finding:
             f"this host is not prepared for {vms} VMs: {titles}", host.cure("setup", "--yes")
         )
     return ok(f"limits, modules and units are there for {vms} VMs")
+
+
 @CHECKS.add("kernel limits")
 def _kernel_limits(host: Host) -> Finding:
     """Tell whether a limit that all VMs share leaves room for another VM, by trying."""
