@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 from cpi import cid
+from cpi.cni.firewall import Firewall
 from cpi.config.config import Config
 from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.disks.snapshots import Snapshots
@@ -93,6 +94,9 @@ class Removal:
         """Yield steps for bridges that networks of VMs were on, and for the firewall."""
         if not self._system.is_ours:
             return
+        if self._layout.bridges.is_dir():
+            firewall = Firewall(self._layout, self._runtimes.log)
+            yield Step(f"delete the table inet {firewall.table} (nft)", firewall.remove_all)
         names = {self._config.text("network.bridge")}
         names |= {folder.name for folder in entries(self._layout.addresses)}
         links = iproute.links()

@@ -11,6 +11,6 @@ _OF_OTHERS = ("/var/lib/dhcp", "/etc/ufw", "/etc/firewalld")
 def test_nothing_is_left(installed: InstalledCpi, before_install: Lists) -> None:
     guest = installed.guest
     installed.delete_stemcells()
-    guest.run("make", "-C", CHECKOUT, "uninstall")
+    guest.run("make", "-C", CHECKOUT, "uninstall", "OPTIONS=--yes")
     left = differences(before_install, lists(guest))
     assert [line for line in left if not any(path in line for path in _OF_OTHERS)] == []

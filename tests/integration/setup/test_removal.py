@@ -28,12 +28,13 @@ def traces(machine: Machine) -> dict[str, list[str]]:
     """Return what there is of the CPI on the host, outside its own folder's containerd."""
     host = machine.host
     rules = host.run("iptables-save").stdout.splitlines()
+    tables = host.run("nft", "list", "tables").stdout.splitlines()
     links = json.loads(host.run("ip", "-json", "link").stdout)
     listed = host.run("ctr", "--address", str(host.address), "namespaces", "ls", "-q").stdout
     return {
         "namespaces": listed.split(),
         "links": sorted(link["ifname"] for link in links if link["ifname"] not in ("lo", "sit0")),
-        "rules": [rule for rule in rules if "CNI" in rule],
+        "rules": [rule for rule in (*rules, *tables) if "CNI" in rule or "bosh-cpi" in rule],
         "cgroups": [
             str(path) for root in cgroup_hierarchies() for path in root.glob(host.cgroup.strip("/"))
         ],
