@@ -27,10 +27,13 @@ def ruled(host: PrivateHost, service: Service, settings: dict[str, object]) -> I
         "guest": {
             "quotas": {"memory": 3 * MEMORY, "disk": 256},
             "mounts": [f"{host.folder}/shared"],
-        }
+        },
+        "local": {"uncontained": True},
     }
+    containerd = {**host.config()["containerd"], "user_namespaces": "off"}
     try:
-        with Service(host, {"socket_group": GROUP, "clients": clients}) as own:
+        rules = {"socket_group": GROUP, "clients": clients}
+        with Service(host, rules, containerd=containerd) as own:
             yield own
     finally:
         Service(host, settings)  # writes its configuration back
@@ -78,6 +81,21 @@ def refused(response: dict[str, Any]) -> str:
     assert response["result"] is None
     error = response["error"]
     return f"{error['type'].removeprefix('Bosh::Clouds::')}: {error['message']}"
+
+
+def test_a_client_is_contained_unless_its_rule_says_otherwise(
+    ruled: Service, guest: ThinClient, machine: Machine, image: Path
+) -> None:
+    """Root of the host has user namespaces off: that is for its own VMs."""
+    isolation = {}
+    for name, client in (("guest", guest), ("local", ruled.client())):
+        stemcell = ok(client("create_stemcell", str(image), {}))
+        isolation[ok(client("create_vm", *arguments(stemcell)))[0]] = name
+    rows = json.loads(machine.bosh_cpi("vms", "--json").stdout)
+    assert {isolation[row["cid"]]: row["isolation"] for row in rows} == {
+        "guest": "user namespace",
+        "local": "none",
+    }
 
 
 def test_many_at_once_get_no_more_than_the_quota(guest: ThinClient, image: Path) -> None:
