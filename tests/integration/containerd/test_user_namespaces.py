@@ -1,11 +1,12 @@
 """VMs in user namespaces of their own: their ids, and what they see of disks and folders."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from testing.hosts.private_host import PrivateHost
 from tests.support.containerd.machine import VM, CallFailed, Machine
 
 STORE = "/var/vcap/store"
@@ -75,7 +76,6 @@ def test_what_jobs_of_bosh_do_as_root(make_vm: Callable[..., VM]) -> None:
     vm = make_vm()
     vm.sh("sysctl -w kernel.shmmax=67108864")  # the director's PostgreSQL
     vm.sh("sysctl -w net.ipv4.ip_forward=1 fs.mqueue.msg_max=20")
-    vm.sh("ip link add dummy0 type dummy && ip address add 169.254.0.2/32 dev dummy0")  # bosh-dns
     vm.sh("cp /bin/true /root/program && setcap cap_net_bind_service=+ep /root/program || "
           "! command -v setcap")  # routing  # fmt: skip
     vm.sh("unshare --pid --fork --mount-proc mount -t tmpfs none /mnt")  # BPM
@@ -85,27 +85,31 @@ def test_what_jobs_of_bosh_do_as_root(make_vm: Callable[..., VM]) -> None:
         vm.sh("date -s 2001-01-01")
 
 
-def test_where_the_host_cannot_do_it(machine: Machine, runit_image: Path, clean: None) -> None:
-    """Another snapshotter than overlayfs stands for a kernel that cannot."""
-    containerd = {**machine.host.config()["containerd"], "snapshotter": "native"}
-    auto = machine.host.write_config("auto.json", containerd=containerd)
-    required = machine.host.write_config(
-        "required.json", containerd={**containerd, "user_namespaces": "required"}
-    )
-    stemcell = machine.call("create_stemcell", str(runit_image), {}, config=auto)
+@pytest.fixture
+def other_host() -> Iterator[Machine]:
+    """Yield a host whose snapshotter stands for a kernel that cannot make user namespaces."""
+    with PrivateHost() as host:
+        host.write_config(containerd={**host.config()["containerd"], "snapshotter": "native"})
+        yield Machine(host)
+
+
+def test_where_the_host_cannot_do_it(other_host: Machine, runit_image: Path) -> None:
+    host = other_host.host
+    containerd = {**host.config()["containerd"], "snapshotter": "native"}
+    required = {"containerd": {**containerd, "user_namespaces": "required"}}
+    stemcell = other_host.call("create_stemcell", str(runit_image), {})
     arguments = ("agent", stemcell, {}, {"default": {"type": "dynamic"}}, [], {})
     with pytest.raises(CallFailed, match="VMs must run in user namespaces") as failure:
-        machine.call("create_vm", *arguments, config=required)
+        strict = host.write_config("strict.json", **required)
+        other_host.call("create_vm", *arguments, config=strict)
     assert failure.value.type == "NotSupported"
 
-    response = machine.host.cpi("create_vm", *arguments, config=auto)
-    vm = VM(machine, *response["result"])
-    try:
-        assert f"{vm.cid} gets no user namespace" in response["log"]
-        assert (view(vm)["isolation"], view(vm)["first_id"]) == ("none", None)
-        assert vm.sh("cat /proc/1/uid_map").split() == ["0", "0", "4294967295"]
-        checks = json.loads(machine.bosh_cpi("doctor", "--json", config=auto, check=False).stdout)
-        assert "root in a VM can become root on this host" in json.dumps(checks)
-    finally:
-        machine.call("delete_vm", vm.cid, config=auto)
-        machine.call("delete_stemcell", stemcell, config=auto)
+    response = host.cpi("create_vm", *arguments)
+    assert response["error"] is None, response["error"]
+    vm = VM(other_host, *response["result"])
+    assert f"{vm.cid} gets no user namespace" in response["log"]
+    assert (view(vm)["isolation"], view(vm)["first_id"]) == ("none", None)
+    assert vm.sh("cat /proc/1/uid_map").split() == ["0", "0", "4294967295"]
+    checks = other_host.bosh_cpi("doctor", "--json", check=False).stdout
+    assert "root in a VM can become root on this host" in checks
+    vm.delete()
