@@ -28,7 +28,7 @@ def test_root_in_the_vm_cannot_lift_its_limits(make_vm: Callable[..., VM]) -> No
     assert vm.sh(f"({_EAT.format(mib=400)}) && echo fits", check=False) != "fits"
     script = "for i in $(seq 80); do sleep 60 >/dev/null 2>&1 & done; kill $(jobs -p)"
     assert "fork" in vm.sh(f"({script}) 2>&1", check=False)
-    open_it = "(mknod /root/disk b 7 0 && head -c1 /root/disk) 2>&1"
+    open_it = "{ mknod /root/disk b 7 0 && head -c1 /root/disk; } 2>&1"
     assert "ermi" in vm.sh(open_it, check=False)  # not permitted, or permission denied
 
 

@@ -99,8 +99,8 @@ def test_where_the_host_cannot_do_it(other_host: Machine, runit_image: Path) -> 
     required = {"containerd": {**containerd, "user_namespaces": "required"}}
     stemcell = other_host.call("create_stemcell", str(runit_image), {})
     arguments = ("agent", stemcell, {}, {"default": {"type": "dynamic"}}, [], {})
+    strict = host.write_config("strict.json", **required)
     with pytest.raises(CallFailed, match="VMs must run in user namespaces") as failure:
-        strict = host.write_config("strict.json", **required)
         other_host.call("create_vm", *arguments, config=strict)
     assert failure.value.type == "NotSupported"
 

@@ -98,7 +98,7 @@ def test_least_privilege_by_default(machine: Machine, make_vm: Callable[..., VM]
     assert (inside, count) == ("0", "65536")
     assert (row["isolation"], row["first_id"]) == ("user namespace", int(outside))
     # A block device of the host cannot be opened by any node made for it.
-    open_it = "(mknod /root/disk b 7 0 && head -c1 /root/disk) 2>&1"
+    open_it = "{ mknod /root/disk b 7 0 && head -c1 /root/disk; } 2>&1"
     assert "ermi" in vm.sh(open_it, check=False)
 
 
