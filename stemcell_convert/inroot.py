@@ -32,7 +32,7 @@ class Root:
     """
 
     def __init__(self, folder: Path, owner: int = 0) -> None:
-        self._owner = owner
+        self.owner = owner
         self._fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def __enter__(self) -> "Root":
@@ -97,8 +97,8 @@ class Root:
         parent = self._open(folder, os.O_PATH | os.O_DIRECTORY)
         try:
             os.mkdir(name, mode, dir_fd=parent)
-            if self._owner:
-                os.chown(name, self._owner, self._owner, dir_fd=parent, follow_symlinks=False)
+            if self.owner:
+                os.chown(name, self.owner, self.owner, dir_fd=parent, follow_symlinks=False)
         finally:
             os.close(parent)
 
@@ -117,8 +117,8 @@ class Root:
             )
             with os.fdopen(fd, "wb") as file:
                 file.write(data)
-                if self._owner:
-                    os.fchown(file.fileno(), self._owner, self._owner)
+                if self.owner:
+                    os.fchown(file.fileno(), self.owner, self.owner)
                 os.fchmod(file.fileno(), mode)
             os.replace(fresh, name, src_dir_fd=parent, dst_dir_fd=parent)
         finally:
@@ -126,7 +126,7 @@ class Root:
 
     def own(self) -> None:
         """Give the root folder itself to the owner."""
-        os.chown(f"/proc/self/fd/{self._fd}", self._owner, self._owner)
+        os.chown(f"/proc/self/fd/{self._fd}", self.owner, self.owner)
 
     def _open(self, path: str, flags: int) -> int:
         how = _OpenHow(flags | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS)

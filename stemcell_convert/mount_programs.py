@@ -8,6 +8,8 @@ PATH begins with /var/vcap/bosh/bin; these two are there, before the real ones, 
 
 - `mount` without arguments shows a disk's folder as the source of where else the disk is mounted,
   and does not show that folder as mounted itself: as if it were a device;
+- `mount ... -o remount` changes the flags of that mount only (`bind`): the agent does it to bind
+  mounts, whose file system may be the host's, and root in a user namespace cannot remount that;
 - `umount <folder of a disk>` unmounts the disk wherever else it is mounted, and the folder stays.
 
 Everything else goes to the real programs.
@@ -21,7 +23,11 @@ DISK_FOLDER = "/warden-cpi-dev"
 MOUNT = b"""#!/bin/sh
 # Shows bind-mounted persistent disks as BOSH's agent expects devices; see bosh-containerd-cpi.
 export PATH=/usr/sbin:/usr/bin:/sbin:/bin
-[ $# -eq 0 ] || exec mount "$@"
+case "$#: $*" in
+    0:*) ;;
+    *" remount"* | *",remount"*) exec mount "$@" -o bind ;;
+    *) exec mount "$@" ;;
+esac
 exec awk '
     # mountinfo: 3 device, 4 root of the mount, 5 where, 6 options, then "-", type, source (proc(5))
     NR == FNR { if ($5 ~ "^@DISKS@/.") disk[$3] = $5; next }

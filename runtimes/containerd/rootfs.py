@@ -12,6 +12,7 @@ from cpi.agent_settings import render as render_settings
 from cpi.cni import nameservers
 from cpi.host import id_maps, kernel, syscalls
 from cpi.model import Network, VMSpec
+from stemcell_convert import mount_programs
 from stemcell_convert.facts import SYSTEMD
 from stemcell_convert.inroot import Root
 
@@ -113,10 +114,21 @@ def files(
     return written
 
 
+def mount_program(root: Root) -> Iterator[tuple[str, bytes, int]]:
+    """Yield the agent's `mount` as it must be in a user namespace, if the stemcell has one.
+
+    A stemcell that was imported by an earlier version has one that cannot remount there.
+    """
+    path = f"{mount_programs.FOLDER}/mount"
+    if root.exists(path):
+        yield path, mount_programs.MOUNT, 0o755
+
+
 def write(root: Root, written: Sequence[tuple[str, bytes, int]]) -> None:
     """Write `files` into a root file system."""
     root.own()
-    for path, data, mode in written:
+    programs = mount_program(root) if root.owner else ()
+    for path, data, mode in (*written, *programs):
         # A stemcell with systemd-resolved points there, and the agent configures it.
         if path == "/etc/resolv.conf" and "systemd" in (root.link_target(path) or ""):
             continue

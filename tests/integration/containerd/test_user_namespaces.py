@@ -93,6 +93,15 @@ def other_host() -> Iterator[Machine]:
         yield Machine(host)
 
 
+def test_the_agent_changes_the_flags_of_its_bind_mounts(make_vm: Callable[..., VM]) -> None:
+    """Source: bosh-agent, linux_platform, SetupLogDir and linux_mounter, RemountInPlace."""
+    vm = make_vm()
+    vm.sh("mkdir /var/vcap/data/root_log /root/log; mount --bind /var/vcap/data/root_log /root/log")
+    vm.sh("/var/vcap/bosh/bin/mount '' /root/log -o remount -o nodev -o nosuid -o noexec")
+    flags = vm.sh("awk '$2 == \"/root/log\" { print $4 }' /proc/mounts").split(",")
+    assert {"nodev", "nosuid", "noexec"} <= set(flags)
+
+
 def test_where_the_host_cannot_do_it(other_host: Machine, runit_image: Path) -> None:
     host = other_host.host
     containerd = {**host.config()["containerd"], "snapshotter": "native"}
