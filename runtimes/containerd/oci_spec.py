@@ -10,6 +10,7 @@ from typing import Any
 
 from cpi.host.id_maps import SIZE
 from cpi.host.kernel import CAPABILITIES as ALL_CAPABILITIES
+from cpi.model import VMProperties
 from runtimes.containerd import seccomp
 
 Spec = dict[str, Any]
@@ -119,6 +120,12 @@ class Limits:
     memory: int | None = None
     pids: int | None = None
     privileged: bool = False
+
+    @classmethod
+    def of(cls, properties: VMProperties) -> "Limits":
+        """Return the limits that cloud_properties ask for."""
+        memory = None if properties.memory is None else properties.memory << 20
+        return cls(properties.cpu, memory, properties.pids, properties.privileged)
 
 
 @dataclass(frozen=True)
@@ -315,6 +322,12 @@ def _resources(container: Container) -> Spec:
     if limits.pids is not None:
         resources["pids"] = {"limit": limits.pids}
     return resources
+
+
+def has_systemd(spec: Spec) -> bool:
+    """Tell whether a VM's init is systemd."""
+    program: str = spec["process"]["args"][0]
+    return program.rpartition("/")[2] in ("init", "systemd")
 
 
 def first_id_of(spec: Spec) -> int:

@@ -4,15 +4,39 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cpi.errors import CPIError
+from cpi.config.config import Config
+from cpi.errors import CPIError, NotSupported
 from cpi.host import id_maps, syscalls
 from cpi.host.layout import Layout
+from cpi.log import Log
+from cpi.model import VMSpec
+from runtimes.containerd.daemon import Containerd
 
 if TYPE_CHECKING:
     from runtimes.containerd.image_store import ImageStore
 
 _ANY_ID = 1 << 30  # nothing is stored under it
 _SNAPSHOTTER = "overlayfs"
+
+
+def ids_for(spec: VMSpec, config: Config, layout: Layout, containerd: Containerd, log: Log) -> str:
+    """Return the user ids from which a VM gets a range of its own, "" for none.
+
+    Raises NotSupported when it must have one and the host cannot make it.
+    """
+    mode = config.text("containerd.user_namespaces")
+    if mode == "off" or spec.properties.privileged:
+        return ""
+    reason = problem(layout, containerd.store)
+    if not reason:
+        return config.text("containerd.user_namespace_ids")
+    if mode == "required":
+        raise NotSupported(
+            "VMs must run in user namespaces (containerd.user_namespaces, or for a client of the "
+            f"host's service its rule `uncontained`), but {reason}"
+        )
+    log.warn(f"{spec.cid} gets no user namespace, so its root is the host's: {reason}")
+    return ""
 
 
 def problem(layout: Layout, store: "ImageStore") -> str:

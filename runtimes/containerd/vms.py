@@ -17,7 +17,7 @@ from cpi.errors import CloudError, CPIError, NotSupported, VMCreationFailed, VMN
 from cpi.host import guest_socket, headroom, vm_creation
 from cpi.host.layout import Layout
 from cpi.log import Log
-from cpi.model import Json, Network, VMProperties, VMSpec
+from cpi.model import Json, Network, VMSpec
 from runtimes.containerd import (
     cgroups,
     console_log,
@@ -89,7 +89,7 @@ class VMs:
             raise NotSupported(
                 "this host does not allow privileged VMs (containerd.allow_privileged is false)"
             )
-        ids = self._ids_for(spec)
+        ids = user_namespaces.ids_for(spec, self._config, self._layout, self._containerd, self._log)
         self._networks.require_free(spec)
         folder, cgroup = VMFolder(self._layout, spec.cid), self._cgroup(spec.cid)
         with vm_creation.creation(
@@ -118,7 +118,7 @@ class VMs:
                     lambda root: rootfs.write(root, files),
                     folder.first_id,
                 )
-                limits = _limits(spec.properties)
+                limits = Limits.of(spec.properties)
                 document = oci_spec.render(
                     self._container(spec, stemcell, folder, limits, host_folders)
                 )
@@ -223,7 +223,7 @@ class VMs:
     ) -> None:
         """Start a VM's task and wait until its init has come up. Raises `error` if it ends."""
         vm_cid = folder.vm_cid
-        with InitWatch(folder.path, systemd=_has_systemd(spec)) as watch:
+        with InitWatch(folder.path, systemd=oci_spec.has_systemd(spec)) as watch:
 
             def prepare(pid: int) -> None:
                 if folder.first_id:
@@ -238,7 +238,7 @@ class VMs:
                 return
             status = self._containers.exit_status(vm_cid)
             words = watch.last_words() or "(nothing)"
-        reached = headroom.exhausted(systemd=_has_systemd(spec))
+        reached = headroom.exhausted(systemd=oci_spec.has_systemd(spec))
         advice = headroom.advice(reached, self._config.integer("max_vms")) if reached else ""
         raise error(
             f"the init of {vm_cid}, {spec['process']['args'][0]}, ended with status {status} "
@@ -247,22 +247,6 @@ class VMs:
 
     def _pin(self, vm_cid: str, network: Path) -> None:
         VMFolder(self._layout, vm_cid).pin_namespaces(network)
-
-    def _ids_for(self, spec: VMSpec) -> str:
-        """Return the user ids from which the VM gets a range of its own, "" for none."""
-        mode = self._config.text("containerd.user_namespaces")
-        if mode == "off" or spec.properties.privileged:
-            return ""
-        problem = user_namespaces.problem(self._layout, self._store)
-        if not problem:
-            return self._config.text("containerd.user_namespace_ids")
-        if mode == "required":
-            raise NotSupported(
-                f"VMs must run in user namespaces (containerd.user_namespaces, or for a client of "
-                f"the host's service its rule `uncontained`), but {problem}"
-            )
-        self._log.warn(f"{spec.cid} gets no user namespace, so its root is the host's: {problem}")
-        return ""
 
     # What it is made of
 
@@ -347,7 +331,7 @@ class VMs:
 
     def has_systemd(self, vm_cid: str) -> bool:
         """Tell whether a VM's init is systemd. Raises VMNotFound."""
-        return _has_systemd(self._spec(vm_cid))
+        return oci_spec.has_systemd(self._spec(vm_cid))
 
     def console(self, vm_cid: str) -> bytes:
         """Return what is kept of a VM's console. Raises VMNotFound."""
@@ -399,16 +383,6 @@ class VMs:
 def _root_of(pid: int, owner: int = 0) -> Root:
     """Return the root file system of a running VM, as its init sees it."""
     return Root(Path(f"/proc/{pid}/root"), owner)
-
-
-def _has_systemd(spec: Spec) -> bool:
-    program: str = spec["process"]["args"][0]
-    return program.rpartition("/")[2] in ("init", "systemd")
-
-
-def _limits(properties: VMProperties) -> Limits:
-    memory = None if properties.memory is None else properties.memory << 20
-    return Limits(properties.cpu, memory, properties.pids, properties.privileged)
 
 
 def _labels(spec: VMSpec, stemcell: "Stemcell", networks: Sequence[Network]) -> dict[str, str]:

