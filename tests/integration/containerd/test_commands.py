@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,7 +140,10 @@ def on_terminal(machine: Machine, *words: str) -> Iterator[tuple["subprocess.Pop
     _set_size(far, 33, 140)
     argv = [str(BOSH_CPI), "-c", f"{machine.host.folder}/cpi.json", *words]
     entered = machine.host.enter("setsid", "--ctty", *argv)  # only it gets Ctrl-C
-    environment = {**os.environ, "TERM": "vt220"}
+    # pytest's workers have a size in theirs, which would go before the terminal's.
+    size = ("COLUMNS", "LINES")
+    environment = {key: value for key, value in os.environ.items() if key not in size}
+    environment["TERM"] = "vt220"
     process = subprocess.Popen(entered, stdin=far, stdout=far, stderr=far, env=environment)
     with ended(process):
         os.close(far)
@@ -154,9 +158,9 @@ def _set_size(descriptor: int, rows: int, columns: int) -> None:
 
 
 def _read_until(descriptor: int, wanted: bytes) -> bytes:
-    output = b""
+    output, end = b"", time.monotonic() + PATIENCE
     while wanted not in output:
-        assert select.select([descriptor], [], [], PATIENCE)[0], output
+        assert select.select([descriptor], [], [], max(0, end - time.monotonic()))[0], output
         output += os.read(descriptor, 4096)
     return output
 
