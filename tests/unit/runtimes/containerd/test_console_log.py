@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -26,15 +27,17 @@ def logger(folder: Path) -> Iterator[int]:
     ready, readying = os.pipe()
 
     def place() -> None:
-        copies = [fcntl.fcntl(each, fcntl.F_DUPFD, 10) for each in (output, other, readying)]
+        # The copies end with the exec, or the program would keep descriptor 5 open by another.
+        given = (output, other, readying)
+        copies = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in given]
         for number, copy in enumerate(copies, 3):
             os.dup2(copy, number)
-        os.closerange(6, 64)
 
     process = subprocess.Popen([uri.path, *arguments], preexec_fn=place, close_fds=False)
     for descriptor in (output, other, readying):
         os.close(descriptor)
-    assert os.read(ready, 1) == b"", "it closes descriptor 5"
+    assert select.select([ready], [], [], PATIENCE)[0], "it closes descriptor 5"
+    assert os.read(ready, 1) == b""
     os.close(ready)
     yield writing
     os.close(writing)
