@@ -250,8 +250,13 @@ def test_sigterm_finishes_what_runs_and_takes_no_more(
         pid = slow_service.pid
         stopping.start()
         wait_for(lambda: "1 calls still run" in slow_service.log.read_text(), "the service to stop")
-        refused = slow_service.client()("has_vm", "containerd-vm-0")["error"]
-        assert refused["ok_to_retry"] is True
+
+        def refused() -> bool:
+            """What was accepted before the socket closed is still answered."""
+            error = slow_service.client()("has_vm", "containerd-vm-0")["error"]
+            return error is not None and error["ok_to_retry"] is True
+
+        wait_for(refused, "the socket to close")
         assert Path(f"/proc/{pid}").exists()
         slow.go_on()
         answered, _ = calling.communicate(timeout=PATIENCE)
