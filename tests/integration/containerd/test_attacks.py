@@ -83,9 +83,10 @@ _ALL = (
     Attack("making the guests' socket's folder writable",
            "mount -o remount,bind,rw /var/vcap/bosh-cpi && touch /var/vcap/bosh-cpi/mine "
            "&& rm /var/vcap/bosh-cpi/mine", EXPOSED),
-    Attack("raising the VM's own limits", "cd /sys/fs/cgroup; if [ -e memory.max ]; "
-           "then echo max > memory.max; else cd memory; echo -1 > memory.memsw.limit_in_bytes; "
-           "echo -1 > memory.limit_in_bytes; fi", EXPOSED),
+    # On cgroup v2 no cgroup namespace can (cgroup-v2.rst, nsdelegate).
+    Attack("raising the VM's own limits", "cd /sys/fs/cgroup/memory; "
+           "echo -1 > memory.memsw.limit_in_bytes; echo -1 > memory.limit_in_bytes", EXPOSED,
+           "/sys/fs/cgroup/memory/memory.limit_in_bytes"),
 )  # fmt: skip
 ATTACKS = tuple(attack for attack in _ALL if Path(attack.needs).exists())
 
