@@ -185,8 +185,8 @@ def test_a_deleted_vm_takes_nothing_from_the_next(
 def test_vms_of_before_there_was_our_table(
     machine: Machine, make_vm: Callable[..., VM], outside: str
 ) -> None:
-    """Their plugins still serve and delete them."""
-    vm = make_vm(properties={"ports": ["8868:6868"]})
+    """Their plugins still serve and delete them; they had no user namespace."""
+    vm = make_vm(properties={"ports": ["8868:6868"], "privileged": True})
     record = machine.host.state / "vms" / vm.cid / "network.json"
     script = f"""
 import json, sys
@@ -205,7 +205,7 @@ document["plugins"][0]["ipMasq"] = True
 document["plugins"] += [{{"type": "firewall", "backend": "iptables"}},
     {{"type": "portmap", "capabilities": {{"portMappings": True}}, "snat": True}}]
 path.write_text(json.dumps([document]))
-syscalls.unpin_network_namespace(networks.namespace({vm.cid!r}))
+syscalls.unpin_namespace(networks.namespace({vm.cid!r}))
 networks.rebuild({vm.cid!r}, folder)
 """
     machine.host.run(sys.executable, "-c", script)
