@@ -89,7 +89,7 @@ class Runtime(ABC):
         """Have a running VM end by itself, and kill what still runs after `seconds`.
 
         `restore` and reboot_vm start it again. A VM that does not run stays as it is. Raises
-        VMNotFound.
+        VMNotFound, and NotSupported for a VM on another machine.
         """
 
     def restore(self, vm_cid: str) -> bool:

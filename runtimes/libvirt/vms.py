@@ -12,7 +12,7 @@ from typing import Any
 
 from cpi.agent_settings import render as render_settings
 from cpi.disks.raw_image import MIB
-from cpi.errors import CloudError
+from cpi.errors import CloudError, NotSupported
 from cpi.host import vm_creation
 from cpi.log import Log
 from cpi.model import Json, Network, VMSpec
@@ -130,11 +130,14 @@ class VMs:
         self._shut_down_mark(vm_cid).unlink(missing_ok=True)
 
     def shut_down(self, vm_cid: str, seconds: float) -> None:
-        """Shut a VM down until `restore` or `reboot`. Raises VMNotFound."""
+        """Shut a VM down until `restore` or `reboot`. Raises VMNotFound, NotSupported."""
         self.domains.require(vm_cid)
+        if not self.domains.connection.is_local:
+            raise NotSupported(
+                f"the VM {vm_cid} is on another machine, and does not stop with this one"
+            )
         if self.domains.running_with(vm_cid) is not None:
-            if self.domains.connection.is_local:  # else the VM has no folder here
-                self._shut_down_mark(vm_cid).touch(0o600)
+            self._shut_down_mark(vm_cid).touch(0o600)
             self.domains.stop(vm_cid, seconds)
 
     def restore(self, vm_cid: str) -> bool:

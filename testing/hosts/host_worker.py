@@ -197,6 +197,8 @@ def _files(folder: Path) -> Iterator[str]:
             path = Path(name)
             if path == folder / "run" / "bridges":  # they stay, as the bridges do
                 continue
+            if path == folder / "run" / "userns":  # what was found out of the host
+                files = [file for file in files if file != ".works"]
             if path == folder / "state" / "vms":
                 yield from (str((path / child).relative_to(folder)) for child in children)
                 children.clear()

@@ -7,9 +7,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from cpi.errors import NotSupported
 from tests.support.containerd.disk_actions import attach_and_mount, unmount_and_detach
 from tests.support.containerd.machine import BOSH_CPI, failing
-from tests.support.contract_lab import Cpi, MetadataOf
+from tests.support.contract_lab import Cpi, Lab, MetadataOf
 from tests.support.contract_suite import RuntimeContract
 from tests.support.libvirt.kvm_machine import Guest
 from tests.support.libvirt.remote import RemoteMachine, own_state, remote_machine
@@ -83,6 +84,11 @@ class TestRemote(RuntimeContract, OperatorContract):
     @pytest.fixture
     def verb(self, remote: RemoteMachine) -> Callable[..., Any]:
         return remote.verb
+
+    def test_a_vm_that_was_shut_down_is_restored(self, lab: Lab, verb: Callable[..., Any]) -> None:
+        """It is on a machine that does not stop with this one."""
+        with pytest.raises(NotSupported, match="is on another machine"):
+            verb("shut_down", lab.vm(), 5)
 
 
 def store_mib(guest: Guest) -> int:
