@@ -10,7 +10,6 @@ import os
 import stat
 from io import FileIO
 from pathlib import Path
-from types import TracebackType
 
 _SYS_OPENAT2 = 437  # the same on every architecture
 _TRIES = 1000  # one in a thousand fails on a busy machine
@@ -38,12 +37,7 @@ class Root:
     def __enter__(self) -> "Root":
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         os.close(self._fd)
 
     def read(self, path: str, limit: int = 1 << 20) -> bytes:

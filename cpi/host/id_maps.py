@@ -20,8 +20,6 @@ SIZE = 65536  # ids of a VM
 
 _SECONDS = 30
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 class _MountAttr(ctypes.Structure):
     """struct mount_attr, linux/mount.h."""
@@ -94,15 +92,15 @@ def clone(source: Path, user: Path, attributes: int = 0) -> int:
     """
     flags = kernel.OPEN_TREE_CLONE | kernel.OPEN_TREE_CLOEXEC
     path = os.fsencode(source)
-    tree: int = _libc.syscall(kernel.SYS_open_tree, kernel.AT_FDCWD, path, flags)
-    _check(tree, source)
+    tree: int = syscalls.libc.syscall(kernel.SYS_open_tree, kernel.AT_FDCWD, path, flags)
+    syscalls.check(tree, source)
     try:
         namespace = os.open(user, os.O_RDONLY | os.O_CLOEXEC)
         try:
             wanted = _MountAttr(attr_set=kernel.MOUNT_ATTR_IDMAP | attributes, userns_fd=namespace)
             size, pointer = ctypes.sizeof(wanted), ctypes.byref(wanted)
-            _check(
-                _libc.syscall(
+            syscalls.check(
+                syscalls.libc.syscall(
                     kernel.SYS_mount_setattr, tree, b"", kernel.AT_EMPTY_PATH, pointer, size
                 ),
                 source,
@@ -119,10 +117,7 @@ def attach(tree: int, target: Path) -> None:
     """Attach what `clone` returned at a path."""
     flags = kernel.MOVE_MOUNT_F_EMPTY_PATH
     path = os.fsencode(target)
-    _check(_libc.syscall(kernel.SYS_move_mount, tree, b"", kernel.AT_FDCWD, path, flags), target)
-
-
-def _check(result: int, path: Path) -> None:
-    if result < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), str(path))
+    syscalls.check(
+        syscalls.libc.syscall(kernel.SYS_move_mount, tree, b"", kernel.AT_FDCWD, path, flags),
+        target,
+    )

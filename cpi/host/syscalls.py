@@ -31,19 +31,19 @@ _FLAG_WORDS = {
     "noexec": kernel.MS_NOEXEC,
 }
 
-_libc = ctypes.CDLL(None, use_errno=True)
+libc = ctypes.CDLL(None, use_errno=True)
 
 
 def mount(source: str, target: Path, fstype: str = "", flags: int = 0, data: str = "") -> None:
     """Call mount(2)."""
-    result = _libc.mount(
+    result = libc.mount(
         os.fsencode(source),
         os.fsencode(target),
         fstype.encode() or None,
         ctypes.c_ulong(flags),
         os.fsencode(data) or None,
     )
-    _check(result, target)
+    check(result, target)
 
 
 def mount_words(source: str, target: Path, fstype: str, words: list[str]) -> None:
@@ -61,9 +61,9 @@ def mount_words(source: str, target: Path, fstype: str, words: list[str]) -> Non
 
 def umount(target: Path, flags: int = 0) -> None:
     """Call umount2(2); do nothing if the target is gone or not a mount point."""
-    result = _libc.umount2(os.fsencode(target), flags | kernel.UMOUNT_NOFOLLOW)
+    result = libc.umount2(os.fsencode(target), flags | kernel.UMOUNT_NOFOLLOW)
     if result and ctypes.get_errno() not in (errno.ENOENT, errno.EINVAL):
-        _check(result, target)
+        check(result, target)
 
 
 def bind_folder(source: Path, target: Path) -> None:
@@ -159,7 +159,7 @@ def in_mount_namespace(pid: int, work: Callable[[], Result]) -> Result:
         fd = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
         try:
             _unshare(kernel.CLONE_FS)  # setns fails while the thread shares its root
-            _check(_libc.setns(fd, kernel.CLONE_NEWNS), Path(f"/proc/{pid}/ns/mnt"))
+            check(libc.setns(fd, kernel.CLONE_NEWNS), Path(f"/proc/{pid}/ns/mnt"))
         finally:
             os.close(fd)
         return work()
@@ -194,7 +194,7 @@ def set_loopback_up(namespace: str) -> None:
     def enter() -> None:
         fd = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            _check(_libc.setns(fd, kernel.CLONE_NEWNET), Path(namespace))
+            check(libc.setns(fd, kernel.CLONE_NEWNET), Path(namespace))
         finally:
             os.close(fd)
         _set_loopback_up()
@@ -210,15 +210,15 @@ def unpin_namespace(path: Path) -> None:
 
 def inotify_init() -> int:
     """Call inotify_init1(2); return the descriptor, which does not block."""
-    descriptor: int = _libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
-    _check(min(descriptor, 0), Path("inotify"))
+    descriptor: int = libc.inotify_init1(os.O_CLOEXEC | os.O_NONBLOCK)
+    check(min(descriptor, 0), Path("inotify"))
     return descriptor
 
 
 def inotify_add_watch(descriptor: int, path: Path, mask: int) -> int:
     """Call inotify_add_watch(2); return the watch's number."""
-    watch: int = _libc.inotify_add_watch(descriptor, os.fsencode(path), mask)
-    _check(min(watch, 0), path)
+    watch: int = libc.inotify_add_watch(descriptor, os.fsencode(path), mask)
+    check(min(watch, 0), path)
     return watch
 
 
@@ -239,11 +239,12 @@ def _set_loopback_up() -> None:
 
 
 def _unshare(flags: int) -> None:
-    _check(_libc.unshare(flags), Path("/proc/thread-self/ns"))
+    check(libc.unshare(flags), Path("/proc/thread-self/ns"))
 
 
-def _check(result: int, path: Path) -> None:
-    if result:
+def check(result: int, path: Path) -> None:
+    """Raise OSError with the path if a call of `libc` failed."""
+    if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), str(path))
 

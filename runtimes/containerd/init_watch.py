@@ -11,7 +11,6 @@ import select
 import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from types import TracebackType
 
 from cpi.host import kernel
 from cpi.host.inotify import Inotify
@@ -43,12 +42,7 @@ class InitWatch:
     def __enter__(self) -> "InitWatch":
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stack.close()
 
     def begin(self, pid: int) -> None:

@@ -91,15 +91,6 @@ _ALL = (
 ATTACKS = tuple(attack for attack in _ALL if Path(attack.needs).exists())
 
 
-@pytest.fixture(scope="module")
-def before(machine: Machine) -> Iterator[None]:
-    """Check at the end that nothing of these VMs is leaked."""
-    left = machine.leftovers()
-    yield
-    machine.delete_all()
-    assert machine.leftovers() == left
-
-
 @pytest.fixture(scope="module", params=["runit", "systemd"])
 def contained(
     machine: Machine, stemcell: str, systemd: str, before: None, request: pytest.FixtureRequest
