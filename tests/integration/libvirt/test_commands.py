@@ -12,11 +12,11 @@ NAMED = {"deployment": "cf", "job": "db", "instance_group": "db", "id": "aaaa-1"
 
 
 def test_a_full_vm_is_shown(machine: KvmMachine, make_guest: Callable[..., Guest]) -> None:
-    guest = make_guest(properties={"cpu": 2})
+    guest = make_guest(properties={"cpu": 1})  # with more, emulation can hang at boot
     machine.call("set_vm_metadata", guest.cid, NAMED)
     (vm,) = json.loads(machine.bosh_cpi("vms", "--json").stdout)
     assert (vm["cid"], vm["runtime"], vm["state"]) == (guest.cid, "kvm", "running")
-    assert (vm["instance"], vm["cpu"], vm["memory"]) == ("db/aaaa-1", 2, 192)
+    assert (vm["instance"], vm["cpu"], vm["memory"]) == ("db/aaaa-1", 1, 192)
     assert vm["addresses"] == [guest.ip]
     stemcells = json.loads(machine.bosh_cpi("stemcells", "--json").stdout)
     assert vm["stemcell"] in [row["cid"] for row in stemcells]

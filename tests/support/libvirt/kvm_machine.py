@@ -23,6 +23,15 @@ class Guest(VM):
             raise AssertionError(f"{script!r} failed: {answer['output']}")
         return str(answer["output"]).strip()
 
+    def wait_for_agent(self) -> None:
+        """Wait until the agent listens; say what the VM printed if it never does."""
+        try:
+            super().wait_for_agent()
+        except TimeoutError as error:
+            console = self.machine.bosh_cpi("console", self.cid, check=False).stdout[-8000:]
+            neighbours = self.machine.host.run("ip", "neigh").stdout
+            raise TimeoutError(f"{error}\n{neighbours}\n{console}") from None
+
 
 class KvmMachine(Machine):
     """A private host with libvirt, on which the CPI creates KVM VMs by default."""
