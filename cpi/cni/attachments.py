@@ -21,6 +21,8 @@ class Attachment:
     table (cpi.cni.firewall). "" for a CNI network of the host, and for a VM that was made before
     there was that table: these have plugins for it.
     masquerade: whether its packets leave the host with the host's address.
+    spoofing: whether the VM may send with other addresses than its own, as one may that was made
+    before that could be forbidden. tap: the name of the bridge's port when a hypervisor makes it.
     """
 
     network: str
@@ -31,6 +33,8 @@ class Attachment:
     result: CniConfig | None = None
     bridge: str = ""
     masquerade: bool = False
+    spoofing: bool = True
+    tap: str = ""
 
 
 def attachments_in(path: Path) -> list[Attachment]:
@@ -71,6 +75,14 @@ def host_links(result: CniConfig) -> list[str]:
         for interface in result.get("interfaces", [])
         if not interface.get("sandbox")
     ]
+
+
+def port_of(attachment: Attachment) -> str:
+    """Return the name of the VM's port on a bridge of ours, "" if it has none."""
+    if attachment.tap:
+        return attachment.tap
+    links = host_links(attachment.result or {})
+    return next((name for name in links if name != attachment.bridge), "")
 
 
 def as_before(attachment: Attachment) -> Attachment:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from cpi import validate
 from cpi.cni import uplink
+from cpi.cni.addressing import require_fit
 from cpi.cni.attachments import (
     STATE,
     Attachment,
@@ -22,6 +23,7 @@ from cpi.cni.attachments import (
     attachments_in,
     host_links,
     mac_of,
+    port_of,
     save,
 )
 from cpi.cni.firewall import Firewall, address_owner
@@ -44,6 +46,7 @@ _PROPERTIES = {
     "bridge": validate.matching(_BRIDGE.fullmatch, "the name of a bridge"),
     "mtu": validate.integer(576, 65535, "bytes"),
     "name": validate.matching(_CNI_NAME.fullmatch, "the name of a CNI network"),
+    "spoofing": validate.flag,
 }
 _REBUILDING = "network.rebuilding"
 
@@ -56,13 +59,18 @@ class Networks:
         config: "Config",
         log: Log,
         pin: Callable[[str, Path], None] = lambda _, path: syscalls.pin_network_namespace(path),
+        tap: Callable[[str, str], str] = lambda _vm_cid, _interface: "",
     ) -> None:
-        """pin: makes a VM's network namespace and pins it at a path."""
+        """pin: makes a VM's network namespace and pins it at a path.
+
+        tap: names the port of a VM's interface on a bridge, where a hypervisor makes it.
+        """
         layout = Layout.of(config)
         self._config = config
         self._log = log
         self._pin = pin
-        self._firewall = Firewall(layout, log)
+        self._tap = tap
+        self._firewall = Firewall.of(config, log)
         self._addresses = layout.addresses
         self._namespaces = layout.namespaces
         self._plugins = Plugins(config.strings("network.cni_plugin_dirs"))
@@ -73,7 +81,7 @@ class Networks:
         return self._namespaces / vm_cid
 
     def require_free(self, spec: VMSpec) -> None:
-        """Check that no other VM has the addresses. Raises CloudError naming that VM.
+        """Check that no other VM, nor the bridge, has the addresses. Raises CloudError.
 
         CNI's host-local plugin decides when it reserves the address; but it does not name the VM,
         and by then a namespace has been made.
@@ -82,6 +90,8 @@ class Networks:
             if network.ip is None or "name" in network.cloud_properties:
                 continue
             bridge = self._bridge(properties_of(network))
+            require_fit(network, f"the bridge {bridge}", iproute.addresses(bridge))
+            self._require_gateway(network)
             if holder := address_owner(self._addresses / bridge / network.ip):
                 raise CloudError(
                     f"the address {network.ip} of the network {network.name!r} is in use on the "
@@ -107,6 +117,8 @@ class Networks:
             self._add(index, network, attachments, spec.cid, folder)
             for index, network in enumerate(spec.networks)
         ]
+        for network in spec.networks:
+            self._require_still_fit(network)
         self._firewall.admit(spec.cid, attachments)
         return with_nameservers(networks, self._log)
 
@@ -140,6 +152,7 @@ class Networks:
         """
         (folder / _REBUILDING).touch(0o600)
         namespace, attachments = self.namespace(vm_cid), attachments_in(folder / STATE)
+        stale = [port_of(attachment) for attachment in attachments]
         for attachment in reversed(attachments):
             self._plugins.delete(attachment, vm_cid, namespace)
         syscalls.unpin_namespace(namespace)
@@ -150,7 +163,7 @@ class Networks:
             _require_same_addresses(attachment, result)
             attachments[index] = replace(attachment, result=result)
             save(folder / STATE, attachments)
-        self._firewall.admit(vm_cid, attachments)
+        self._firewall.admit(vm_cid, attachments, [name for name in stale if name])
         if then:
             then()
         (folder / _REBUILDING).unlink()
@@ -195,6 +208,29 @@ class Networks:
                 bridges.append((str(bridge["ifname"]), int(mtu)))
         return bridges
 
+    def _require_gateway(self, network: Network) -> None:
+        """Check that no VM has the gateway's address, which the bridge is about to get.
+
+        Raises CloudError naming that VM.
+        """
+        bridge = self._bridge(properties_of(network))
+        if network.gateway and (
+            holder := address_owner(self._addresses / bridge / network.gateway)
+        ):
+            raise CloudError(
+                f"the gateway {network.gateway} of the network {network.name!r} is the address of "
+                f"the VM {holder} on the bridge {bridge}"
+            )
+
+    def _require_still_fit(self, network: Network) -> None:
+        """Check what another call may have changed since `require_free`. Raises CloudError."""
+        if network.ip is None or "name" in network.cloud_properties:
+            return
+        self._require_gateway(network)
+        if network.gateway is None:  # else the plugin has compared the bridge's address with it
+            bridge = self._bridge(properties_of(network))
+            require_fit(network, f"the bridge {bridge}", iproute.addresses(bridge))
+
     def _add(
         self, index: int, network: Network, attachments: list[Attachment], vm_cid: str, folder: Path
     ) -> Network:
@@ -229,6 +265,8 @@ class Networks:
             arguments,
             bridge=lan.bridge,
             masquerade=self._config.flag("network.masquerade"),
+            spoofing=properties.get("spoofing", False),
+            tap=self._tap(spec.cid, interface),
         )
 
     def _lan(self, properties: dict[str, Any]) -> Lan:

@@ -33,6 +33,7 @@ add map inet {table} published4_at \
 add map inet {table} published6_at \
 {{ type ipv6_addr . inet_proto . inet_service : ipv6_addr . inet_service; }}
 add chain inet {table} guard {{ type filter hook prerouting priority -300; policy accept; }}
+add chain inet {table} host {{ type filter hook input priority 0; policy accept; }}
 add chain inet {table} publish
 add chain inet {table} arriving {{ type nat hook prerouting priority -100; policy accept; }}
 add chain inet {table} sending {{ type nat hook output priority -100; policy accept; }}
@@ -56,6 +57,16 @@ add rule inet {table} leaving ip daddr 224.0.0.0/4 return
 add rule inet {table} leaving ip6 daddr ff00::/8 return
 add rule inet {table} leaving ip saddr @masqueraded4 masquerade
 add rule inet {table} leaving ip6 saddr @masqueraded6 masquerade
+"""
+
+# Published ports do not come this way: they are forwarded. Neighbor discovery is how a VM finds its
+# gateway, which is the host.
+_NO_HOST_ACCESS = """\
+add rule inet {table} host iifname != @bridges accept
+add rule inet {table} host ct state established,related accept
+add rule inet {table} host icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} accept
+add rule inet {table} host meta l4proto {{ tcp, udp }} th dport 53 accept
+add rule inet {table} host drop
 """
 
 
@@ -106,23 +117,31 @@ def table_name(state_dir: Path) -> str:
     return f"bosh-cpi-{hashlib.sha256(bytes(state_dir)).hexdigest()[:8]}"
 
 
-def adding(table: str, guests: Sequence[Guest]) -> str:
-    """Return the transaction that adds guests, and the tables if they are missing."""
+def adding(table: str, guests: Sequence[Guest], *, host_access: bool = True) -> str:
+    """Return the transaction that adds guests, and the table if it is missing.
+
+    host_access: whether VMs reach services of the host.
+    """
     bridges = sorted({guest.bridge for guest in guests})
     names = ", ".join(f'"{bridge}"' for bridge in bridges)
     lines = [f"add element inet {table} bridges {{ {names} }}\n"] if bridges else []
     for guest in guests:
         lines += _changes("add", table, list(guest.elements()), guest.vm_cid)
-    return _TABLE.format(table=table) + "".join(lines)
+    return _rules(table, host_access=host_access) + "".join(lines)
 
 
-def removing(table: str, elements: Sequence[Element]) -> str:
+def removing(table: str, elements: Sequence[Element], *, host_access: bool = True) -> str:
     """Return the transaction that removes elements, whether they exist or not.
 
     nft has no idempotent deletion before 1.0.7 and Linux 6.3, so they are added first.
     """
     changes = (line for verb in ("add", "delete") for line in _changes(verb, table, elements))
-    return _TABLE.format(table=table) + "".join(changes)
+    return _rules(table, host_access=host_access) + "".join(changes)
+
+
+def _rules(table: str, *, host_access: bool) -> str:
+    text = _TABLE if host_access else _TABLE + _NO_HOST_ACCESS
+    return text.format(table=table)
 
 
 def deleting(table: str, elements: Sequence[Element]) -> str:

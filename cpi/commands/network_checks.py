@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from ipaddress import ip_network
 from pathlib import Path
 
-from cpi.cni import host_firewalls, nameservers, nftables, overview
+from cpi.cni import host_firewalls, nameservers, nftables, overview, senders
 from cpi.cni.firewall import INSTALL, Firewall
 from cpi.cni.plugins import DEFAULT_PLUGIN_DIRS, Plugins
 from cpi.config.config import Config
@@ -14,7 +14,6 @@ from cpi.errors import CPIError
 from cpi.findings import Checks, Finding, commands, failure, ok, warning
 from cpi.host import iproute
 from cpi.host.iproute import Route, Subnet
-from cpi.host.layout import Layout
 from cpi.host.process import CommandFailed, run
 from cpi.log import Log
 
@@ -49,20 +48,22 @@ def _plugins(config: Config) -> Finding:
 def _nftables(config: Config) -> Finding:
     firewall = _firewall_of(config)
     guest = nftables.Guest("check", "check0", ["192.0.2.1", "2001:db8::1"], masquerade=True)
+    port = senders.Port("check0", "check", "02:00:00:00:00:01", guest.addresses)
     try:
-        transaction = nftables.adding(f"{firewall.table}-check", [guest]).encode()
-        run(["nft", "--check", "-f", "-"], stdin=transaction)
+        table = f"{firewall.table}-check"
+        rules = nftables.adding(table, [guest]) + senders.adding(table, [port])
+        run(["nft", "--check", "-f", "-"], stdin=rules.encode())
         missing = sorted(firewall.missing())
     except CommandFailed as error:
         needed = f"{error.message}; nftables 1.0.2 and Linux 5.2 or later are needed"
         return failure(needed, INSTALL if error.status is None else _MODULES)
     if missing:
         return failure(
-            f"{len(missing)} VMs lack rules in the table {firewall.table}, {missing[0]} for one: "
+            f"{len(missing)} VMs lack rules in the tables {firewall.table}, {missing[0]} for one: "
             "they were flushed",
             "bosh-cpi restore",
         )
-    return ok(f"the table inet {firewall.table} has the rules of all VMs")
+    return ok(f"the tables {firewall.table} have the rules of all VMs")
 
 
 @CHECKS.add("bridge")
@@ -156,7 +157,7 @@ def _dropping(bridge: str, mark: str) -> Iterator[Finding]:
 
 
 def _firewall_of(config: Config) -> Firewall:
-    return Firewall(Layout.of(config), Log(quiet=True))
+    return Firewall.of(config, Log(quiet=True))
 
 
 @CHECKS.add("DNS")

@@ -168,6 +168,14 @@ KEYS = (
         doc="Whether VMs reach the outside through the host's address (NAT).",
     ),
     Key(
+        "network.host_access",
+        type="boolean",
+        default=True,
+        doc="Whether VMs on bridges reach services of the host by its addresses. `false`: only DNS "
+        "(port 53) and published ports. Applies to all VMs, from the next `create_vm`, "
+        "`delete_vm` or `bosh-cpi restore` on.",
+    ),
+    Key(
         "network.cni_plugin_dirs",
         type="list of paths",
         default=(),

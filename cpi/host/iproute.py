@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 from typing import Any, NamedTuple
 
 from cpi.host.process import run
@@ -24,6 +25,19 @@ def links() -> dict[str, dict[str, Any]]:
     """Return the interfaces by name, with addresses. Raises CommandFailed."""
     # Not from /sys, which may show another network namespace than this process is in.
     return {link["ifname"]: link for link in _ask("-details", "address", "show") if link}
+
+
+def addresses(device: str) -> list[ipaddress.IPv4Interface | ipaddress.IPv6Interface]:
+    """Return the addresses of an interface, none if it is missing. Raises CommandFailed."""
+    try:
+        socket.if_nametoindex(device)
+    except OSError:
+        return []
+    return [
+        ipaddress.ip_interface(f"{entry['local']}/{entry['prefixlen']}")
+        for link in _ask("address", "show", "dev", device)
+        for entry in link.get("addr_info", [])
+    ]
 
 
 def routes() -> list[Route]:

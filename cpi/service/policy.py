@@ -53,6 +53,7 @@ class Policy:
     """What a client may ask for. rule: where the configuration says so, for messages.
 
     uncontained: VMs on a host that cannot keep root in a VM from being root on the host.
+    spoofing: networks on which a VM may send with the addresses of others.
     subnets: None for the private ones that the host has no other route to.
     quotas: by names in QUOTAS; cpu in CPUs, memory and disk in MiB; others are unlimited.
     """
@@ -61,6 +62,7 @@ class Policy:
     privileged: bool = False
     uncontained: bool = False
     host_service: bool = False
+    spoofing: bool = False
     mounts: tuple[str, ...] = ()
     ports: tuple[range, ...] = _UNPRIVILEGED_PORTS
     networks: tuple[str, ...] = ()
@@ -139,6 +141,7 @@ def _checks(config: Config) -> dict[str, validate.Check[Any]]:
         "privileged": validate.flag,
         "uncontained": validate.flag,
         "host_service": validate.flag,
+        "spoofing": validate.flag,
         "mounts": validate.list_of(_folder),
         "ports": validate.list_of(_ports),
         "networks": validate.list_of(

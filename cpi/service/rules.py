@@ -67,6 +67,9 @@ def require_networks(policy: Policy, networks: Sequence[Network], default: str) 
             if name not in policy.networks:
                 what = f"the network {shown(network.name, 60)} on the host's {shown(name, 60)}"
                 raise CloudError(_refused(policy, "networks", what))
+        if network.cloud_properties.get("spoofing") and not policy.spoofing:
+            what = f"cloud_properties.spoofing: true of the network {shown(network.name, 60)}"
+            raise CloudError(_refused(policy, "spoofing", what))
         for address in (network.ip, network.gateway):
             if address is not None:
                 subnet = ipaddress.ip_interface(f"{address}/{network.prefix}").network

@@ -96,7 +96,7 @@ class Removal:
             return
         if self._layout.bridges.is_dir():
             firewall = Firewall(self._layout, self._runtimes.log)
-            yield Step(f"delete the table inet {firewall.table} (nft)", firewall.remove_all)
+            yield Step(f"delete the tables {firewall.table} (nft)", firewall.remove_all)
         names = {self._config.text("network.bridge")}
         names |= {folder.name for folder in entries(self._layout.addresses)}
         links = iproute.links()

@@ -37,7 +37,7 @@ def find(config: Config, log: Log) -> list[Garbage]:
         *_snapshots(store),
         *_namespaces(layout),
         # First: what is reserved can only be reserved again when it has no rules.
-        *_firewall_rules(Firewall(layout, log), vms),
+        *_firewall_rules(Firewall.of(config, log), vms),
         *_reservations(layout),
         *_loops(vms),
         *_uploads(layout.uploads),

@@ -71,11 +71,12 @@ def vms_of(config: Config) -> Iterator[str]:
 
 def _without_rules(config: Config, log: Log) -> set[str]:
     """Return the VMs that lack rules of the firewall; if there are any, admit their bridges."""
-    firewall = Firewall(Layout.of(config), log)
+    firewall = Firewall.of(config, log)
     try:
+        firewall.renew()
         missing = firewall.missing()
     except Exception as error:  # VMs must still be restored
-        log.error(f"the firewall's rules cannot be listed: {message_of(error)}")
+        log.error(f"the firewall's rules cannot be renewed: {message_of(error)}")
         return set()
     if missing:
         firewall.admit_bridges()
@@ -92,7 +93,7 @@ def _restore(vm_cid: str, config: Config, log: Log, *, rules: bool) -> bool:
         with catalog.Runtimes(config, log) as runtimes:
             restored = runtimes.of_cid(vm_cid, cid.VM).restore(vm_cid)
         if rules and not restored:
-            firewall = Firewall(Layout.of(config), log)
+            firewall = Firewall.of(config, log)
             firewall.admit(vm_cid, attachments_in(folder / STATE))
             restored = True
     if restored:

@@ -12,6 +12,7 @@ from ipaddress import ip_interface, ip_network
 from pathlib import Path
 from typing import Any
 
+from cpi.cni.addressing import require_fit
 from cpi.cni.networks import Networks, properties_of
 from cpi.errors import CloudError, NetworkNotFound, NotSupported
 from cpi.model import Network, VMSpec
@@ -25,6 +26,7 @@ from runtimes.libvirt.xml.network_xml import IPInterface, LibvirtNetwork
 
 _REMOTE_NETWORK = "bosh"
 _BRIDGE_NETWORK = "bosh-"  # before the name of the bridge
+_TAP_DIGITS = 12  # with "bvm" as long as the kernel allows
 _TRIES = 65536  # addresses looked at in one subnet
 
 
@@ -120,6 +122,7 @@ class Nics:
                     model=self._profile.nic,
                     bridge=bridge,
                     mtu=mtu,
+                    target=tap_of(spec.cid, f"eth{index}"),
                 ),
             )
             for index, (network, (bridge, mtu)) in enumerate(zip(networks, bridges, strict=True))
@@ -179,6 +182,8 @@ class Nics:
         def owner_of(address: str) -> str:
             return self._addresses.reserve(name, address, spec.cid)
 
+        if network.ip is not None:
+            require_fit(network, f"the libvirt network {name}", gateways)
         if network.ip is None:
             network = _addressed(network, gateways, owner_of, spec.cid)
         elif (owner := owner_of(network.ip)) != spec.cid:
@@ -250,6 +255,14 @@ def _addressed(
                 )
     subnets = ", ".join(str(gateway.network) for gateway in gateways) or "a network without subnets"
     raise CloudError(f"the network {network.name!r} has no free address in {subnets}")
+
+
+def tap_of(vm_cid: str, interface: str) -> str:
+    """Return the name of an interface's port on a bridge, the same at every call.
+
+    libvirt takes a name that begins with vnet for one that it may choose (formatdomain.html).
+    """
+    return "bvm" + hashlib.sha256(f"{vm_cid}/{interface}".encode()).hexdigest()[:_TAP_DIGITS]
 
 
 def mac_of(vm_cid: str, index: int) -> str:

@@ -25,7 +25,7 @@ from runtimes.libvirt.disk_backend_volumes import VolumeDiskBackend
 from runtimes.libvirt.disks import Disks
 from runtimes.libvirt.domains import Domains
 from runtimes.libvirt.garbage import Sweep
-from runtimes.libvirt.nics import Nics
+from runtimes.libvirt.nics import Nics, tap_of
 from runtimes.libvirt.profiles import KVM, VIRTUALBOX, Profile, require_possible
 from runtimes.libvirt.stemcells import Stemcells
 from runtimes.libvirt.virtualbox.cold_disks import ColdDisks
@@ -317,7 +317,7 @@ class LibvirtRuntime(Runtime):
     def _nics(self) -> Nics:
         host = None
         if self._local and not is_unprivileged():
-            host = Networks(self.config, self.log)
+            host = Networks(self.config, self.log, tap=tap_of)
         addresses: Addresses = PoolAddresses(self._pool)
         if self._local:
             addresses = FileAddresses(self._layout.addresses)

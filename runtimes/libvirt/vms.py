@@ -88,7 +88,8 @@ class VMs:
                 self.domains.notes.write(spec.cid, wanted.facts, document)
             domain = self.domains.define(spec.cid, document)
             self.domains.start(domain)
-            if self.profile.autostart:
+            # On bridges of the host it must not run before `restore` has made its ports' rules.
+            if self.profile.autostart and not any(interface.bridge for interface in interfaces):
                 with translated_errors(f"starting the VM {spec.cid}"):
                     domain.setAutostart(1)
             self.domains.set_facts(domain, replace(wanted.facts, complete=True))
@@ -126,6 +127,7 @@ class VMs:
         """Shut a VM down and start it again. Raises VMNotFound."""
         domain = self.domains.get(vm_cid)
         self.domains.stop(vm_cid)
+        self.nics.restore(vm_cid, self.domains.layout.vm(vm_cid), lambda: None)
         self.domains.start(domain)
         self._shut_down_mark(vm_cid).unlink(missing_ok=True)
 
@@ -145,7 +147,7 @@ class VMs:
 
         Tell whether there was anything to do.
         """
-        # libvirt itself starts the domain with the host, where its driver can.
+        # libvirt itself starts domains that are not on bridges of the host, where its driver can.
         folder = self.domains.layout.vm(vm_cid)
         if vm_creation.is_marked(folder) or self.domains.is_unfinished(vm_cid):
             return False

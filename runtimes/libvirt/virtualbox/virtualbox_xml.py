@@ -34,7 +34,7 @@ def domain(wanted: Domain) -> str:
     for disk in wanted.disks:
         devices.append(_disk(disk))
     for interface in wanted.interfaces:
-        devices.append(interface_element(replace(interface, mtu=None)))
+        devices.append(interface_element(replace(interface, mtu=None, target="")))
     if wanted.console:
         serial = Xml.SubElement(devices, "serial", type="file")
         Xml.SubElement(serial, "source", path=wanted.console)

@@ -37,13 +37,17 @@ class DomainDisk:
 
 @dataclass(frozen=True)
 class Interface:
-    """A network interface on a bridge of the host or a libvirt network. mtu: bytes, or None."""
+    """A network interface on a bridge of the host or a libvirt network.
+
+    mtu: bytes, or None. target: the name of the bridge's port, or "" for one of libvirt's choice.
+    """
 
     mac: str
     model: str
     bridge: str = ""
     network: str = ""
     mtu: int | None = None
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,8 @@ def interface_element(wanted: Interface) -> Xml.Element:
         Xml.SubElement(root, "source", network=wanted.network)
     else:
         Xml.SubElement(root, "source", bridge=wanted.bridge)
+    if wanted.target:
+        Xml.SubElement(root, "target", dev=wanted.target)
     Xml.SubElement(root, "model", type=wanted.model)
     if wanted.mtu is not None:
         Xml.SubElement(root, "mtu", size=str(wanted.mtu))

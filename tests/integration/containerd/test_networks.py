@@ -77,6 +77,40 @@ def test_an_address_in_use_is_refused_before_anything_is_created(
     assert machine.leftovers() == before
 
 
+def test_addresses_of_the_bridge_and_its_subnet_are_refused(
+    machine: Machine, make_vm: Callable[..., VM], stemcell: str
+) -> None:
+    """Whatever the netmask; without a gateway, as CNI's plugin compares it with the bridge's."""
+    six = manual("fd99::10", netmask="ffff:ffff:ffff:ffff::", gateway="fd99::1", dns=[])
+    make_vm(networks={"four": manual("10.99.0.10"), "six": six})
+    before = machine.leftovers()
+    for ip, netmask, reason in (
+        ("10.99.0.1", "255.255.255.0", "10.99.0.1 is the address of the bridge manual0"),
+        ("10.99.0.1", "255.254.0.0", "10.99.0.1 is the address of the bridge manual0"),
+        ("10.99.0.0", "255.254.0.0", "network or broadcast address of 10.99.0.0/24"),
+        ("10.99.0.255", "255.254.0.0", "network or broadcast address of 10.99.0.0/24"),
+        ("10.99.0.11", "255.254.0.0", "use the netmask 255.255.255.0"),
+        ("10.99.0.11", "255.255.255.128", "use the netmask 255.255.255.0"),
+        ("fd99::1", "ffff:ffff:ffff:ffff::", "fd99::1 is the address of the bridge manual0"),
+        ("fd99::12", "ffff:ffff::", "use the netmask ffff:ffff:ffff:ffff::"),
+    ):
+        network = manual(ip, netmask=netmask, gateway=None, dns=[])
+        error = failing(lambda given=network: machine.create_vm(stemcell, networks={"n": given}))  # type: ignore[misc]
+        assert error.type == "CloudError"
+        assert reason in error.message
+    assert machine.leftovers() == before
+
+
+def test_the_gateway_cannot_be_another_vms_address(
+    machine: Machine, make_vm: Callable[..., VM], stemcell: str
+) -> None:
+    on_bridge = {"cloud_properties": {"bridge": "gate0"}}
+    vm = make_vm(networks={"n": manual("10.95.0.9", gateway=None, **on_bridge)})
+    network = manual("10.95.0.2", gateway="10.95.0.9", **on_bridge)
+    error = failing(lambda: machine.create_vm(stemcell, networks={"n": network}))
+    assert f"is the address of the VM {vm.cid}" in error.message
+
+
 def test_a_deleted_vms_address_can_be_used_again(make_vm: Callable[..., VM]) -> None:
     make_vm(networks={"n": manual("10.99.0.10")}).delete()
     make_vm(networks={"n": manual("10.99.0.10")})

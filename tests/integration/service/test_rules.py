@@ -110,6 +110,7 @@ def test_what_others_have_is_not_there(clients: dict[str, ThinClient], vm: str) 
             {"default": {"type": "dynamic", "cloud_properties": {"bridge": "docker0"}}},
             "networks",
         ),
+        ({}, {"default": {"type": "dynamic", "cloud_properties": {"spoofing": True}}}, "spoofing"),
     ],
 )
 def test_what_the_host_does_not_allow_names_its_rule(

@@ -74,7 +74,9 @@ class KvmMachine(Machine):
         files = [path for path in leftovers["files"] if not path.startswith(pool)]
         links = json.loads(self.host.run("ip", "-json", "link").stdout)
         volumes = [name for name in self.volumes() if not name.endswith(kept)]
-        taps = sorted(link["ifname"] for link in links if link["ifname"].startswith("vnet"))
+        taps = sorted(
+            link["ifname"] for link in links if link["ifname"].startswith(("vnet", "bvm"))
+        )
         qemu = self.host.run("pgrep", "--list-full", "qemu-system", check=False).stdout
         return {
             **leftovers,

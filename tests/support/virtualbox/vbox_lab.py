@@ -30,7 +30,7 @@ class FakeNetworks:
 
     given: dict[str, str]  # by address: the VM
 
-    def __init__(self, *_arguments: object) -> None: ...
+    def __init__(self, *_arguments: object, **_options: object) -> None: ...
 
     def require_free(self, spec: VMSpec) -> None:
         for network in spec.networks:
