@@ -173,7 +173,7 @@ KEYS = (
         default=True,
         doc="Whether VMs on bridges reach services of the host by its addresses. `false`: only DNS "
         "(port 53) and published ports. Applies to all VMs, from the next `create_vm`, "
-        "`delete_vm` or `bosh-cpi restore` on.",
+        "`delete_vm`, `bosh-cpi restore` or start of the service on.",
     ),
     Key(
         "network.cni_plugin_dirs",
