@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from cpi.config.load import config_of
-from cpi.errors import CPIError, InvalidCall
+from cpi.errors import CloudError, CPIError, InvalidCall
 from cpi.host import iproute
+from cpi.model import Network
+from cpi.service import rules
 from cpi.service.guard import Guard
 from cpi.service.policy import Policies, client_name, client_of_certificate
 from tests.support.fake_config import fake_config, fake_registered
@@ -27,9 +29,18 @@ def policies(clients: object, **more: object) -> Policies:
     return Policies.of(config_of({"service": {"clients": clients}, **more}))
 
 
+def test_a_network_with_spoofing_needs_a_rule() -> None:
+    networks = [Network("n", type="dynamic", cloud_properties={"spoofing": True})]
+    allowed = policies({"a": {"spoofing": True}, "b": {}})
+    rules.require_networks(allowed.of_client("a"), networks, "bosh0")
+    with pytest.raises(CloudError, match="service.clients.b.spoofing does not allow"):
+        rules.require_networks(allowed.of_client("b"), networks, "bosh0")
+
+
 def test_nothing_dangerous_is_allowed_unless_somebody_says_so() -> None:
     policy = policies({}, runtimes=["kvm"], network={"bridge": "br7"}).of_client("anyone")
     assert (policy.privileged, policy.host_service, policy.registry_credentials) == (False,) * 3
+    assert not policy.spoofing
     assert policy.mounts == ()
     assert policy.ports == (range(1024, 65536),)
     assert policy.networks == ("br7",)
