@@ -129,7 +129,7 @@ class Nics:
         ]
 
     def _autostart_bridge(self, bridge: str, networks: Sequence[Network]) -> None:
-        """Let libvirt make the bridge when the host starts, before it starts the VMs on it."""
+        """Let libvirt make the bridge when the host starts: it starts VMs of older versions."""
         if not self._profile.autostart:
             return
         name = f"{_BRIDGE_NETWORK}{bridge}"

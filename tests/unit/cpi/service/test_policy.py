@@ -33,7 +33,7 @@ def test_a_network_with_spoofing_needs_a_rule() -> None:
     networks = [Network("n", type="dynamic", cloud_properties={"spoofing": True})]
     allowed = policies({"a": {"spoofing": True}, "b": {}})
     rules.require_networks(allowed.of_client("a"), networks, "bosh0")
-    with pytest.raises(CloudError, match="service.clients.b.spoofing does not allow"):
+    with pytest.raises(CloudError, match=r"service\.clients\.b\.spoofing does not allow"):
         rules.require_networks(allowed.of_client("b"), networks, "bosh0")
 
 
