@@ -18,6 +18,7 @@ from stemcell_convert.report import Progress, Report
 from stemcell_convert.stemcell_errors import RegistryUnreachable, StemcellError
 from stemcell_convert.streams import CHUNK
 
+_ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
 _TRIES = 3  # of a transfer without progress
 
 
@@ -31,9 +32,7 @@ class Registry:
 
     def manifest(self, reference: Reference) -> tuple[str, bytes]:
         """Return digest and bytes of the manifest of a reference."""
-        wanted = reference.digest or reference.tag or oci_layout.DEFAULT_NAME
-        accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
-        with self._client.answer("GET", f"manifests/{wanted}", headers=accept) as response:
+        with self._client.answer("GET", _path(reference), headers=_ACCEPT) as response:
             document = b""
             for data in response.raw.stream(CHUNK, decode_content=True):
                 document += data
@@ -46,6 +45,10 @@ class Registry:
                 "is not what the stemcell names"
             )
         return digest, document
+
+    def require(self, reference: Reference) -> None:
+        """Raise StemcellError if these credentials do not give the manifest of a reference."""
+        self._client.require(_path(reference), _ACCEPT)
 
     def pull(self, reference: Reference, folder: Path, architecture: str) -> Image:
         """Fetch an image into an empty folder, as a layout without an index.
@@ -144,6 +147,10 @@ class Registry:
                 self._report.say(f"{error}; sending {digest[:19]} again")
                 time.sleep(_TRIES - 1 - left)
         return None
+
+
+def _path(reference: Reference) -> str:
+    return f"manifests/{reference.digest or reference.tag or oci_layout.DEFAULT_NAME}"
 
 
 def _from(before: int, total: int, show: Progress) -> Progress:
