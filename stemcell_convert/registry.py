@@ -19,6 +19,7 @@ from stemcell_convert.stemcell_errors import RegistryUnreachable, StemcellError
 from stemcell_convert.streams import CHUNK
 
 _ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
+_WINDOW_SECONDS, _WINDOW_BYTES = 60, 64 << 10  # a download slower than this is given up
 _TRIES = 3  # of a transfer without progress
 
 
@@ -110,9 +111,11 @@ class Registry:
             while done < size or not size:
                 before = done
                 try:
+                    pace = _Pace(self._name)
                     with self._client.blob(digest, done) as stream:
                         for data in stream:
                             done += len(data)
+                            pace.came(len(data))
                             if done > size:
                                 raise StemcellError(
                                     f"{self._name}: the registry sent more than the {size} bytes "
@@ -147,6 +150,27 @@ class Registry:
                 self._report.say(f"{error}; sending {digest[:19]} again")
                 time.sleep(_TRIES - 1 - left)
         return None
+
+
+class _Pace:
+    """Notices a download that goes on so slowly that it will not end."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._since, self._bytes = time.monotonic(), 0
+
+    def came(self, count: int) -> None:
+        """Note that bytes have come. Raises StemcellError when they were few for a while."""
+        self._bytes += count
+        seconds = time.monotonic() - self._since
+        if seconds < _WINDOW_SECONDS:
+            return
+        if self._bytes < _WINDOW_BYTES:
+            raise StemcellError(
+                f"{self._name}: the registry sent {self._bytes} bytes of a layer in {seconds:.0f} "
+                f"s; less than {_WINDOW_BYTES >> 10} KiB in {_WINDOW_SECONDS} s is given up"
+            )
+        self._since, self._bytes = time.monotonic(), 0
 
 
 def _path(reference: Reference) -> str:

@@ -122,7 +122,10 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
         """Give the bytes of a blob from an offset on."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         with self.answer("GET", f"blobs/{digest}", headers=headers) as response:
-            pieces: Iterator[bytes] = response.raw.stream(_PIECE, decode_content=False)
+            # What has come, however little: `stream` would wait for a whole piece.
+            pieces: Iterator[bytes] = iter(
+                functools.partial(response.raw.read1, _PIECE, decode_content=False), b""
+            )
             yield pieces if response.status_code == 206 or not offset else _after(pieces, offset)
 
     def upload(self, body: Iterable[bytes], digest: str) -> None:
