@@ -185,7 +185,11 @@ class _Gateway(Gateway):
             return
         connection = self.req.conn
         body = _Body(self.req.rfile, connection)
-        call, response = self._app.calls.answer(client, sizes, body, connection.socket)
+        try:
+            call, response = self._app.calls.answer(client, sizes, body, connection.socket)
+        except ConnectionError as error:  # its end of the connection may be closed one way only
+            self._refuse("400 Bad Request", InvalidCall(f"the request is incomplete: {error}"))
+            return
         try:
             self._json("200 OK", response)
         except OSError:
