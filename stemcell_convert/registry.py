@@ -20,7 +20,7 @@ from stemcell_convert.streams import CHUNK
 
 _ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
 _WINDOW_SECONDS, _WINDOW_BYTES = 60, 64 << 10  # a download slower than this is given up
-_TRIES = 3  # of a transfer without progress
+_TRIES = 3  # of a transfer without much progress
 
 
 class Registry:
@@ -106,12 +106,11 @@ class Registry:
 
     def _download(self, digest: str, size: int, target: Path, show: Progress) -> None:
         """Fetch a blob, resuming after a broken connection, and check its digest."""
-        sha, done, failures = hashlib.sha256(), 0, 0
+        sha, done, failures, pace = hashlib.sha256(), 0, 0, _Pace(self._name)
         with target.open("xb") as file:
             while done < size or not size:
                 before = done
                 try:
-                    pace = _Pace(self._name)
                     with self._client.blob(digest, done) as stream:
                         for data in stream:
                             done += len(data)
@@ -128,7 +127,7 @@ class Registry:
                         break
                     raise RegistryUnreachable(f"{self._name}: the connection ended early")
                 except RegistryUnreachable as error:
-                    failures = failures + 1 if done == before else 1
+                    failures = 1 if done - before >= _WINDOW_BYTES else failures + 1
                     if failures >= _TRIES:
                         raise
                     self._report.say(f"{error}; going on at byte {done} of {size}")
