@@ -118,7 +118,9 @@ def test_a_wrong_request_gets_an_error(service: Service, sent: bytes, message: s
 
 def test_half_a_request_is_the_clients_fault(service: Service) -> None:
     """One way of the connection is closed, and the other waits for the answer."""
-    for sent in (post(100, "call=100", b"{"), post(GIB, f"call=2 image={GIB - 2}", b"{}abc")):
+    call = json.dumps({"request": HAS_VM}).encode()
+    with_image = post(len(call) + 9, f"call={len(call)} image=9", call + b"abc")
+    for sent in (post(100, "call=100", b"{"), with_image):
         with connect(service) as connection:
             connection.sendall(sent)
             connection.shutdown(socket.SHUT_WR)
