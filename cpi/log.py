@@ -8,6 +8,8 @@ import sys
 import time
 from contextlib import suppress
 
+from cpi.text import printable
+
 LEVELS = ("debug", "info", "warn", "error")
 
 
@@ -51,7 +53,7 @@ class Log:
         if number < min(self._min_kept, self._min_shown):
             return
         stamp = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        line = f"{stamp} {level.upper()} {message}\n"
+        line = f"{stamp} {level.upper()} {printable(message)}\n"
         if number >= self._min_kept:
             self._lines.append(line)
         # A stderr that is closed (None) or whose reader has gone must not undo what works.

@@ -1,10 +1,13 @@
 """How the configuration says that registries are reached, for runtimes and `bosh-cpi stemcell`."""
 
+import errno
+import socket
 from typing import TYPE_CHECKING
 
 from cpi.config.config import Config
 
 if TYPE_CHECKING:
+    from stemcell_convert.destinations import Destinations, IPAddress
     from stemcell_convert.registry_client import Access
 
 
@@ -22,4 +25,23 @@ def access(config: Config) -> "Access":
             https=config.text("registry.https_proxy"),
             without=config.strings("registry.no_proxy"),
         ),
+        destinations=_destinations(config) if config.flag("registry.public_only") else None,
     )
+
+
+def _destinations(config: Config) -> "Destinations":
+    from stemcell_convert.destinations import Destinations
+
+    named = (*config.strings("registry.allowed"), *config.strings("registry.plain_http"))
+    return Destinations(named, _is_own)
+
+
+def _is_own(address: "IPAddress") -> bool:
+    """Return whether an address is one of this host's: only those can be bound."""
+    family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((str(address), 0))
+        except OSError as error:
+            return error.errno != errno.EADDRNOTAVAIL
+    return True

@@ -18,7 +18,9 @@ from stemcell_convert.report import Progress, Report
 from stemcell_convert.stemcell_errors import RegistryUnreachable, StemcellError
 from stemcell_convert.streams import CHUNK
 
-_TRIES = 3  # of a transfer without progress
+_ACCEPT = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
+_WINDOW_SECONDS, _WINDOW_BYTES = 60, 64 << 10  # a download slower than this is given up
+_TRIES = 3  # of a transfer without much progress
 
 
 class Registry:
@@ -31,9 +33,7 @@ class Registry:
 
     def manifest(self, reference: Reference) -> tuple[str, bytes]:
         """Return digest and bytes of the manifest of a reference."""
-        wanted = reference.digest or reference.tag or oci_layout.DEFAULT_NAME
-        accept = {"Accept": ", ".join((*MANIFEST_TYPES, *INDEX_TYPES))}
-        with self._client.answer("GET", f"manifests/{wanted}", headers=accept) as response:
+        with self._client.answer("GET", _path(reference), headers=_ACCEPT) as response:
             document = b""
             for data in response.raw.stream(CHUNK, decode_content=True):
                 document += data
@@ -46,6 +46,10 @@ class Registry:
                 "is not what the stemcell names"
             )
         return digest, document
+
+    def require(self, reference: Reference) -> None:
+        """Raise StemcellError if these credentials do not give the manifest of a reference."""
+        self._client.require(_path(reference), _ACCEPT)
 
     def pull(self, reference: Reference, folder: Path, architecture: str) -> Image:
         """Fetch an image into an empty folder, as a layout without an index.
@@ -102,7 +106,7 @@ class Registry:
 
     def _download(self, digest: str, size: int, target: Path, show: Progress) -> None:
         """Fetch a blob, resuming after a broken connection, and check its digest."""
-        sha, done, failures = hashlib.sha256(), 0, 0
+        sha, done, failures, pace = hashlib.sha256(), 0, 0, _Pace(self._name)
         with target.open("xb") as file:
             while done < size or not size:
                 before = done
@@ -110,6 +114,7 @@ class Registry:
                     with self._client.blob(digest, done) as stream:
                         for data in stream:
                             done += len(data)
+                            pace.came(len(data))
                             if done > size:
                                 raise StemcellError(
                                     f"{self._name}: the registry sent more than the {size} bytes "
@@ -122,7 +127,7 @@ class Registry:
                         break
                     raise RegistryUnreachable(f"{self._name}: the connection ended early")
                 except RegistryUnreachable as error:
-                    failures = failures + 1 if done == before else 1
+                    failures = 1 if done - before >= _WINDOW_BYTES else failures + 1
                     if failures >= _TRIES:
                         raise
                     self._report.say(f"{error}; going on at byte {done} of {size}")
@@ -144,6 +149,31 @@ class Registry:
                 self._report.say(f"{error}; sending {digest[:19]} again")
                 time.sleep(_TRIES - 1 - left)
         return None
+
+
+class _Pace:
+    """Notices a download that goes on so slowly that it will not end."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._since, self._bytes = time.monotonic(), 0
+
+    def came(self, count: int) -> None:
+        """Note that bytes have come. Raises StemcellError when they were few for a while."""
+        self._bytes += count
+        seconds = time.monotonic() - self._since
+        if seconds < _WINDOW_SECONDS:
+            return
+        if self._bytes < _WINDOW_BYTES:
+            raise StemcellError(
+                f"{self._name}: the registry sent {self._bytes} bytes of a layer in {seconds:.0f} "
+                f"s; less than {_WINDOW_BYTES >> 10} KiB in {_WINDOW_SECONDS} s is given up"
+            )
+        self._since, self._bytes = time.monotonic(), 0
+
+
+def _path(reference: Reference) -> str:
+    return f"manifests/{reference.digest or reference.tag or oci_layout.DEFAULT_NAME}"
 
 
 def _from(before: int, total: int, show: Progress) -> Progress:

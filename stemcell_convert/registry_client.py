@@ -21,7 +21,8 @@ import oras.utils
 import requests
 import urllib3
 
-from stemcell_convert.proxies import Proxies, ProxyAdapter, redacted, without_credentials
+from stemcell_convert.destinations import Destinations, RegistryAdapter
+from stemcell_convert.proxies import Proxies, redacted, without_credentials
 from stemcell_convert.reference import Reference
 from stemcell_convert.stemcell_errors import RegistryUnreachable, StemcellError
 
@@ -36,6 +37,11 @@ _REJECTED = (
     "registry.http_proxy, or HTTPS_PROXY and HTTP_PROXY)"
 )
 
+_UNREACHED = (
+    "it cannot be reached, or is not public, or leads to what is not; the host's "
+    "registry.allowed names those that need not be public"
+)
+
 logging.getLogger("oras.logger").setLevel(logging.CRITICAL)
 
 
@@ -44,13 +50,15 @@ class Access:
     """How registries are reached.
 
     plain_http: those without TLS, as host:port. ca_file: certificates to trust, "" for docker's and
-    the system's. docker_config: the file with credentials, "" for the user's own.
+    the system's. docker_config: the file with credentials, "" for the user's own. destinations:
+    where connections may go, None for anywhere.
     """
 
     plain_http: tuple[str, ...] = ()
     ca_file: str = ""
     docker_config: str = ""
     proxies: Proxies = field(default_factory=Proxies)
+    destinations: Destinations | None = None
 
 
 class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
@@ -64,7 +72,8 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
         self._base = f"{'http' if self._plain else 'https'}://{host}/v2/"
         self._place = oras.container.Container(f"{host}/{reference.repository}")
         self._proxy = access.proxies.of(self._base)
-        adapter = ProxyAdapter(access.proxies)
+        self._limited = access.destinations is not None
+        adapter = RegistryAdapter(access.proxies, self._plain, access.destinations)
         backend = self._backend(adapter, verify)
         super().__init__(host, insecure=self._plain, tls_verify=verify, auth_backend=backend)
         _mount(self.session, adapter)
@@ -73,7 +82,7 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
         names = (_HUB_KEY, _HUB) if host == _HUB_HOST else (host, f"https://{host}")
         self._known = any(self.auth._load_auth(name) for name in names)
 
-    def _backend(self, adapter: ProxyAdapter, verify: bool | str) -> str:
+    def _backend(self, adapter: RegistryAdapter, verify: bool | str) -> str:
         """Ask the registry which log-in it wants, for oras."""
         with self._errors("GET"), requests.Session() as session:
             _mount(session, adapter)
@@ -97,6 +106,11 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
                 raise error_class(self._refusal(response, method, path))
             yield response
 
+    def require(self, path: str, headers: Mapping[str, str]) -> None:
+        """Raise StemcellError if the repository does not give `path` with these credentials."""
+        with self.answer("HEAD", path, headers=headers):
+            pass
+
     def has_blob(self, digest: str) -> bool:
         """Tell whether the repository has a blob."""
         url = f"{self._base}{self._place.api_prefix}/blobs/{digest}"
@@ -108,7 +122,10 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
         """Give the bytes of a blob from an offset on."""
         headers = {"Range": f"bytes={offset}-"} if offset else {}
         with self.answer("GET", f"blobs/{digest}", headers=headers) as response:
-            pieces: Iterator[bytes] = response.raw.stream(_PIECE, decode_content=False)
+            # What has come, however little: `stream` would wait for a whole piece.
+            pieces: Iterator[bytes] = iter(
+                functools.partial(response.raw.read1, _PIECE, decode_content=False), b""
+            )
             yield pieces if response.status_code == 206 or not offset else _after(pieces, offset)
 
     def upload(self, body: Iterable[bytes], digest: str) -> None:
@@ -143,7 +160,9 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
             return answer
 
         response = send(headers)
-        if response.status_code == 401 and url.startswith(self._base) and self._may_log_in():
+        # What it redirects to may answer as well, and would name a realm of its own.
+        own = url.startswith(self._base) and response.url.startswith(self._base)
+        if response.status_code == 401 and own and self._may_log_in():
             headers.pop("Authorization", None)
             headers, changed = self.auth.authenticate_request(response, headers, refresh=True)
             if changed:
@@ -169,6 +188,8 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
         except _BROKEN as error:
             reason = redacted(_innermost(error), self._proxy)
             asked = f"{method} to the registry {self._host}"
+            if self._limited:  # a reason would tell a client what listens where
+                raise RegistryUnreachable(f"{asked}: {_UNREACHED}") from None
             if not self._proxy:
                 raise RegistryUnreachable(f"{asked}: {reason}") from None
             if "407" in reason:
@@ -192,7 +213,7 @@ class RegistryClient(oras.provider.Registry):  # type: ignore[misc]
         return text
 
 
-def _mount(session: requests.Session, adapter: ProxyAdapter) -> None:
+def _mount(session: requests.Session, adapter: RegistryAdapter) -> None:
     for scheme in ("http://", "https://"):
         session.mount(scheme, adapter)
 

@@ -10,6 +10,7 @@ from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.log import Log
 from cpi.runtime import Runtime
+from cpi.text import printable
 from cpi.views import VMView
 from runtimes import catalog
 
@@ -40,7 +41,7 @@ class Fleet(catalog.Runtimes):
                 results += ask(self.get(name))
             except CPIError as error:
                 self.failed.add(name)
-                print(f"bosh-cpi: {name}: {error.message}", file=sys.stderr)
+                print(printable(f"bosh-cpi: {name}: {error.message}"), file=sys.stderr)
         return results
 
     def vm(self, text: str) -> VMView:

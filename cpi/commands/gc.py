@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ def _gc(options: argparse.Namespace, config: Config) -> int:
         if shown:
             rows = [[it.type, it.name, output.size(-(-it.size >> 20)), it.why] for it in shown]
             output.show_table(["TYPE", "NAME", "SIZE", "REASON"], rows, right="SIZE")
-        print(_summary(len(shown), removed=options.yes))
+        print(_summary(len(shown), removed=options.yes, failed=tuple(collected.failed)))
     return 1 if collected.failed else 0
 
 
@@ -61,10 +62,14 @@ def _document(item: Garbage, removed: bool) -> dict[str, Any]:
     }
 
 
-def _summary(count: int, *, removed: bool) -> str:
+def _summary(count: int, *, removed: bool, failed: Sequence[str]) -> str:
     if removed:
-        return f"{count} removed"
-    return f"{count} that nobody owns; --yes removes them" if count else "nothing that nobody owns"
+        text = f"{count} removed"
+    elif count:
+        text = f"{count} orphaned; --yes removes them"
+    else:
+        text = "nothing else is orphaned" if failed else "nothing is orphaned"
+    return f"{text}; failed, see above: {', '.join(failed)}" if failed else text
 
 
 COMMANDS = (

@@ -30,6 +30,7 @@ from cpi.commands.declare import Command, argument
 from cpi.config.config import Config
 from cpi.errors import CPIError
 from cpi.setup.steps import CONFIG
+from cpi.text import printable
 from cpi.version import VERSION
 
 CONFIG_VARIABLE = "BOSH_CPI_CONFIG"
@@ -89,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         status: int = options.run(options, options.load(options.config))
         return status
     except CPIError as error:
-        print(f"bosh-cpi: {error.message}", file=sys.stderr)
+        print(printable(f"bosh-cpi: {error.message}"), file=sys.stderr)
     except PermissionError as error:
         print(f"bosh-cpi: {error.filename}: permission denied; this needs root", file=sys.stderr)
     except BrokenPipeError:  # the reader has closed the pipe

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 from cpi.progress import Progress
+from cpi.text import printable
 
 _LINE_SECONDS = 1.0  # between lines of a log
 _SHORT = 12  # characters
@@ -42,7 +43,8 @@ def table(headings: Sequence[str], rows: Sequence[Sequence[str]], right: str = "
         justify = "right" if heading in right.split() else "left"
         rich_table.add_column(heading, justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        rich_table.add_row(*(Text(cell) for cell in row))  # verbatim: no markup in BOSH's names
+        # Neither markup nor a terminal's escapes count in BOSH's names.
+        rich_table.add_row(*(Text(printable(cell, kept="")) for cell in row))
     return rich_table
 
 
@@ -55,7 +57,8 @@ def show_facts(document: Mapping[str, object]) -> None:
             if isinstance(line, Mapping):
                 line = " ".join(str(text) for text in line.values())
             heading = "" if index else key.replace("_", " ")
-            print(f"{heading:16}  {'-' if line in ('', []) else line}")
+            text = "-" if line in ("", []) else printable(str(line), kept="")
+            print(f"{heading:16}  {text}")
 
 
 class Terminal:

@@ -98,6 +98,28 @@ KEYS = (
         "a port. The default leaves out those on this host.",
     ),
     Key(
+        "registry.public_only",
+        type="boolean",
+        default=False,
+        doc="Reach only registries with public addresses, and those in `registry.allowed` and "
+        "`registry.plain_http`; the same goes for where they send their clients. The service sets "
+        "it for clients whose policy does not say `registry_credentials`.",
+    ),
+    Key(
+        "registry.allowed",
+        type="list of strings",
+        default=(),
+        doc="Registries, log-in servers and layer stores that may have private addresses under "
+        "`registry.public_only`, as `host` or `host:port`.",
+    ),
+    Key(
+        "registry.check_access",
+        type="boolean",
+        default=False,
+        doc="Ask the registry for the image also when it is imported already, so that nobody gets "
+        "one that the own credentials would not give. The service sets it for its clients.",
+    ),
+    Key(
         "registry.require_digest",
         type="boolean",
         default=False,

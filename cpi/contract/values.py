@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 # 1 PiB: larger sizes are mistakes, and would overflow the 64-bit byte counts below us.
 MAX_MIB = 2**30
+MAX_METADATA, MAX_METADATA_SIZE = 128, 32 << 10  # entries, bytes
 
 # What CIDs of other CPIs are made of; anything else is an attack or an accident.
 _HARMLESS = r"[A-Za-z0-9._:/-]{1,255}"
@@ -58,12 +59,22 @@ def mebibytes(where: str, value: object) -> int:
 
 
 def metadata(where: str, value: object) -> Mapping[str, str]:
-    """Return an object with its values as strings: JSON for those that are none, "" for null."""
+    """Return an object with its values as strings: JSON for those that are none, "" for null.
+
+    Raises InvalidCall for more than MAX_METADATA entries or MAX_METADATA_SIZE bytes: whoever lists
+    VMs reads all of it.
+    """
     texts = {}
     for name, item in mapping(where, value).items():
         if item is None:
             item = ""
         texts[name] = item if isinstance(item, str) else json.dumps(item, sort_keys=True)
+    size = sum(len(f"{name}{text}".encode(errors="replace")) for name, text in texts.items())
+    if len(texts) > MAX_METADATA or size > MAX_METADATA_SIZE:
+        raise InvalidCall(
+            f"{where}: {len(texts)} entries of {size} bytes are too much; up to {MAX_METADATA} "
+            f"entries and {MAX_METADATA_SIZE} bytes are kept: shorten the deployment's tags"
+        )
     return texts
 
 

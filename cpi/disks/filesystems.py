@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
-from cpi.disks import loop
+from cpi.disks import loop, superblock
 from cpi.disks.loop import Part
 from cpi.errors import CloudError, NoDiskSpace
 from cpi.host import kernel, syscalls
@@ -158,7 +158,18 @@ def _while_mounted(part: Part, system: FileSystem, work: Callable[[Path, Path], 
 def mount_device(
     device: Path, target: Path, fstype: str, flags: int = 0, options: tuple[str, ...] = ()
 ) -> None:
-    """Mount a device. Raises CloudError naming it, and the options when they may be the reason."""
+    """Mount a device, whoever wrote it.
+
+    Raises CloudError naming it, and its superblock's fault, or the options when they may be the
+    reason.
+    """
+    with device.open("rb") as file:
+        head, size = file.read(superblock.SIZE), file.seek(0, os.SEEK_END)
+    if problem := superblock.problem(fstype, head, size):
+        raise CloudError(f"the {fstype} of {device} is not mounted: {problem}")
+    # After an error the superblock may ask for a panic of the host.
+    if fstype == "ext4" and not any(option.startswith("errors=") for option in options):
+        options = (*options, "errors=remount-ro")
     try:
         syscalls.mount(str(device), target, fstype, flags, ",".join(options))
     except OSError as error:

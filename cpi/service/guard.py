@@ -97,6 +97,8 @@ class Guard:
         self._set(call, "runtimes", runtimes)
         if not self._policy.registry_credentials:
             self._set(call, "registry.docker_config", os.devnull)
+            self._set(call, "registry.public_only", True)
+        self._set(call, "registry.check_access", True)
         record = OwnershipRecord(cid.STEMCELL, runtimes=runtimes)
         with self._ownership.stemcells(deleting=False):
             return self._made(call, record, CloudError, go)
@@ -214,7 +216,7 @@ class Guard:
             raise _not_found(any_cid, resource)
         return record
 
-    def _set(self, call: Call, key: str, value: str | tuple[str, ...]) -> None:
+    def _set(self, call: Call, key: str, value: str | bool | tuple[str, ...]) -> None:
         """Change the call's configuration, before any runtime is loaded."""
         call.runtimes.config = call.config.replaced(key, value)
 

@@ -5,7 +5,7 @@
     GET  /metrics   metrics of all clients in Prometheus' text format: not for guests
 
 Each socket has its own threads, so that clients of one cannot block the others. Connections that
-send no request within 60 s are closed.
+send no request within 60 s are closed, and those that then send less than 64 KiB in 60 s.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from cpi.version import VERSION
 
 THREADS = 64  # of each socket: connections that are read, or wait for their call, at once
 _SILENCE_SECONDS = 20  # between two pieces of a request
-_REQUEST_SECONDS = 60  # until a request is received, without a stemcell's image
+_REQUEST_SECONDS = 60  # until a request's head is received, and then each piece of its body
+_PIECE = 64 << 10  # bytes
 _HEAD_LIMIT = 16 << 10  # bytes
 _LEFTOVER = 64 << 20  # bytes that are read and dropped, so that a client gets its error
 _LEFTOVER_SECONDS = 2
@@ -100,7 +101,7 @@ class _Connection(HTTPConnection):
     """A connection; its TLS handshake blocks only its own thread."""
 
     def communicate(self) -> bool:
-        self.server.reading[self] = time.monotonic()
+        self.expect()
         try:
             if isinstance(self.socket, ssl.SSLSocket):
                 self._shake_hands(self.socket)
@@ -120,8 +121,12 @@ class _Connection(HTTPConnection):
             _linger(connection, _LEFTOVER)
             raise
 
+    def expect(self) -> None:
+        """Note that the client has a while, from now on, to send what is read next."""
+        self.server.reading[self] = time.monotonic()
+
     def request_received(self) -> None:
-        """Note that the request has come in time."""
+        """Note that what was expected has come in time."""
         self.server.reading.pop(self, None)
 
 
@@ -180,7 +185,11 @@ class _Gateway(Gateway):
             return
         connection = self.req.conn
         body = _Body(self.req.rfile, connection)
-        call, response = self._app.calls.answer(client, sizes, body, connection.socket)
+        try:
+            call, response = self._app.calls.answer(client, sizes, body, connection.socket)
+        except ConnectionError as error:  # its end of the connection may be closed one way only
+            self._refuse("400 Bad Request", InvalidCall(f"the request is incomplete: {error}"))
+            return
         try:
             self._json("200 OK", response)
         except OSError:
@@ -227,16 +236,22 @@ class _Gateway(Gateway):
 
 
 class _Body:
-    """What a client sends after its head; the first piece is the request itself."""
+    """What a client sends after its head, piece by piece, each of which has its time."""
 
     def __init__(self, stream: Any, connection: _Connection) -> None:
         self._stream = stream
         self._connection = connection
 
     def read(self, size: int) -> bytes:
-        data: bytes = self._stream.read(size)
-        self._connection.request_received()
-        return data
+        pieces: list[bytes] = []
+        while size > 0:
+            self._connection.expect()
+            pieces.append(self._stream.read(min(size, _PIECE)))
+            self._connection.request_received()
+            size -= len(pieces[-1])
+            if not pieces[-1]:
+                break
+        return b"".join(pieces)
 
 
 def _linger(connection: socket.socket, coming: int) -> None:

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from cpi.errors import CPIError
 from cpi.service import frames
+from cpi.service.shares import Shares
 
 SPARE = 2  # kept for ever; the others end when they have been idle for a while
 _IDLE_SECONDS = 60
@@ -51,15 +52,14 @@ class Worker:
 
 
 class WorkerPool:
-    """All workers. Calls beyond `limit` wait until one is free."""
+    """All workers. Calls beyond `limit`, or beyond their client's share of it, wait."""
 
     def __init__(self, config_file: str | None, limit: int) -> None:
         self._config_file = config_file
-        self._room = threading.BoundedSemaphore(limit)
+        self._shares = Shares(limit)
         self._lock = threading.Lock()
         self._idle: list[Worker] = []
         self._busy: set[Worker] = set()
-        self._waiting = 0
 
     def start(self) -> None:
         """Have some workers ready before the first call."""
@@ -74,7 +74,7 @@ class WorkerPool:
     @property
     def waiting(self) -> int:
         """The number of calls that wait for a worker."""
-        return self._waiting
+        return self._shares.waiting
 
     def run(
         self, job: Mapping[str, object], client: socket.socket | None, interruptible: bool
@@ -84,21 +84,13 @@ class WorkerPool:
         client: the connection of the client; when it is closed, an interruptible job is
         interrupted.
         """
-        with self._lock:
-            self._waiting += 1
-        self._room.acquire()
-        worker = None
-        try:
+        request = job["request"]
+        method = str(request.get("method")) if isinstance(request, Mapping) else ""
+        with self._shares.turn(str(job["client"]), method):
             worker = self._take(job)
             with self._lock:
-                self._waiting -= 1
                 self._busy.add(worker)
             response = _await(worker, client, interruptible)
-        finally:
-            self._room.release()
-            if worker is None:
-                with self._lock:
-                    self._waiting -= 1
         with self._lock:
             self._busy.discard(worker)
         if response is None:

@@ -9,8 +9,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
+from google.protobuf.empty_pb2 import Empty
 
 from cpi.errors import CloudError, CPIError, NoDiskSpace, NotSupported
+from runtimes.containerd.stall import Stall, disconnect
 
 if TYPE_CHECKING:
     from google.protobuf.message import Message
@@ -115,6 +117,33 @@ class Client:
         except NotFound:
             return None
 
+    def call_however_long(
+        self,
+        method: str,
+        request: "Message",
+        reply: type[Reply],
+        *,
+        doing: str,
+        timeout: float,
+    ) -> Reply:
+        """Make a call that may take hours, as long as containerd answers others meanwhile.
+
+        timeout: seconds for the whole call. Raises like `call`.
+        """
+        stub: Any = _stub(self._channel.unary_unary, method, reply)
+        future = stub.future(request, timeout=timeout, metadata=self._metadata(None))
+        try:
+            while True:
+                try:
+                    answer: Reply = future.result(timeout=self._timeout)
+                    return answer
+                except grpc.FutureTimeoutError:
+                    self.call("version.v1.Version/Version", Empty(), Empty, doing=doing)
+        except grpc.RpcError as error:
+            raise error_from(error, doing, self.address) from None
+        finally:
+            future.cancel()
+
     def listing(
         self, method: str, request: "Message", reply: type[Reply], *, doing: str
     ) -> list[Reply]:
@@ -137,7 +166,8 @@ class Client:
     ) -> list[Reply]:
         """Send a stream, one reply to each request, with at most `ahead` requests unanswered.
 
-        The bound keeps memory flat: gRPC itself would queue what the server has not read.
+        The bound keeps memory flat: gRPC itself would queue what the server has not read. A reply
+        that does not come within the timeout of a call ends the stream. Raises like `call`.
         """
         stub = _stub(self._channel.stream_stream, method, reply)
         window = threading.Semaphore(ahead)
@@ -147,20 +177,30 @@ class Client:
             try:
                 for request in requests:
                     window.acquire()
+                    stall.sent()
                     yield request
             except Exception as error:  # grpc swallows it; the caller must see the cause
                 failure.append(error)
                 raise
 
         replies: list[Reply] = []
+        stall = Stall(lambda: disconnect(self.address), self._timeout)
         stream = stub(paced(), metadata=self._metadata(lease))
         try:
-            for answer in stream:
-                replies.append(answer)
-                window.release()
+            with stall:
+                for answer in stream:
+                    replies.append(answer)
+                    stall.answered()
+                    window.release()
         except grpc.RpcError as error:
             if failure:
                 raise failure[0] from None
+            if stall.was_noticed:
+                raise CloudError(
+                    f"{doing}: containerd at {self.address} has stopped answering for "
+                    f"{self._timeout:g} s (containerd.timeout)",
+                    ok_to_retry=True,
+                ) from None
             raise error_from(error, doing, self.address) from None
         finally:
             window.release(ahead)

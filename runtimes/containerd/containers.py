@@ -36,13 +36,14 @@ class Containers:
         return None if reply is None else reply.container
 
     def all(self) -> Sequence[containers_pb2.Container]:
-        """Return the records of all containers."""
-        return self._client.call(
-            "containers.v1.Containers/List",
+        """Return the records of all containers; together they may exceed a message's limit."""
+        messages = self._client.listing(
+            "containers.v1.Containers/ListStream",
             containers_pb2.ListContainersRequest(),
-            containers_pb2.ListContainersResponse,
+            containers_pb2.ListContainerMessage,
             doing="listing containers",
-        ).containers
+        )
+        return [message.container for message in messages]
 
     def tasks(self) -> Mapping[str, task_pb2.Process]:
         """Return the init process of each container that has a task."""

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253 - loaded with the client only
 
+from cpi.errors import CPIError
 from cpi.host import locks
 from cpi.log import Log
 from runtimes.containerd.api import (
@@ -22,7 +23,7 @@ from runtimes.containerd.api import (
     snapshots_pb2,
     types_pb2,
 )
-from runtimes.containerd.client import AlreadyExists, Client
+from runtimes.containerd.client import AlreadyExists, Client, NotFound
 
 # Bytes of a message: larger ones gain nothing, and at most eight are in flight.
 CHUNK = 1 << 20
@@ -133,12 +134,13 @@ class ImageStore:
         except AlreadyExists:
             return
         except BaseException:
-            self.client.call_or_none(
-                "content.v1.Content/Abort",
-                content_pb2.AbortRequest(ref=ref),
-                Empty,
-                doing=f"giving up {ref}",
-            )
+            with suppress(CPIError):  # a containerd that has stopped fails this too
+                self.client.call_or_none(
+                    "content.v1.Content/Abort",
+                    content_pb2.AbortRequest(ref=ref),
+                    Empty,
+                    doing=f"giving up {ref}",
+                )
             raise
 
     # Snapshots
@@ -235,9 +237,9 @@ class ImageStore:
     ) -> str:
         """Unpack a layer's blob onto mounts and return its diff ID.
 
-        Raises CloudError when the layer is damaged. No deadline: large layers take long.
+        Raises CloudError when the layer is damaged.
         """
-        return self.client.call(
+        return self.client.call_however_long(
             "diff.v1.Diff/Apply",
             diff_pb2.ApplyRequest(
                 diff=types_pb2.Descriptor(media_type=media_type, digest=digest, size=size),
@@ -285,10 +287,11 @@ class ImageStore:
 
     def delete_image(self, name: str) -> None:
         """Delete an image, if it exists; return when all that only it held is gone."""
-        self.client.call_or_none(
-            "images.v1.Images/Delete",
-            images_pb2.DeleteImageRequest(name=name, sync=True),
-            Empty,
-            doing=f"deleting the image {name}",
-            timeout=LEASE_SECONDS,
-        )
+        with suppress(NotFound):
+            self.client.call_however_long(
+                "images.v1.Images/Delete",
+                images_pb2.DeleteImageRequest(name=name, sync=True),
+                Empty,
+                doing=f"deleting the image {name}",
+                timeout=LEASE_SECONDS,
+            )

@@ -39,6 +39,11 @@ def pull(
     return image, labels | {LABEL_REFERENCE: str(named)}
 
 
+def require_access(named: Reference, config: Config, report: Report) -> None:
+    """Raise StemcellError if the registry does not give an image with these credentials."""
+    Registry(named, access(config), report).require(named)
+
+
 def reference(properties: JsonObject, config: Config) -> Reference:
     """Return the image that a light stemcell names. Raises StemcellError."""
     text, digest = properties.get("image_reference"), properties.get("digest")

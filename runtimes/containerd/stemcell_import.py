@@ -135,10 +135,12 @@ class Imports:
         named = light.reference(upload.properties, self._config)
         label = light.LABEL_REFERENCE if named.digest else light.LABEL_TAG
         key = hashlib.sha256(str(named).encode()).hexdigest()
+        report = upload.means.report
+        if self._config.flag("registry.check_access"):
+            light.require_access(named, self._config, report)
         with self._imports.folder(key) as folder:
             if known := self._known(lambda labels: labels.get(label) == str(named)):
                 return known, False
-            report = upload.means.report
             image, labels = light.pull(named, folder / "layout", self._config, report)
             return self._import_pulled(image, labels[light.LABEL_REFERENCE], labels, upload), True
 

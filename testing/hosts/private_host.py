@@ -183,9 +183,15 @@ class PrivateHost:
 
     def kill_containerd(self) -> None:
         """Kill containerd; its shims and tasks live on."""
-        [containerd] = [pid for pid in _children(self._init) if _name(pid) == "containerd"]
+        containerd = self.containerd_pid
         os.kill(self._init, _KILL_CONTAINERD)
         _await_end(containerd)
+
+    @property
+    def containerd_pid(self) -> int:
+        """The process id of containerd."""
+        [containerd] = [pid for pid in _children(self._init) if _name(pid) == "containerd"]
+        return containerd
 
     def start_containerd(self) -> None:
         """Start containerd again."""

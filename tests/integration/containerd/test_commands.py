@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from runtimes.containerd.client import Client
+from runtimes.containerd.containers import Containers
 from testing.patience import PATIENCE, wait_for
 from tests.support.containerd.machine import BOSH_CPI, VM, Machine
 from tests.support.containerd.operator_output import DB, ROUTER, check, listed
@@ -50,6 +52,32 @@ def test_stemcells_disks_and_networks(machine: Machine, router: VM, db: VM, stem
     assert bridge["addresses"] == ["10.245.0.1/16"]
     assert bridge["vms"] == {router.ip: router.cid, db.ip: db.cid}
     assert router.ip in machine.bosh_cpi("networks").stdout
+
+
+def test_vms_are_shown_however_much_there_is_to_list(machine: Machine, router: VM) -> None:
+    """All records of containers are larger than a message of gRPC may be."""
+    containers = Containers(Client(str(machine.host.address), "bosh", PATIENCE), "overlayfs")
+    others = [f"other-{number}" for number in range(9)]
+    try:
+        for other in others:
+            containers.create(other, "", {"annotations": {"long": "x" * (2 << 20)}}, {})
+        assert router.cid in [vm["cid"] for vm in listed(machine, "vms")]
+        assert machine.bosh_cpi("gc").stdout == "nothing is orphaned\n"
+    finally:
+        for other in others:
+            containers.delete(other)
+
+
+def test_metadata_does_not_reach_a_terminal_as_it_is(machine: Machine, router: VM) -> None:
+    (before,) = [vm["metadata"] for vm in listed(machine, "vms") if vm["cid"] == router.cid]
+    names = {**before, "deployment": "cf\x1b[2J"}
+    machine.call("set_vm_metadata", router.cid, names)
+    try:
+        table = machine.bosh_cpi("vms").stdout
+        assert r"cf\x1b[2J" in table
+        assert "\x1b" not in table
+    finally:
+        machine.call("set_vm_metadata", router.cid, before)
 
 
 def test_cni_networks_of_the_host_and_broken_ones(machine: Machine, router: VM) -> None:

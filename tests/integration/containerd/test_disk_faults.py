@@ -332,6 +332,23 @@ def test_another_vms_disk_is_out_of_reach(machine: Machine, make_vm: Callable[..
         assert vm.sh("mount /root/stolen /mnt 2>&1 && echo mounted", check=False) != "mounted"
 
 
+def test_a_disks_superblock_does_not_rule_the_host(machine: Machine, vm: VM) -> None:
+    """A full VM writes it as it likes."""
+    disk = machine.create_disk(64)
+    written = f"{machine.host.state}/disks/{disk}.raw?offset=1048576"
+    machine.host.run("tune2fs", "-e", "panic", written)
+    machine.call("attach_disk", vm.cid, disk)
+    mounted = [line for line in vm.sh("cat /proc/mounts").splitlines() if disk in line]
+    assert mounted
+    assert all("errors=remount-ro" in line for line in mounted), "after the superblock it panics"
+    machine.call("detach_disk", vm.cid, disk)
+    machine.host.run("tune2fs", "-E", "mount_opts=debug", written)
+    error = failing(lambda: machine.call("attach_disk", vm.cid, disk))
+    assert "mount options of its own" in error.message
+    assert traces(machine, disk) == []
+    machine.call("delete_disk", disk)
+
+
 @pytest.mark.parametrize("filesystem", MIN_SIZES)
 def test_a_full_host_costs_no_data(machine: Machine, vm: VM, filesystem: str) -> None:
     # The disk is larger than the host's free space: a job that fills it fails, the data is kept.

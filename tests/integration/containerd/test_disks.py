@@ -278,3 +278,4 @@ def test_no_room_is_an_error_with_numbers(machine: Machine, clean: None) -> None
         assert machine.host.run("ls", "-A", str(small)).stdout == ""
     finally:
         machine.host.run("umount", str(small))
+        small.rmdir()

@@ -116,6 +116,19 @@ def test_a_wrong_request_gets_an_error(service: Service, sent: bytes, message: s
     assert message in error["message"]
 
 
+def test_half_a_request_is_the_clients_fault(service: Service) -> None:
+    """One way of the connection is closed, and the other waits for the answer."""
+    call = json.dumps({"request": HAS_VM}).encode()
+    with_image = post(len(call) + 9, f"call={len(call)} image=9", call + b"abc")
+    for sent in (post(100, "call=100", b"{"), with_image):
+        with connect(service) as connection:
+            connection.sendall(sent)
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.makefile("rb").read()
+        assert answer.startswith(b"HTTP/1.1 400 "), answer
+        assert b"the request is incomplete" in answer
+
+
 def test_two_hundred_calls_at_once_are_all_answered_by_few_processes(service: Service) -> None:
     endpoint = Endpoint(f"unix://{service.socket}", {})
     together = threading.Barrier(200)

@@ -202,11 +202,11 @@ def test_a_running_call_has_no_garbage(machine: Machine, stemcell: str, healthy:
 
 
 def test_output_for_operators(machine: Machine, healthy: VM) -> None:
-    assert machine.bosh_cpi("gc").stdout == "nothing that nobody owns\n"
+    assert machine.bosh_cpi("gc").stdout == "nothing is orphaned\n"
     part = machine.image(machine.disks[0]).with_suffix(".raw.part")
     part.write_bytes(bytes(3 << 20))
     shown = machine.bosh_cpi("gc").stdout
     assert str(part) in shown
-    assert "1 that nobody owns" in shown
+    assert "1 orphaned" in shown
     assert machine.bosh_cpi("gc", "--yes").stdout.endswith("1 removed\n")
     assert not part.exists()

@@ -221,6 +221,21 @@ def test_metadata_becomes_strings(tmp_path: Path, config: Config) -> None:
     }
 
 
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {f"tag-{number}": "x" for number in range(values.MAX_METADATA + 1)},
+        {"tag": "x" * values.MAX_METADATA_SIZE},
+    ],
+    ids=["entries", "bytes"],
+)
+def test_metadata_has_a_limit(tmp_path: Path, config: Config, metadata: dict[str, str]) -> None:
+    vm = make_vm(config, tmp_path, {}, {}, [], {})["result"][0]
+    error = call(config, "set_vm_metadata", vm, metadata)["error"]
+    assert error["type"] == "InvalidCall"
+    assert f"up to {values.MAX_METADATA} entries" in error["message"]
+
+
 def test_calculate_warns_of_what_it_does_not_use(config: Config) -> None:
     wanted = {"cpu": 2, "ram": 1024, "ephemeral_disk_size": 4096, "gpu": 1}
     response = call(config, "calculate_vm_cloud_properties", wanted, context={"log_level": "warn"})
