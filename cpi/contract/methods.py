@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from cpi.config.config import Config
+    from cpi.contract.foreign_keys import ForeignKeys
     from cpi.model import AgentConfig, DiskProperties, JsonObject, VMSpec
     from cpi.runtime import Runtime
 
@@ -86,6 +87,12 @@ class Call:
         runtime = self.runtimes.of_cid(disk, cid.DISK)
         user = runtime.disk_user(disk)
         return self.runtimes.of_cid(user, cid.VM) if user else runtime
+
+    def foreign_keys(self) -> ForeignKeys:
+        """Return what becomes of keys of other CPIs in this call's documents."""
+        from cpi.contract.foreign_keys import ForeignKeys
+
+        return ForeignKeys(self.log, strict=self.config.flag("strict_properties"))
 
     def hold(self, *cids: str) -> AbstractContextManager[None]:
         """Hold the locks of these CIDs."""
@@ -198,13 +205,14 @@ def _parse_create_vm(
     from cpi.contract import disk_properties, vm_networks, vm_properties
     from cpi.model import VMSpec
 
+    foreign = call.foreign_keys()
     name = vm_properties.runtime(properties) or call.config.text("runtime")
     spec = VMSpec(
         cid=cid.new(catalog.entry(name).name, cid.VM),
         agent_id=agent_id,
         stemcell_cid=stemcell,
-        properties=vm_properties.parse(properties),
-        networks=vm_networks.parse(networks, call.log),
+        properties=vm_properties.parse(properties, foreign),
+        networks=vm_networks.parse(networks, call.log, foreign),
         env=env,
         agent=_agent_config(call.config),
         api_version=call.api_version,
@@ -246,6 +254,24 @@ def _calculate_vm_cloud_properties(call: Call, resources: JsonObject) -> object:
 
 
 # Persistent disks
+
+
+def _parse_create_disk(
+    call: Call, size: int, properties: JsonObject, vm: str | None
+) -> tuple[int, DiskProperties, str | None]:
+    return size, _disk_properties(call, properties), vm
+
+
+def _parse_update_disk(
+    call: Call, disk: str, size: int, properties: JsonObject
+) -> tuple[str, int, DiskProperties]:
+    return disk, size, _disk_properties(call, properties)
+
+
+def _disk_properties(call: Call, given: JsonObject) -> DiskProperties:
+    from cpi.contract import disk_properties
+
+    return disk_properties.parse(given, call.foreign_keys())
 
 
 def _create_disk(call: Call, size: int, properties: DiskProperties, vm: str | None) -> object:
@@ -291,7 +317,6 @@ _DISK = Parameter("disk_cid", check.disk_cid)
 _SIZE = Parameter("size", check.mebibytes)
 _METADATA = Parameter("metadata", check.metadata)
 _PROPERTIES = Parameter("cloud_properties", check.mapping)
-_DISK_PROPERTIES = Parameter("cloud_properties", check.disk_properties)
 
 METHODS: dict[str, Method] = {
     "info": Method(_info),
@@ -320,7 +345,11 @@ METHODS: dict[str, Method] = {
         _calculate_vm_cloud_properties, Parameter("resources", check.mapping)
     ),
     "create_disk": Method(
-        _create_disk, _SIZE, _DISK_PROPERTIES, Parameter("vm_cid", check.optional_vm_cid)
+        _create_disk,
+        _SIZE,
+        _PROPERTIES,
+        Parameter("vm_cid", check.optional_vm_cid),
+        parse=_parse_create_disk,
     ),
     "delete_disk": Method(_locked(cid.DISK), _DISK),
     "has_disk": Method(_has_disk, Parameter("disk_cid", check.any_disk_cid)),
@@ -329,7 +358,9 @@ METHODS: dict[str, Method] = {
     "get_disks": Method(_get_disks, _VM),
     "set_disk_metadata": Method(_locked(cid.DISK), _DISK, _METADATA),
     "resize_disk": Method(_locked_in_use, _DISK, _SIZE),
-    "update_disk": Method(_locked_in_use, _DISK, _SIZE, _DISK_PROPERTIES, since=2),
+    "update_disk": Method(
+        _locked_in_use, _DISK, _SIZE, _PROPERTIES, parse=_parse_update_disk, since=2
+    ),
     "snapshot_disk": Method(_locked_in_use, _DISK, _METADATA),
     "delete_snapshot": Method(_locked(cid.SNAPSHOT), Parameter("snapshot_cid", check.snapshot_cid)),
     "create_network": Method(_create_network, Parameter("definition", check.mapping)),

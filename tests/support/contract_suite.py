@@ -312,10 +312,21 @@ class _DiskContract(ContractBase):
         assert lab.ok("set_disk_metadata", disk, {}) is None
         assert metadata_of(disk) == {}
 
-    def test_unknown_disk_properties_are_refused_by_name(self, lab: Lab) -> None:
-        error, message = lab.fails("create_disk", 32, {"typ": "ssd"}, None)
+    def test_mistyped_disk_properties_are_refused_by_name(self, lab: Lab) -> None:
+        error, message = lab.fails("create_disk", 32, {"stroe": "ssd"}, None)
         assert error == "CloudError"
-        assert "'typ'" in message
+        assert "'stroe' (did you mean store?)" in message
+
+    def test_keys_of_other_cpis_are_ignored(self, lab: Lab) -> None:
+        foreign = {"type": "gp2", "iops": 3000, "encrypted": True}
+        disk = lab.adopt(lab.ok("create_disk", 32, foreign, None))
+        if lab.supports("update_disk"):
+            disk = lab.adopt(lab.ok("update_disk", disk, 32, foreign) or disk)
+        assert lab.ok("has_disk", disk) is True
+        network = {"security_groups": ["a"], "subnet": "subnet-1"}
+        lab.network_properties = network
+        properties = {"instance_type": "m3.medium", "ram": 256, "security_groups": ["a"]}
+        assert lab.ok("has_vm", lab.vm({**lab.properties, **properties})) is True
 
     def test_changes_of_unknown_disks(self, lab: Lab) -> None:
         disk = lab.unknown("disk")
