@@ -65,16 +65,17 @@ def _network(name: str, value: object, log: Log) -> Network:
     if type_ == "vip":
         raise NotSupported(f"{where}: vip networks are not supported; forward ports instead")
     if type_ == "dynamic":
-        return _dynamic(where, name, value)
+        return _dynamic(where, name, value, log)
     if type_ == "manual":
         return _manual(where, name, value, log)
     raise CloudError(f"{where}: type {shown(type_, 60)} is not known; known: manual, dynamic")
 
 
-def _dynamic(where: str, name: str, value: Mapping[str, object]) -> Network:
-    for key in ("ip", "netmask", "gateway"):
-        if value.get(key):
-            raise CloudError(f"{where} is dynamic, so it cannot give {key}; use type manual")
+def _dynamic(where: str, name: str, value: Mapping[str, object], log: Log) -> Network:
+    # A director that replaces a VM sends what that VM's agent has reported.
+    ignored = [key for key in ("ip", "netmask", "gateway") if value.get(key)]
+    if ignored:
+        log.info(f"{where} is dynamic: ignored {', '.join(ignored)}")
     return Network(
         name=name,
         type="dynamic",
