@@ -202,7 +202,7 @@ def _parse_create_vm(
     env: JsonObject,
 ) -> tuple[VMSpec]:
     # Imported here, as no other method needs them.
-    from cpi.contract import disk_properties, vm_networks, vm_properties
+    from cpi.contract import agent_access, disk_properties, vm_networks, vm_properties
     from cpi.model import VMSpec
 
     foreign = call.foreign_keys()
@@ -219,6 +219,7 @@ def _parse_create_vm(
         disk_cids=disks,
         disk_wishes=disk_properties.wishes(env),
     )
+    agent_access.require(spec.agent, env, call.log)
     return (spec,)
 
 

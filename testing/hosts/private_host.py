@@ -92,6 +92,8 @@ class PrivateHost:
             "run_dir": str(self.folder / "run"),
             "containerd": containerd,
             "network": network,
+            # Of agents whose manifest says nothing else; the stand-in then listens on its port.
+            "agent": {"mbus": "nats://127.0.0.1:4222"},
             **changes,
         }
 

@@ -100,6 +100,27 @@ class _VMContract(ContractBase):
         mine = {network["ip"] for network in networks.values()}
         assert mine.isdisjoint(network["ip"] for network in others.values())
 
+    def test_a_vm_on_a_dynamic_network_can_be_replaced(self, lab: Lab) -> None:
+        stemcell = lab.stemcell()
+        dynamic = {"type": "dynamic", "default": ["dns", "gateway"], "dns": []}
+        lab.make_network = lambda: {"d": dynamic}
+        first, networks = lab.create_vm(stemcell)
+        lab.ok("delete_vm", first)
+        known = {key: networks["d"][key] for key in ("ip", "netmask", "gateway")}
+        lab.make_network = lambda: {"d": {**dynamic, **known, "prefix": "32"}}
+        second, networks = lab.create_vm(stemcell)
+        assert lab.ok("has_vm", second) is True
+        assert networks["d"]["type"] == "dynamic"
+        assert networks["d"]["ip"]
+
+    def test_an_agent_that_could_never_answer_is_refused(self, lab: Lab) -> None:
+        arguments = lab.vm_arguments(lab.stemcell())
+        context = {"agent": {"mbus": ""}}
+        error = lab.cpi("create_vm", *arguments[:-1], {"bosh": {}}, context=context)["error"]
+        assert error["type"] == "Bosh::Clouds::CloudError"
+        assert "agent.mbus" in error["message"]
+        assert "env.bosh.mbus.urls" in error["message"]
+
     def test_calculated_properties_make_a_vm(self, lab: Lab) -> None:
         wanted = {"cpu": 1, "ram": 256, "ephemeral_disk_size": 64}
         properties = lab.ok("calculate_vm_cloud_properties", wanted)
