@@ -64,7 +64,8 @@ def handle(
         # The director asks for what a runtime may not support, and then does it another way.
         write = log.info if isinstance(typed, NotSupported) else log.error
         write(f"{name} failed after {_since(started)}: {typed.type}: {typed.message}")
-        return failure(typed, log)
+        # Only a director numbers its requests.
+        return failure(typed, log, to_director="request_id" in context)
     log.info(f"{name} done in {_since(started)}{_created(name, result)}")
     return {"result": result, "error": None, "log": log.text}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cpi import cid
 from cpi.contract import values as check
-from cpi.errors import InvalidCall, NotImplementedInCPI, NotSupported
+from cpi.errors import InvalidCall, MethodNotKnown, NotImplementedInCPI, NotSupported
 from cpi.text import shown
 from runtimes import catalog
 
@@ -102,15 +102,12 @@ class Call:
 
 
 def find(name: str, api_version: int) -> Method:
-    """Return a method. Raises InvalidCall for one that does not exist in this API version.
-
-    To the director, "Method is not known, got" means NotImplemented.
-    """
+    """Return a method. Raises MethodNotKnown for one that this API version does not have."""
     if name in LEGACY:
         raise NotImplementedInCPI(f"{name} is a method of old that this CPI does not implement")
     method = METHODS.get(name)
     if method is None or method.since > api_version:
-        raise InvalidCall(f"Method is not known, got {shown(name, 60)}")
+        raise MethodNotKnown(shown(name, 60))
     return method
 
 

@@ -129,7 +129,10 @@ class PrivateHost:
         context: Mapping[str, Any] | None = None,
         config: Path | None = None,
     ) -> dict[str, Any]:
-        """Call the `cpi` executable as BOSH does and return its response."""
+        """Call the `cpi` executable as BOSH does and return its response.
+
+        Its log is with what is on stderr, as a director keeps it.
+        """
         request = {
             "method": method,
             "arguments": arguments,
@@ -141,7 +144,7 @@ class PrivateHost:
             self.write_config()
         done = self.run(*self.around, str(CPI), "-c", str(path), input=json.dumps(request))
         response: dict[str, Any] = json.loads(done.stdout)
-        return response
+        return {**response, "log": f"{done.stderr}{response['log']}"}
 
     def stop(self) -> None:
         """Stop the host and remove its files, even after a failed start."""

@@ -165,6 +165,22 @@ class _VMContract(ContractBase):
             assert (method, error) == (method, "VMNotFound")
             assert vm in message
 
+    def test_a_director_gets_types_that_it_knows(self, lab: Lab) -> None:
+        director = {"director_uuid": "tests", "request_id": "cpi-123456"}
+        arguments = lab.vm_arguments(lab.unknown("stemcell"))
+        error = lab.cpi("create_vm", *arguments, context=director)["error"]
+        assert error["type"] == "Bosh::Clouds::CloudError"
+        error = lab.cpi("has_vm", "a", "b", context=director)["error"]
+        assert error["type"] == "Bosh::Clouds::CpiError"
+        error = lab.cpi("levitate", context=director)["error"]
+        assert error["type"] == "InvalidCall"
+        assert error["message"].startswith("Method is not known, got")
+
+    def test_lines_of_the_log_come_once(self, lab: Lab) -> None:
+        director = {"director_uuid": "tests", "request_id": "cpi-654321"}
+        log = lab.cpi("has_vm", lab.unknown("vm"), context=director)["log"].splitlines()
+        assert len([line for line in log if "request_id='cpi-654321'" in line]) == 1
+
     def test_unknown_stemcell(self, lab: Lab) -> None:
         unknown = lab.unknown("stemcell")
         error, message = lab.fails("create_vm", *lab.vm_arguments(unknown))
