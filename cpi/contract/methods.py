@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from cpi.config.config import Config
     from cpi.contract.foreign_keys import ForeignKeys
+    from cpi.host.stemcell_holders import StemcellHolders
     from cpi.model import AgentConfig, DiskProperties, JsonObject, VMSpec
     from cpi.runtime import Runtime
 
@@ -64,14 +65,26 @@ class Method:
 
 
 class Call:
-    """One request, while it is handled."""
+    """One request, while it is handled.
 
-    __slots__ = ("api_version", "log", "method", "runtimes")
+    client: of the host's service, "" for none; director: the director's UUID.
+    """
 
-    def __init__(self, method: str, api_version: int, runtimes: catalog.Runtimes) -> None:
+    __slots__ = ("api_version", "client", "director", "log", "method", "runtimes")
+
+    def __init__(
+        self,
+        method: str,
+        api_version: int,
+        runtimes: catalog.Runtimes,
+        client: str = "",
+        director: str = "",
+    ) -> None:
         self.method = method
         self.api_version = api_version
         self.runtimes = runtimes
+        self.client = client
+        self.director = director
         self.log = runtimes.log
 
     @property
@@ -93,6 +106,13 @@ class Call:
         from cpi.contract.foreign_keys import ForeignKeys
 
         return ForeignKeys(self.log, strict=self.config.flag("strict_properties"))
+
+    def stemcell_holders(self) -> StemcellHolders:
+        """Return who holds stemcells, as this call's director sees it."""
+        from cpi.host.layout import Layout
+        from cpi.host.stemcell_holders import Holder, StemcellHolders
+
+        return StemcellHolders(Layout.of(self.config), Holder(self.client, self.director))
 
     def hold(self, *cids: str) -> AbstractContextManager[None]:
         """Hold the locks of these CIDs."""
@@ -162,28 +182,37 @@ def _create_stemcell(
     path = Path(image)
     made = ""
     refusals = []
-    for name in catalog.configured(call.config):
-        runtime = call.runtimes.get(name)
-        try:
-            if made:
-                runtime.share_stemcell(made, path, properties)
-            else:
-                made = runtime.create_stemcell(path, properties, tags or {})
-        except NotSupported as error:  # its format cannot serve this one
-            refusals.append(error)
-            call.log.info(f"not for {name}: {error.message}")
-    if not made:
-        raise refusals[0]
+    holders = call.stemcell_holders()
+    with holders.importing():
+        for name in catalog.configured(call.config):
+            runtime = call.runtimes.get(name)
+            try:
+                if made:
+                    runtime.share_stemcell(made, path, properties)
+                else:
+                    made = runtime.create_stemcell(path, properties, tags or {})
+            except NotSupported as error:  # its format cannot serve this one
+                refusals.append(error)
+                call.log.info(f"not for {name}: {error.message}")
+        if not made:
+            raise refusals[0]
+        holders.add(made)
     return made
 
 
 def _delete_stemcell(call: Call, stemcell: str) -> None:
     own = call.runtimes.of_cid(stemcell, cid.STEMCELL)
-    with call.hold(stemcell):
+    holders = call.stemcell_holders()
+    with holders.deleting(), call.hold(stemcell):
+        if others := holders.others(stemcell):
+            holders.drop(stemcell)
+            call.log.info(f"{stemcell} stays, as {len(others)} other directors have uploaded it")
+            return
         for name in catalog.configured(call.config):
             if name != own.name:
                 call.runtimes.get(name).delete_stemcell(stemcell)
         own.delete_stemcell(stemcell)
+        holders.forget(stemcell)
 
 
 # VMs
