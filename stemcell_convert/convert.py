@@ -23,6 +23,7 @@ from stemcell_convert import (
     tars,
 )
 from stemcell_convert.facts import RootfsFacts, read_facts
+from stemcell_convert.gpt import Read
 from stemcell_convert.inroot import Root
 from stemcell_convert.oci_image import Image
 from stemcell_convert.pack import Rootfs, pack
@@ -265,7 +266,7 @@ def _others(raw: Path) -> str:
 
 
 @contextmanager
-def _reader(raw: Path) -> Iterator[partitions.Read]:
+def _reader(raw: Path) -> Iterator[Read]:
     with raw.open("rb") as file:
 
         def read(offset: int, size: int) -> bytes:
