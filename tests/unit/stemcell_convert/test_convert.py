@@ -1,6 +1,7 @@
 """Stemcells become OCI images: layouts and archives, the same bytes every time."""
 
 import json
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,6 +40,14 @@ def test_the_order_in_the_tarball_and_its_absence_change_nothing(
     other = made(tarball(tmp_path / "other.tgz", members), tmp_path / "other")
     alone = made(tmp_path / "image", tmp_path / "alone")
     assert an_image.digest == other.digest == alone.digest
+
+
+def test_a_stemcell_that_was_repacked_by_hand_is_the_same(an_image: Image, tmp_path: Path) -> None:
+    folder, repacked = tmp_path / "unpacked", tmp_path / "s.tgz"
+    folder.mkdir()
+    subprocess.run(["tar", "-xzf", tmp_path / "stemcell.tgz", "-C", folder], check=True)
+    subprocess.run(["tar", "-czf", repacked, "-C", folder, "."], check=True)
+    assert made(repacked, tmp_path / "again").digest == an_image.digest
 
 
 def test_the_image_says_which_stemcell_it_is(an_image: Image) -> None:
