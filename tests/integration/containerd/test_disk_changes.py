@@ -142,8 +142,8 @@ def test_update_refuses_what_takes_a_new_disk_and_changes_nothing(
     error = failing(lambda: machine.call("update_disk", disk, 64, {"store": "gone"}))
     assert "gone" in error.message
     assert "default" in error.message
-    error = failing(lambda: machine.call("update_disk", disk, 64, {"typ": "ssd"}))
-    assert "'typ'" in error.message
+    error = failing(lambda: machine.call("update_disk", disk, 64, {"stroe": "ssd"}))
+    assert "'stroe'" in error.message
     assert machine.facts(disk) == before
 
 

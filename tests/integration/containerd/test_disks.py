@@ -273,8 +273,8 @@ def test_api_1_puts_the_hint_into_the_settings(
 
 
 def test_unknown_properties_are_refused_by_name(machine: Machine) -> None:
-    error = failing(lambda: machine.call("create_disk", 64, {"typ": "ssd"}, None))
-    assert "'typ'" in error.message
+    error = failing(lambda: machine.call("create_disk", 64, {"stroe": "ssd"}, None))
+    assert "'stroe'" in error.message
 
 
 def test_no_room_is_an_error_with_numbers(machine: Machine, clean: None) -> None:
