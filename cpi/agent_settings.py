@@ -65,6 +65,8 @@ def render_network(network: Network) -> dict[str, Json]:
     }
     if network.mac is not None:
         rendered["mac"] = network.mac
+    if network.alias is not None:
+        rendered["alias"] = network.alias
     return rendered
 
 

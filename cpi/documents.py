@@ -52,9 +52,10 @@ def require_object(document: object) -> dict[str, object]:
     return document
 
 
-def failure(error: CPIError, log: Log) -> dict[str, object]:
-    """Return the response for an error."""
-    details = {"type": error.type, "message": error.message, "ok_to_retry": error.ok_to_retry}
+def failure(error: CPIError, log: Log, *, to_director: bool = False) -> dict[str, object]:
+    """Return the response for an error, by the types that the CLI or a director knows."""
+    type_ = (to_director and error.director_type) or error.type
+    details = {"type": type_, "message": error.message, "ok_to_retry": error.ok_to_retry}
     return {"result": None, "error": details, "log": log.text}
 
 

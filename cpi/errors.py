@@ -1,7 +1,7 @@
 """BOSH's error types, as the director and the CLI know them.
 
-The director maps `Bosh::Clouds::<Name>` to its classes in external_cpi.rb and turns every other
-type into UnknownError; `StemcellNotFound` is known to the CLI only. `ok_to_retry` is acted on for
+The director maps the types in KNOWN_RPC_ERRORS (external_cpi.rb) to its classes and shows every
+other as "Unknown CPI error"; so it gets the next one that it knows. `ok_to_retry` is acted on for
 VMCreationFailed only, but is kept honest everywhere: True means that the same call may succeed
 later with nothing changed by an operator.
 """
@@ -10,10 +10,12 @@ later with nothing changed by an operator.
 class CPIError(Exception):
     """A failure that BOSH gets as an error: the base of all others.
 
-    The message names the thing, the cause and, where there is one, the next step.
+    The message names the thing, the cause and, where there is one, the next step. director_type:
+    what a director gets instead of `type`, if it does not know that one.
     """
 
     type = "Bosh::Clouds::CpiError"
+    director_type = ""
 
     def __init__(self, message: str, *, ok_to_retry: bool = False) -> None:
         super().__init__(message)
@@ -43,6 +45,16 @@ class InvalidCall(CPIError):
     """The request does not match the contract: method, arity or types."""
 
     type = "InvalidCall"
+    director_type = CPIError.type
+
+
+class MethodNotKnown(InvalidCall):
+    """There is no such method. A director takes this type and message for NotImplemented."""
+
+    director_type = ""
+
+    def __init__(self, shown_name: str) -> None:
+        super().__init__(f"Method is not known, got {shown_name}")
 
 
 class VMNotFound(CPIError):
@@ -61,6 +73,7 @@ class StemcellNotFound(CPIError):
     """No stemcell has this CID."""
 
     type = "Bosh::Clouds::StemcellNotFound"
+    director_type = CloudError.type
 
 
 class DiskNotFound(CPIError):

@@ -100,11 +100,18 @@ def _output(argv: Sequence[str]) -> bytes:
 
 
 def _response(argv: Sequence[str]) -> bytes:
-    """Return the response to the request on stdin, whatever happens."""
-    from cpi.documents import failure
+    """Return the response to the request on stdin, whatever happens.
+
+    Its `log` has only lines that are not on stderr: a director keeps both.
+    """
+    from cpi import documents
     from cpi.log import Log
 
     log = Log()
+
+    def failure(error: CPIError) -> dict[str, object]:
+        return {**documents.failure(error, log), "log": log.unwritten}
+
     try:
         _raise_on_signals()
         # Read first, even if it is for nothing: its writer must not meet a closed pipe.
@@ -114,20 +121,20 @@ def _response(argv: Sequence[str]) -> bytes:
         raise
     except CPIError as error:
         log.error(error.message)
-        response = failure(error, log)
+        response = failure(error)
     except Exception as error:
-        response = failure(CPIError(f"the CPI failed: {type(error).__name__}: {error}"), log)
+        response = failure(CPIError(f"the CPI failed: {type(error).__name__}: {error}"))
     except BaseException as error:
         _ignore_signals()
         reason = str(error) or type(error).__name__
         log.error(f"interrupted by {reason}")
-        response = failure(CPIError(f"interrupted by {reason}", ok_to_retry=True), log)
+        response = failure(CPIError(f"interrupted by {reason}", ok_to_retry=True))
     _ignore_signals()
     try:
         return json.dumps(response, allow_nan=False).encode() + b"\n"
     except (TypeError, ValueError, RecursionError) as error:
         broken = CPIError(f"the result cannot be written as JSON: {error}")
-        return json.dumps(failure(broken, log)).encode() + b"\n"
+        return json.dumps(failure(broken)).encode() + b"\n"
 
 
 def _answer(argv: Sequence[str], given: bytes, log: Log) -> dict[str, object]:
@@ -142,7 +149,9 @@ def _answer(argv: Sequence[str], given: bytes, log: Log) -> dict[str, object]:
     if document.get("endpoint") or context.get("endpoint"):
         from cpi.client import forward
 
-        return forward.forward(forward.endpoint_of(document, context), request, document, log)
+        endpoint = forward.endpoint_of(document, context)
+        response = forward.forward(endpoint, request, document, log)
+        return {**response, "log": f"{log.unwritten}{response['log']}"}
     try:
         from cpi.config.load import config_of
         from cpi.contract.handle import handle
@@ -151,7 +160,7 @@ def _answer(argv: Sequence[str], given: bytes, log: Log) -> dict[str, object]:
 
         raise Elsewhere(installed.program(document), given) from None
     source = "configuration" if path is None else documents.named(path)
-    return handle(request, config_of(document, source), log)
+    return {**handle(request, config_of(document, source), log), "log": log.unwritten}
 
 
 def _installed(elsewhere: Elsewhere, answer_to: int) -> bytes:

@@ -17,7 +17,8 @@ class Network:
     """One entry of create_vm's networks; addresses are validated and canonical.
 
     `ip`, `gateway` and `prefix` are None for a dynamic network until the runtime fills them in.
-    preconfigured: whether the runtime configures the interface, so that the agent must not.
+    preconfigured: whether the runtime configures the interface, so that the agent must not. alias:
+    the interface's name where the agent configures a dynamic network by its address, without DHCP.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Network:
     cloud_properties: JsonObject = field(default_factory=dict)
     mac: str | None = None
     preconfigured: bool = True
+    alias: str | None = None
 
 
 @dataclass(frozen=True)

@@ -47,10 +47,31 @@ def known_keys(
 
 def suggestion(name: str, known: Collection[str]) -> str:
     """Return an unknown name for a message, with the known one that it resembles."""
+    close = lookalike(name, known) or _closest(name, known, 0.6)
+    return shown(name, 60) + (f" (did you mean {close}?)" if close else "")
+
+
+def lookalike(name: str, known: Collection[str]) -> str:
+    """Return the known name that an unknown one is most likely a typo of; "" if there is none.
+
+    Other case, hyphens for underscores, letters in another order, or some wrong letters.
+    """
+    plain = _plain(name[:100])
+    for candidate in known:
+        if plain == _plain(candidate) or sorted(plain) == sorted(_plain(candidate)):
+            return candidate
+    return _closest(name, known, 0.8)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def _closest(name: str, known: Collection[str], cutoff: float) -> str:
     import difflib  # loaded for a mistake only
 
-    close = difflib.get_close_matches(name[:100], list(known), 1)
-    return shown(name, 60) + (f" (did you mean {close[0]}?)" if close else "")
+    close = difflib.get_close_matches(name[:100], list(known), 1, cutoff)
+    return close[0] if close else ""
 
 
 def fields(

@@ -67,6 +67,9 @@ _DISKS = (
     "general-ovf",
 )
 
+# With a root file system, a disk, or the name of an image. `oci` is to be warden's new name.
+_CONTAINERS = ("warden-tar", "oci-tar", *_DISKS, "docker-light", "warden-light", "oci-light")
+
 _LIBVIRT = (
     "runtimes.libvirt.keys",
     "install the optional dependencies, pip install 'bosh-containerd-cpi[libvirt]', after "
@@ -77,7 +80,7 @@ REGISTRY: dict[str, Entry] = {
     "containerd": Entry(
         "containerd",
         "runtimes.containerd.runtime:ContainerdRuntime",
-        ("warden-tar", *_DISKS, "docker-light", "warden-light"),
+        _CONTAINERS,
         "runtimes.containerd.keys",
         "install this CPI's own dependencies, grpcio and protobuf, for the Python that runs it",
         "containerd.user_namespaces",

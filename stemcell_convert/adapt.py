@@ -5,16 +5,20 @@ stemcell gives the same digests everywhere. Each entry has its reason.
 """
 
 import io
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from stemcell_convert import mount_programs
-from stemcell_convert.facts import AGENT_CONFIG, SYSTEMD, RootfsFacts
+from stemcell_convert.facts import AGENT_CONFIG, SYSTEMD, WARDEN_SETTINGS, RootfsFacts
 
 # Raise this when the content below changes, so that stemcells are imported again.
-VERSION = "4"
+VERSION = "5"
 
 _FOR_DISKS = "the agent takes bind-mounted disks for devices"
 
+_GRUB_FOLDER = "/boot/grub"
 _NOTHING = b"#!/bin/sh\nexit 0\n"
 _AUDITING = f"{mount_programs.FOLDER}/bosh-start-logging-and-auditing"
 _MANAGER = "/etc/systemd/system.conf.d/bosh-container.conf"
@@ -64,19 +68,16 @@ MASKED_UNITS = {
     "apparmor.service": "the host's profiles",
 }
 
-# The agent's configuration of base_warden (stemcell builder), for other stemcells.
-WARDEN_AGENT_CONFIG = b"""{
-  "Platform": {"Linux": {
-    "UseDefaultTmpDir": true,
-    "UsePreformattedPersistentDisk": true,
-    "BindMountPersistentDisk": true,
-    "SkipDiskSetup": true%s
-  }},
-  "Infrastructure": {"Settings": {"Sources": [
-    {"Type": "File", "SettingsPath": "/var/vcap/bosh/warden-cpi-agent-env.json"}
-  ]}}
+# What differs in a container's agent.json, as of base_warden (stemcell builder).
+_CONTAINERS = {
+    "UseDefaultTmpDir": True,
+    "UsePreformattedPersistentDisk": True,
+    "BindMountPersistentDisk": True,
+    "SkipDiskSetup": True,
 }
-"""
+# How a machine finds its devices: the agent would look for disks that are folders here.
+_MACHINES = ("DevicePathResolutionType", "VirtioDevicePrefix", "LunDeviceSymlinkPath")
+_SOURCES = [{"Type": "File", "SettingsPath": WARDEN_SETTINGS}]
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,9 @@ def adaptations(facts: RootfsFacts) -> list[Entry]:
         ),
         # The agent does not start when this fails, as starting a masked unit does.
         Entry(_AUDITING, "the kernel's audit belongs to the host", data=_NOTHING, mode=0o755),
+        # With env.bosh.ipv6.enable it reads this, and reboots if IPv6 is disabled by it.
+        Entry(_GRUB_FOLDER, "the agent's IPv6 setting needs it"),
+        Entry(f"{_GRUB_FOLDER}/grub.cfg", "the agent's IPv6 setting needs it", data=b""),
     ]
     if not facts.for_containers:
         entries += _for_machines(facts)
@@ -116,8 +120,7 @@ def adaptations(facts: RootfsFacts) -> list[Entry]:
 
 def _for_machines(facts: RootfsFacts) -> list[Entry]:
     """Return what changes in a root file system that was made for a machine."""
-    service_manager = b',\n    "ServiceManager": "systemd"' if facts.init == SYSTEMD else b""
-    document = WARDEN_AGENT_CONFIG % service_manager
+    document = json.dumps(agent_config(facts), indent=2).encode()
     return [
         Entry(AGENT_CONFIG, "the agent's configuration was not a container's", data=document),
         # OCI's word for "nothing of the layers below" (image-spec, opaque whiteout).
@@ -130,6 +133,33 @@ def _for_machines(facts: RootfsFacts) -> list[Entry]:
             mode=0o755,
         ),
     ]
+
+
+def agent_config(facts: RootfsFacts) -> dict[str, Any]:
+    """Return a machine's agent.json as a container needs it, with all else that it says.
+
+    The service manager is systemd only where runit is not there: monit is one of its services.
+    """
+    config = dict(facts.agent)
+    platform, infrastructure = _section(config, "Platform"), _section(config, "Infrastructure")
+    linux = {
+        **{key: item for key, item in _section(platform, "Linux").items() if key not in _MACHINES},
+        **_CONTAINERS,
+    }
+    if facts.init == SYSTEMD and not facts.runit:
+        linux.setdefault("ServiceManager", "systemd")
+    settings = {**_section(infrastructure, "Settings"), "Sources": _SOURCES}
+    settings.pop("UseRegistry", None)  # BOSH's registry of old, which no CPI of version 2 has
+    return {
+        **config,
+        "Platform": {**platform, "Linux": linux},
+        "Infrastructure": {**infrastructure, "Settings": settings},
+    }
+
+
+def _section(document: Mapping[str, Any], name: str) -> dict[str, Any]:
+    section = document.get(name)
+    return dict(section) if isinstance(section, dict) else {}
 
 
 def layer(entries: list[Entry]) -> bytes:

@@ -23,6 +23,7 @@ from stemcell_convert import (
     tars,
 )
 from stemcell_convert.facts import RootfsFacts, read_facts
+from stemcell_convert.gpt import Read
 from stemcell_convert.inroot import Root
 from stemcell_convert.oci_image import Image
 from stemcell_convert.pack import Rootfs, pack
@@ -226,7 +227,7 @@ def rootfs_of_disk(
         raise StemcellError(f"{source.name}: {error}") from None
     raise StemcellError(
         f"{source.name}: none of the disk's file systems ({len(systems)} of ext4 or xfs) has an "
-        "/etc/os-release, so none is a root file system"
+        f"/etc/os-release, so none is a root file system; besides: {_others(raw) or 'nothing'}"
     )
 
 
@@ -244,14 +245,35 @@ def raw_disk(source: Source, image_format: str, folder: Path, means: Means) -> P
 
 
 def file_systems(raw: Path) -> list[partitions.FileSystem]:
-    """Return the file systems of a raw disk, the last one first. Raises StemcellError."""
+    """Return the ext4 and xfs file systems of a raw disk, the last one first.
+
+    Raises StemcellError when there is none, naming what the disk has.
+    """
+    with _reader(raw) as read:
+        systems = partitions.file_systems(read, disk_image.raw_size(raw))
+    if not systems:
+        raise StemcellError(
+            f"the disk has {_others(raw) or 'nothing known'}, and neither ext4 nor xfs, one of "
+            "which a stemcell's root is on"
+        )
+    return systems
+
+
+def _others(raw: Path) -> str:
+    """Return what a disk holds that cannot be a root here, for a message."""
+    with _reader(raw) as read:
+        return ", ".join(partitions.others(read, disk_image.raw_size(raw)))
+
+
+@contextmanager
+def _reader(raw: Path) -> Iterator[Read]:
     with raw.open("rb") as file:
 
         def read(offset: int, size: int) -> bytes:
             file.seek(offset)
             return file.read(size)
 
-        return partitions.file_systems(read, disk_image.raw_size(raw))
+        yield read
 
 
 def _packer(

@@ -1,8 +1,9 @@
 """The facts of a stemcell's root file system that a container needs, read from its content."""
 
 import json
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from stemcell_convert.inroot import Root
 from stemcell_convert.stemcell_errors import StemcellError
@@ -54,6 +55,8 @@ class RootfsFacts:
 
     for_containers: whether its agent.json is a container's, as in a warden stemcell; else it was
     made for a machine. architecture: OCI's name (amd64, arm64), from a program's ELF header.
+    agent: its agent.json. runit: whether runit's first program is there, which then supervises
+    monit, whatever init is.
     """
 
     init: str
@@ -62,6 +65,8 @@ class RootfsFacts:
     for_containers: bool
     architecture: str
     os_release: dict[str, str]
+    agent: Mapping[str, Any] = field(default_factory=dict)
+    runit: bool = False
 
 
 def read_facts(root: Root, name: str) -> RootfsFacts:
@@ -70,8 +75,9 @@ def read_facts(root: Root, name: str) -> RootfsFacts:
     Raises StemcellError when nothing in it can be PID 1.
     """
     agent = _parse(_read(root, AGENT_CONFIG), name)
-    init, command = _init(root, agent, name)
     for_containers = _platform(agent).get("BindMountPersistentDisk") is True
+    runit = next((path for path in _RUNIT_INITS if root.exists(path)), None)
+    init, command = _init(root, agent, runit, for_containers, name)
     return RootfsFacts(
         init=init,
         command=command,
@@ -79,6 +85,8 @@ def read_facts(root: Root, name: str) -> RootfsFacts:
         for_containers=for_containers,
         architecture=_architecture(root, name),
         os_release=_os_release(_read(root, _OS_RELEASE) or b""),
+        agent=agent,
+        runit=runit is not None,
     )
 
 
@@ -99,14 +107,18 @@ def _parse(document: bytes | None, name: str) -> dict[str, object]:
     return parsed if isinstance(parsed, dict) else {}
 
 
-def _init(root: Root, agent: dict[str, object], name: str) -> tuple[str, tuple[str, ...]]:
+def _init(
+    root: Root, agent: dict[str, object], runit: str | None, for_containers: bool, name: str
+) -> tuple[str, tuple[str, ...]]:
     """Return the init of agent.json (ServiceManager, Noble and newer), else of the programs.
 
-    A jammy warden stemcell has systemd as well, but its services are runit's.
+    Jammy has both. In its warden stemcells runit is the first process and has all services. In
+    those for machines systemd is: it starts sshd, rsyslog and cron, and runit as one of its units
+    (stemcell builder, stages base_warden and base_ubuntu_packages).
     """
-    runit = next((path for path in _RUNIT_INITS if root.exists(path)), None)
     systemd = next((path for path in _SYSTEMD if root.exists(path)), None)
-    if systemd and (_platform(agent).get("ServiceManager") == SYSTEMD or not runit):
+    named = _platform(agent).get("ServiceManager") == SYSTEMD
+    if systemd and (named or not runit or not for_containers):
         return SYSTEMD, ("/sbin/init",) if root.exists("/sbin/init") else (systemd,)
     if runit:
         return RUNIT, (runit,)

@@ -17,6 +17,19 @@ _PROTECTIVE = 0xEE  # the MBR type of a disk with a GPT
 _EXTENDED = (0x05, 0x0F, 0x85)  # holds logical partitions; no stemcell has its root in one
 
 
+# What a partition may hold besides: where its magic bytes are. No root file system of these can be
+# read here.
+_OTHERS = (
+    (0x10040, b"_BHRfS_M", "btrfs"),
+    (512, b"LABELONE", "LVM"),
+    (0, b"LUKS\xba\xbe", "LUKS"),
+    (0, b"hsqs", "squashfs"),
+    (82, b"FAT32   ", "FAT32"),
+    (54, b"FAT1", "FAT"),
+    (4086, b"SWAPSPACE2", "swap"),
+)
+
+
 @dataclass(frozen=True)
 class FileSystem:
     """A file system: `size` bytes at `offset`; its type is "ext4" or "xfs"."""
@@ -31,10 +44,37 @@ def file_systems(read: Read, size: int) -> list[FileSystem]:
 
     Raises StemcellError when the disk has neither a partition table nor a file system.
     """
-    if fstype := fstype_at(read, 0):
-        return [FileSystem(fstype, 0, size)]
+    systems = []
+    for offset, length in _parts(read, size):
+        if fstype := fstype_at(read, offset):
+            # A table may promise a little more than there is; the file system knows its own size.
+            systems.append(FileSystem(fstype, offset, min(length, size - offset)))
+    return systems
+
+
+def others(read: Read, size: int) -> list[str]:
+    """Return the names of what else a disk's partitions hold, the last one first."""
+    names = [other_at(read, offset) for offset, _ in _parts(read, size)]
+    return [name for name in names if name]
+
+
+def other_at(read: Read, offset: int) -> str:
+    """Return the name of what is there, "" if it is none of those known."""
+    for where, magic, name in _OTHERS:
+        if read(offset + where, len(magic)) == magic:
+            return name
+    return ""
+
+
+def _parts(read: Read, size: int) -> list[Partition]:
+    """Return the partitions of a disk, or all of it if it has a file system; the last one first."""
+    whole = [Partition(0, size)]
+    if fstype_at(read, 0):
+        return whole
     mbr = read(0, SECTOR)
     if len(mbr) < SECTOR or mbr[510:] != b"\x55\xaa":
+        if other_at(read, 0):
+            return whole
         raise StemcellError("the disk has neither a partition table nor a file system")
     entries = list(_mbr(mbr))
     if any(mbr_type == _PROTECTIVE for mbr_type, _ in entries):
@@ -44,12 +84,9 @@ def file_systems(read: Read, size: int) -> list[FileSystem]:
             raise StemcellError(f"the disk's GPT {error}") from None
     else:
         partitions = [partition for mbr_type, partition in entries if mbr_type not in _EXTENDED]
-    systems = []
-    for offset, length in sorted(partitions, reverse=True):
-        if offset < size and (fstype := fstype_at(read, offset)):
-            # A table may promise a little more than there is; the file system knows its own size.
-            systems.append(FileSystem(fstype, offset, min(length, size - offset)))
-    return systems
+    there = sorted((part for part in partitions if part.offset < size), reverse=True)
+    # The first sector of a FAT file system looks like a table without partitions.
+    return there or (whole if other_at(read, 0) else [])
 
 
 def _mbr(sector: bytes) -> Iterator[tuple[int, Partition]]:

@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "cpi/setup": (*LEAVES, "cpi/service", "cpi/upkeep", "runtimes"),
     "cpi/commands": (
         *LEAVES,
+        "cpi/contract",
         "cpi/service",
         "cpi/setup",
         "cpi/upkeep",

@@ -22,7 +22,7 @@ TROUBLES = REPOSITORY / "docs" / "troubleshooting.md"
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 _SPAN = re.compile(r"`([^`\n]+)`")
-_COMMAND = re.compile(r"\bbosh-cpi((?: +(?:-c|--config) +\S+)?(?: +[a-z|]+)+)")
+_COMMAND = re.compile(r"\bbosh-cpi((?: +(?:-c|--config) +\S+)?(?: +[a-z][a-z|-]*)+)")
 _MAKE = re.compile(r"(?:^|[`;&] *|sudo +)make +([a-z-]+(?: [a-z-]+)*)", re.MULTILINE)
 
 

@@ -135,13 +135,14 @@ def _specs(staged: Path, folder: str) -> list[Path]:
 
 
 def _job(folder: Path, packages: Iterable[str]) -> tuple[dict[str, Any], Archive]:
-    """Pack a job: its spec as job.MF, monit, and the templates that the spec names."""
+    """Pack a job: its spec as job.MF, monit, its properties' schema, and the spec's templates."""
     spec = _named(folder)
     missing = sorted(set(spec.get("packages", [])) - set(packages))
     if missing:
         raise ReleaseError(f"{folder / 'spec'} names packages that are not there: {missing}")
     templates = [f"templates/{name}" for name in spec.get("templates", {})]
-    sources = [Source(folder / name, name) for name in ("monit", *templates)]
+    schema = [name for name in ("properties_schema.json",) if (folder / name).exists()]
+    sources = [Source(folder / name, name) for name in ("monit", *schema, *templates)]
     return spec, _packed([Source(folder / "spec", "job.MF"), *sources])
 
 

@@ -67,7 +67,7 @@ def forward(
                 _send(connection, name, file, sizes[name], log)
         except OSError as error:  # it may have refused before it had all, and said why
             failure = error
-        return _answered(endpoint, _read(connection, failure, endpoint), log)
+        return _answered(endpoint, _read(connection, failure, endpoint))
 
 
 def _mine(config: Mapping[str, object]) -> dict[str, object]:
@@ -148,7 +148,7 @@ def _read(connection: socket.socket, before: OSError | None, endpoint: Endpoint)
     return b"".join(received)
 
 
-def _answered(endpoint: Endpoint, received: bytes, log: Log) -> dict[str, object]:
+def _answered(endpoint: Endpoint, received: bytes) -> dict[str, object]:
     """Return the response in an HTTP answer. Raises CPIError when there is none in it."""
     head, _, body = received.partition(b"\r\n\r\n")
     words = head.split(b" ", 2)
@@ -158,7 +158,7 @@ def _answered(endpoint: Endpoint, received: bytes, log: Log) -> dict[str, object
     except ValueError:
         response = None
     if isinstance(response, dict) and set(response) == {"result", "error", "log"}:
-        return {**response, "log": f"{log.text}{response['log']}"}
+        return response
     if status == "503":
         raise endpoint.error("it is busy; try again", retry=True)
     if status == "404":

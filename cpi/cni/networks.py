@@ -316,6 +316,11 @@ def properties_of(network: Network) -> dict[str, Any]:
     return validate.fields(where, given, _PROPERTIES, CloudError, required=given)
 
 
+def property_names() -> tuple[str, ...]:
+    """Return the keys that a network's cloud_properties may have."""
+    return tuple(_PROPERTIES)
+
+
 def published(ports: Sequence[PortForward]) -> str:
     """Return forwarded ports as a label: "8080:80/tcp …"."""
     return " ".join(f"{port.host}:{port.container}/{port.protocol}" for port in ports)

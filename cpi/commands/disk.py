@@ -214,6 +214,7 @@ def _restore_to_new(context: DiskContext, snapshot: Snapshot) -> int:
         snapshot.size,
         filesystem=snapshot.filesystem,
         metadata={"restored_from": snapshot.cid},
+        table=snapshot.table,
     )
     title = f"restoring {snapshot.cid}"
     with context.hold(disk.cid, snapshot.cid), output.progress(title) as progress:

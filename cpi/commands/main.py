@@ -11,6 +11,7 @@ from itertools import chain
 from typing import Any
 
 from cpi.commands import (
+    check_config,
     console,
     disk,
     doctor,
@@ -71,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     commands = command_line.add_subparsers(metavar="COMMAND", required=True)
     modules = (
         *(doctor, vms, networks, disk, top, logs, console, exec, stemcell),
-        *(setup, serve, restore, stop, gc),
+        *(check_config, setup, serve, restore, stop, gc),
     )
     for command in (*chain.from_iterable(module.COMMANDS for module in modules), _COMPLETE):
         command.add_to(commands)

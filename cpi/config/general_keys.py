@@ -45,6 +45,14 @@ KEYS = (
         "chooses one with `store` in its cloud_properties; `default` is `disk_dir`.",
     ),
     Key(
+        "strict_properties",
+        type="boolean",
+        default=False,
+        client=True,
+        doc="Refuse unknown keys in the cloud_properties of VMs, disks and networks, instead of "
+        "translating or ignoring those of other CPIs (cloud-properties.md).",
+    ),
+    Key(
         "stemcell_limit",
         type="integer",
         default=64 << 10,

@@ -14,6 +14,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cpi.contract.foreign_keys import ForeignKeys
     from cpi.errors import CPIError
 
 _OPTIONS = "env.persistent_disk_mount_options"
@@ -25,7 +26,7 @@ def _filesystem(where: str, value: object, error: type[CPIError]) -> str | None:
     return validate.choice(FILE_SYSTEMS)(where, value, error)
 
 
-_KEYS = {
+KEYS = {
     "filesystem": _filesystem,
     "store": validate.matching(STORE_NAME.fullmatch, "the name of a disk store"),
     "preallocate": validate.flag,
@@ -34,9 +35,14 @@ _KEYS = {
 }
 
 
-def parse(given: Mapping[str, object]) -> DiskProperties:
-    """Return checked cloud_properties. Raises CloudError naming the property and what it takes."""
-    checked = validate.fields("disk cloud_properties", given, _KEYS, CloudError)
+def parse(given: Mapping[str, object], foreign: ForeignKeys | None = None) -> DiskProperties:
+    """Return checked cloud_properties. Raises CloudError naming the property and what it takes.
+
+    foreign: what becomes of keys that are not ours; None refuses them.
+    """
+    where = "disk cloud_properties"
+    own = given if foreign is None else foreign.ours(where, given, KEYS, CloudError)
+    checked = validate.fields(where, own, KEYS, CloudError)
     checked.pop("name", None)
     return DiskProperties(**checked, given=dict(given))
 

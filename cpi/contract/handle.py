@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     class CallGuard(Protocol):
         """Checks what a client of the host's service asks for."""
 
+        client: str
+
         def run(
             self, call: methods.Call, arguments: Sequence[object], go: Callable[[], object]
         ) -> object: ...
@@ -64,7 +66,8 @@ def handle(
         # The director asks for what a runtime may not support, and then does it another way.
         write = log.info if isinstance(typed, NotSupported) else log.error
         write(f"{name} failed after {_since(started)}: {typed.type}: {typed.message}")
-        return failure(typed, log)
+        # Only a director numbers its requests.
+        return failure(typed, log, to_director="request_id" in context)
     log.info(f"{name} done in {_since(started)}{_created(name, result)}")
     return {"result": result, "error": None, "log": log.text}
 
@@ -113,7 +116,9 @@ def _run(
     log.info(_started(name, method, given, overrides[-1]))
     _log_ignored(ignored, config, log)
     with catalog.Runtimes(config, log) as runtimes:
-        call = methods.Call(name, api_version, runtimes)
+        director = shown(str(overrides[-1].get("director_uuid") or ""))
+        client = "" if guard is None else guard.client
+        call = methods.Call(name, api_version, runtimes, client, director)
         arguments = methods.parsed(call, method, given)
         if guard is None:
             return method.run(call, *arguments)

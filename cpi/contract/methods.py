@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from cpi import cid
 from cpi.contract import values as check
-from cpi.errors import InvalidCall, NotImplementedInCPI, NotSupported
+from cpi.errors import InvalidCall, MethodNotKnown, NotImplementedInCPI, NotSupported
 from cpi.text import shown
 from runtimes import catalog
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from cpi.config.config import Config
+    from cpi.contract.foreign_keys import ForeignKeys
+    from cpi.host.stemcell_holders import StemcellHolders
     from cpi.model import AgentConfig, DiskProperties, JsonObject, VMSpec
     from cpi.runtime import Runtime
 
@@ -63,14 +65,26 @@ class Method:
 
 
 class Call:
-    """One request, while it is handled."""
+    """One request, while it is handled.
 
-    __slots__ = ("api_version", "log", "method", "runtimes")
+    client: of the host's service, "" for none; director: the director's UUID.
+    """
 
-    def __init__(self, method: str, api_version: int, runtimes: catalog.Runtimes) -> None:
+    __slots__ = ("api_version", "client", "director", "log", "method", "runtimes")
+
+    def __init__(
+        self,
+        method: str,
+        api_version: int,
+        runtimes: catalog.Runtimes,
+        client: str = "",
+        director: str = "",
+    ) -> None:
         self.method = method
         self.api_version = api_version
         self.runtimes = runtimes
+        self.client = client
+        self.director = director
         self.log = runtimes.log
 
     @property
@@ -87,6 +101,19 @@ class Call:
         user = runtime.disk_user(disk)
         return self.runtimes.of_cid(user, cid.VM) if user else runtime
 
+    def foreign_keys(self) -> ForeignKeys:
+        """Return what becomes of keys of other CPIs in this call's documents."""
+        from cpi.contract.foreign_keys import ForeignKeys
+
+        return ForeignKeys(self.log, strict=self.config.flag("strict_properties"))
+
+    def stemcell_holders(self) -> StemcellHolders:
+        """Return who holds stemcells, as this call's director sees it."""
+        from cpi.host.layout import Layout
+        from cpi.host.stemcell_holders import Holder, StemcellHolders
+
+        return StemcellHolders(Layout.of(self.config), Holder(self.client, self.director))
+
     def hold(self, *cids: str) -> AbstractContextManager[None]:
         """Hold the locks of these CIDs."""
         from cpi.host import locks
@@ -95,15 +122,12 @@ class Call:
 
 
 def find(name: str, api_version: int) -> Method:
-    """Return a method. Raises InvalidCall for one that does not exist in this API version.
-
-    To the director, "Method is not known, got" means NotImplemented.
-    """
+    """Return a method. Raises MethodNotKnown for one that this API version does not have."""
     if name in LEGACY:
         raise NotImplementedInCPI(f"{name} is a method of old that this CPI does not implement")
     method = METHODS.get(name)
     if method is None or method.since > api_version:
-        raise InvalidCall(f"Method is not known, got {shown(name, 60)}")
+        raise MethodNotKnown(shown(name, 60))
     return method
 
 
@@ -158,28 +182,37 @@ def _create_stemcell(
     path = Path(image)
     made = ""
     refusals = []
-    for name in catalog.configured(call.config):
-        runtime = call.runtimes.get(name)
-        try:
-            if made:
-                runtime.share_stemcell(made, path, properties)
-            else:
-                made = runtime.create_stemcell(path, properties, tags or {})
-        except NotSupported as error:  # its format cannot serve this one
-            refusals.append(error)
-            call.log.info(f"not for {name}: {error.message}")
-    if not made:
-        raise refusals[0]
+    holders = call.stemcell_holders()
+    with holders.importing():
+        for name in catalog.configured(call.config):
+            runtime = call.runtimes.get(name)
+            try:
+                if made:
+                    runtime.share_stemcell(made, path, properties)
+                else:
+                    made = runtime.create_stemcell(path, properties, tags or {})
+            except NotSupported as error:  # its format cannot serve this one
+                refusals.append(error)
+                call.log.info(f"not for {name}: {error.message}")
+        if not made:
+            raise refusals[0]
+        holders.add(made)
     return made
 
 
 def _delete_stemcell(call: Call, stemcell: str) -> None:
     own = call.runtimes.of_cid(stemcell, cid.STEMCELL)
-    with call.hold(stemcell):
+    holders = call.stemcell_holders()
+    with holders.deleting(), call.hold(stemcell):
+        if others := holders.others(stemcell):
+            holders.drop(stemcell)
+            call.log.info(f"{stemcell} stays, as {len(others)} other directors have uploaded it")
+            return
         for name in catalog.configured(call.config):
             if name != own.name:
                 call.runtimes.get(name).delete_stemcell(stemcell)
         own.delete_stemcell(stemcell)
+        holders.forget(stemcell)
 
 
 # VMs
@@ -195,22 +228,24 @@ def _parse_create_vm(
     env: JsonObject,
 ) -> tuple[VMSpec]:
     # Imported here, as no other method needs them.
-    from cpi.contract import disk_properties, vm_networks, vm_properties
+    from cpi.contract import agent_access, disk_properties, vm_networks, vm_properties
     from cpi.model import VMSpec
 
+    foreign = call.foreign_keys()
     name = vm_properties.runtime(properties) or call.config.text("runtime")
     spec = VMSpec(
         cid=cid.new(catalog.entry(name).name, cid.VM),
         agent_id=agent_id,
         stemcell_cid=stemcell,
-        properties=vm_properties.parse(properties),
-        networks=vm_networks.parse(networks, call.log),
+        properties=vm_properties.parse(properties, foreign),
+        networks=vm_networks.parse(networks, call.log, foreign),
         env=env,
         agent=_agent_config(call.config),
         api_version=call.api_version,
         disk_cids=disks,
         disk_wishes=disk_properties.wishes(env),
     )
+    agent_access.require(spec.agent, env, call.log)
     return (spec,)
 
 
@@ -246,6 +281,24 @@ def _calculate_vm_cloud_properties(call: Call, resources: JsonObject) -> object:
 
 
 # Persistent disks
+
+
+def _parse_create_disk(
+    call: Call, size: int, properties: JsonObject, vm: str | None
+) -> tuple[int, DiskProperties, str | None]:
+    return size, _disk_properties(call, properties), vm
+
+
+def _parse_update_disk(
+    call: Call, disk: str, size: int, properties: JsonObject
+) -> tuple[str, int, DiskProperties]:
+    return disk, size, _disk_properties(call, properties)
+
+
+def _disk_properties(call: Call, given: JsonObject) -> DiskProperties:
+    from cpi.contract import disk_properties
+
+    return disk_properties.parse(given, call.foreign_keys())
 
 
 def _create_disk(call: Call, size: int, properties: DiskProperties, vm: str | None) -> object:
@@ -291,7 +344,6 @@ _DISK = Parameter("disk_cid", check.disk_cid)
 _SIZE = Parameter("size", check.mebibytes)
 _METADATA = Parameter("metadata", check.metadata)
 _PROPERTIES = Parameter("cloud_properties", check.mapping)
-_DISK_PROPERTIES = Parameter("cloud_properties", check.disk_properties)
 
 METHODS: dict[str, Method] = {
     "info": Method(_info),
@@ -320,7 +372,11 @@ METHODS: dict[str, Method] = {
         _calculate_vm_cloud_properties, Parameter("resources", check.mapping)
     ),
     "create_disk": Method(
-        _create_disk, _SIZE, _DISK_PROPERTIES, Parameter("vm_cid", check.optional_vm_cid)
+        _create_disk,
+        _SIZE,
+        _PROPERTIES,
+        Parameter("vm_cid", check.optional_vm_cid),
+        parse=_parse_create_disk,
     ),
     "delete_disk": Method(_locked(cid.DISK), _DISK),
     "has_disk": Method(_has_disk, Parameter("disk_cid", check.any_disk_cid)),
@@ -329,7 +385,9 @@ METHODS: dict[str, Method] = {
     "get_disks": Method(_get_disks, _VM),
     "set_disk_metadata": Method(_locked(cid.DISK), _DISK, _METADATA),
     "resize_disk": Method(_locked_in_use, _DISK, _SIZE),
-    "update_disk": Method(_locked_in_use, _DISK, _SIZE, _DISK_PROPERTIES, since=2),
+    "update_disk": Method(
+        _locked_in_use, _DISK, _SIZE, _PROPERTIES, parse=_parse_update_disk, since=2
+    ),
     "snapshot_disk": Method(_locked_in_use, _DISK, _METADATA),
     "delete_snapshot": Method(_locked(cid.SNAPSHOT), Parameter("snapshot_cid", check.snapshot_cid)),
     "create_network": Method(_create_network, Parameter("definition", check.mapping)),

@@ -18,8 +18,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from cpi.model import DiskProperties
-
 # 1 PiB: larger sizes are mistakes, and would overflow the 64-bit byte counts below us.
 MAX_MIB = 2**30
 MAX_METADATA, MAX_METADATA_SIZE = 128, 32 << 10  # entries, bytes
@@ -81,13 +79,6 @@ def metadata(where: str, value: object) -> Mapping[str, str]:
 def stemcell_tags(where: str, value: object) -> Mapping[str, str]:
     """Return the tags among create_stemcell's options."""
     return metadata("create_stemcell: tags", mapping(where, value).get("tags"))
-
-
-def disk_properties(where: str, value: object) -> DiskProperties:
-    """Return a persistent disk's cloud_properties. Raises CloudError for what is wrong in them."""
-    from cpi.contract import disk_properties as parser  # loaded by the methods that need it
-
-    return parser.parse(mapping(where, value))
 
 
 def _own(resource: str) -> Callable[[str, object], str]:

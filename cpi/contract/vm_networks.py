@@ -7,8 +7,10 @@ unless a whole range is delegated to the VM.
 from __future__ import annotations
 
 import ipaddress
+from dataclasses import replace
 
 from cpi import validate
+from cpi.cni import networks as cni_networks
 from cpi.errors import CloudError, NotSupported
 from cpi.model import Network
 from cpi.text import shown
@@ -17,6 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cpi.contract.foreign_keys import ForeignKeys
     from cpi.log import Log
 
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -24,17 +27,29 @@ if TYPE_CHECKING:
 _MAX_NAME = 128
 
 
-def parse(given: Mapping[str, object], log: Log) -> tuple[Network, ...]:
+def parse(
+    given: Mapping[str, object], log: Log, foreign: ForeignKeys | None = None
+) -> tuple[Network, ...]:
     """Return checked networks in the order given; none at all is fine.
 
+    foreign: what becomes of cloud_properties that are not ours; None leaves them to the runtime.
     Raises CloudError naming the network and what is wrong; NotSupported for vip networks and for
     delegated prefixes.
     """
     networks = tuple(_network(name, value, log) for name, value in given.items())
+    if foreign is not None:
+        networks = tuple(_with_our_keys(network, foreign) for network in networks)
     addresses = [network.ip for network in networks if network.ip]
     if len(set(addresses)) != len(addresses):
         raise CloudError("networks give the VM the same address twice")
     return networks
+
+
+def _with_our_keys(network: Network, foreign: ForeignKeys) -> Network:
+    where = f"network {shown(network.name)}: cloud_properties"
+    known = dict.fromkeys(cni_networks.property_names())
+    own = foreign.ours(where, network.cloud_properties, known, CloudError)
+    return replace(network, cloud_properties=own)
 
 
 def _network(name: str, value: object, log: Log) -> Network:
@@ -50,16 +65,17 @@ def _network(name: str, value: object, log: Log) -> Network:
     if type_ == "vip":
         raise NotSupported(f"{where}: vip networks are not supported; forward ports instead")
     if type_ == "dynamic":
-        return _dynamic(where, name, value)
+        return _dynamic(where, name, value, log)
     if type_ == "manual":
         return _manual(where, name, value, log)
     raise CloudError(f"{where}: type {shown(type_, 60)} is not known; known: manual, dynamic")
 
 
-def _dynamic(where: str, name: str, value: Mapping[str, object]) -> Network:
-    for key in ("ip", "netmask", "gateway"):
-        if value.get(key):
-            raise CloudError(f"{where} is dynamic, so it cannot give {key}; use type manual")
+def _dynamic(where: str, name: str, value: Mapping[str, object], log: Log) -> Network:
+    # A director that replaces a VM sends what that VM's agent has reported.
+    ignored = [key for key in ("ip", "netmask", "gateway") if value.get(key)]
+    if ignored:
+        log.info(f"{where} is dynamic: ignored {', '.join(ignored)}")
     return Network(
         name=name,
         type="dynamic",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from cpi import validate
+from cpi.contract import foreign_keys
 from cpi.contract.values import MAX_MIB
 from cpi.errors import CloudError
 from cpi.model import HostMount, PortForward, VMProperties
@@ -14,6 +15,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from cpi.contract.foreign_keys import ForeignKeys
     from cpi.errors import CPIError
 
 _MAX_CPUS = 4096
@@ -46,9 +48,15 @@ _RESERVED_FOLDERS = (
 )
 
 
-def parse(given: Mapping[str, object]) -> VMProperties:
-    """Return checked properties. Raises CloudError naming the property and what it takes."""
-    checked = validate.fields("cloud_properties", given, KEYS, CloudError)
+def parse(given: Mapping[str, object], foreign: ForeignKeys | None = None) -> VMProperties:
+    """Return checked properties. Raises CloudError naming the property and what it takes.
+
+    foreign: what becomes of keys that are not ours; None refuses them.
+    """
+    where = "cloud_properties"
+    if foreign is not None:
+        given = foreign.ours(where, given, KEYS, CloudError, foreign_keys.OF_VMS)
+    checked = validate.fields(where, given, KEYS, CloudError)
     checked.pop("runtime", None)
     return VMProperties(**checked)
 

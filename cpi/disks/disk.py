@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from cpi.model import DiskProperties, JsonObject
 
 DEFAULT_STORE = "default"
+TABLE_MIB = 2  # before and after the partition of a disk (cpi.disks.raw_image)
 STORE_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,30}")
 
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk's facts. size: MiB, of the whole raw disk; attached_to: a VM CID or "".
+    """A disk's facts. size: MiB, as BOSH asked for; attached_to: a VM CID or "".
 
     moves: how often it has changed its store; of copies in two stores, the greater is valid.
+    table: MiB of the raw disk in addition, for its GPT, so that the partition has just `size`.
+    Disks of earlier versions have 0: their GPT takes its room from `size`.
     """
 
     cid: str
@@ -36,6 +39,12 @@ class Disk:
     cloud_properties: JsonObject = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     store: str = DEFAULT_STORE
+    table: int = 0
+
+    @property
+    def whole(self) -> int:
+        """The size of the raw disk in MiB."""
+        return self.size + self.table
 
     def require_detached(self, advice: str = "detach it first") -> None:
         """Raise CloudError, with the advice, when a VM has the disk."""
@@ -90,6 +99,7 @@ def wanted(disk_cid: str, size_mib: int, properties: DiskProperties, env: str | 
         preallocate=properties.preallocate,
         cloud_properties=properties.given,
         store=properties.store,
+        table=TABLE_MIB,
     )
 
 

@@ -90,7 +90,7 @@ class DiskStore(AnyDiskStore):
 
     def check(self, disk: Disk) -> None:
         """Raise CloudError when a disk's file is missing, truncated or another's."""
-        images.check(self.image(disk), disk.cid, disk.size, disk.filesystem)
+        images.check(self.image(disk), disk.cid, disk.whole, disk.filesystem)
 
     def all(self) -> Iterator[Disk]:
         """Yield every disk, by CID."""
@@ -109,11 +109,13 @@ class DiskStore(AnyDiskStore):
         folder = self._require_store(disk.store)
         disk.require_room_for_filesystem()
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        needed = min(disk.size * images.MIB, _MIN_FREE)
+        needed = min(disk.whole * images.MIB, _MIN_FREE)
         images.require_room(folder, needed, f"a disk of {disk.size} MiB")
         image = self.image(disk)
         try:
-            images.create(image, disk.cid, disk.size, disk.filesystem, preallocate=disk.preallocate)
+            images.create(
+                image, disk.cid, disk.whole, disk.filesystem, preallocate=disk.preallocate
+            )
             self.save(disk)
         except BaseException:
             self._facts(disk).unlink(missing_ok=True)
@@ -165,10 +167,14 @@ class DiskStore(AnyDiskStore):
         self.save(disk)
 
     def _grow(self, disk: Disk, size_mib: int) -> None:
-        size = images.enlarge(
-            self.image(disk), disk.cid, size_mib, disk.filesystem, preallocate=disk.preallocate
+        whole = images.enlarge(
+            self.image(disk),
+            disk.cid,
+            size_mib + disk.table,
+            disk.filesystem,
+            preallocate=disk.preallocate,
         )
-        self.save(replace(disk, size=size))
+        self.save(replace(disk, size=whole - disk.table))
 
     def _move(self, disk: Disk, store: str) -> Disk:
         """Copy a disk to another store, its facts last."""

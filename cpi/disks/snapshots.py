@@ -25,7 +25,7 @@ _RAW, _FACTS = "disk.raw", "facts.json"
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot's facts. size: MiB; created_at: UTC, ISO 8601."""
+    """A snapshot's facts. size, table: MiB, as the disk's; created_at: UTC, ISO 8601."""
 
     cid: str
     disk_cid: str
@@ -33,12 +33,20 @@ class Snapshot:
     filesystem: str
     created_at: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+    table: int = 0
+
+    @property
+    def whole(self) -> int:
+        """The size of the raw disk in MiB."""
+        return self.size + self.table
 
 
 def describe(disk: Disk, snapshot_cid: str, metadata: Mapping[str, str]) -> Snapshot:
     """Return the facts of a snapshot that is taken now."""
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    return Snapshot(snapshot_cid, disk.cid, disk.size, disk.filesystem, now, dict(metadata))
+    return Snapshot(
+        *(snapshot_cid, disk.cid, disk.size, disk.filesystem, now, dict(metadata), disk.table)
+    )
 
 
 class Snapshots:
@@ -117,7 +125,7 @@ class Snapshots:
         The disk is replaced at the end, atomically. Raises CloudError when it is smaller than the
         snapshot, or of another file system.
         """
-        if disk.size < snapshot.size or disk.filesystem != snapshot.filesystem:
+        if disk.whole < snapshot.whole or disk.filesystem != snapshot.filesystem:
             raise CloudError(
                 f"the snapshot {snapshot.cid} ({snapshot.size} MiB, {snapshot.filesystem}) does "
                 f"not fit the disk {disk.cid} ({disk.size} MiB, {disk.filesystem})"
@@ -138,17 +146,17 @@ class Snapshots:
 
     def _fill(self, image: Path, snapshot: Snapshot, disk: Disk, progress: Progress) -> None:
         source, fresh = self.image(snapshot), images.partial(image)
-        images.check(source, snapshot.disk_cid, snapshot.size, snapshot.filesystem)
+        images.check(source, snapshot.disk_cid, snapshot.whole, snapshot.filesystem)
         try:
             images.copy(source, fresh, progress)
-            if disk.size > snapshot.size:
-                images.set_size(fresh, disk.size)
+            if disk.whole > snapshot.whole:
+                images.set_size(fresh, disk.whole)
             if disk.preallocate:
                 images.allocate(fresh)
             images.write_table(fresh, disk.cid)
             if disk.cid != snapshot.disk_cid:
                 images.renew_identity(fresh, disk.filesystem)
-            if disk.size > snapshot.size:
+            if disk.whole > snapshot.whole:
                 images.grow_unmounted(fresh, disk.filesystem)
             images.replace(fresh, image)
         except BaseException:

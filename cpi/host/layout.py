@@ -23,6 +23,7 @@ class Layout:
         self.ports = state_dir / "ports"  # published ones; each names its VM
         self.ids = state_dir / "ids"  # ranges of user ids, by their first; each names its VM
         self.clients = state_dir / CLIENTS  # ownership records of the service's clients
+        self.stemcells = state_dir / "stemcells"  # who holds them, by CID
         self.imports = state_dir / "imports"  # of stemcells, while they run
         self.uploads = state_dir / "uploads"  # files that clients send with their calls
         self.scratch = state_dir / "scratch"  # disks made here for a libvirt that is elsewhere

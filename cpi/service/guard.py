@@ -59,6 +59,7 @@ class Guard:
     def __init__(
         self, client: str, config: Config, policies: Policies, upload: Path | None = None
     ) -> None:
+        self.client = client
         self._policy = policies.of_client(client_name(client))
         self._hosts_runtimes = catalog.configured(config)
         self._ownership = Ownership(Path(config.text("state_dir")), client)
@@ -108,8 +109,14 @@ class Guard:
             record = self._ownership.find(stemcell, cid.STEMCELL)
             if record is None:
                 return None  # as for one that is gone
+            holders = call.stemcell_holders()
+            if any(other.client == self.client for other in holders.others(stemcell)):
+                holders.drop(stemcell)
+                call.log.info(f"{stemcell} stays, as another director of this client has it too")
+                return None
             others = self._ownership.other_owners(stemcell, cid.STEMCELL)
             if others:
+                holders.drop(stemcell)
                 call.log.info(f"{stemcell} stays, as other clients have it too")
                 self._ownership.hand_over(stemcell, others[0])
                 return None

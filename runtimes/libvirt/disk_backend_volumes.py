@@ -124,7 +124,7 @@ class VolumeDiskBackend(DiskBackend):
     def _volume(self, disk: Disk) -> Any:
         """Return a disk's volume. Raises CloudError when it is missing or truncated."""
         volume = self._pool.find(disk.cid + _DISK)
-        problem, whole = "", disk.size * images.MIB
+        problem, whole = "", disk.whole * images.MIB
         if volume is None:
             problem = "is missing"
         elif (size := capacity_of(volume)) < whole:
@@ -144,9 +144,9 @@ class VolumeDiskBackend(DiskBackend):
         document = asdict(disk)
         del document["store"]
         with Undo(self._log) as undo, self._scratch_file(disk.cid) as image:
-            images.create(image, disk.cid, disk.size, disk.filesystem, preallocate=False)
+            images.create(image, disk.cid, disk.whole, disk.filesystem, preallocate=False)
             undo.push(lambda: self._pool.delete(disk.cid + _DISK))
-            volume = self._pool.create(Volume(disk.cid + _DISK, disk.size * images.MIB))
+            volume = self._pool.create(Volume(disk.cid + _DISK, disk.whole * images.MIB))
             self._pool.upload(volume, image)
             self._create_facts(disk.cid, document, undo)
             undo.keep()
@@ -198,7 +198,7 @@ class VolumeDiskBackend(DiskBackend):
         if size_mib > disk.size:
             volume = self._volume(disk)
             with translated_errors(f"growing the disk {disk.cid} to {size_mib} MiB"):
-                volume.resize(size_mib * images.MIB)
+                volume.resize((size_mib + disk.table) * images.MIB)
             self.change(disk.cid, size=size_mib)
 
     def settle(self, disk_cid: str) -> None:
@@ -222,7 +222,7 @@ class VolumeDiskBackend(DiskBackend):
             if copy_in_use is not None:
                 copy_in_use(name)
             else:
-                size = disk.size * images.MIB
+                size = disk.whole * images.MIB
                 self._pool.copy(self._volume(disk), Volume(name, size, "qcow2"))
             self._create_facts(snapshot_cid, asdict(describe(disk, snapshot_cid, metadata)), undo)
             undo.keep()

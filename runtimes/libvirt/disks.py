@@ -156,7 +156,8 @@ class Disks:
             )
         attached = self._in_use(domain, disk)
         with translated_errors(f"growing the disk {disk.cid} to {size_mib} MiB"):
-            domain.blockResize(attached.target, size_mib * MIB, client.RESIZE_BYTES)
+            whole = (size_mib + disk.table) * MIB
+            domain.blockResize(attached.target, whole, client.RESIZE_BYTES)
         self._backend.change(disk.cid, size=size_mib)
 
     def _in_use(self, domain: Any, disk: Disk) -> domain_xml.Attached:
@@ -178,7 +179,7 @@ class Disks:
         doing = f"copying the disk {disk.cid}"
         self._end_job(domain, doing)
         self._pool.delete(name)
-        volume = self._pool.create(Volume(name, disk.size * MIB, "qcow2"))
+        volume = self._pool.create(Volume(name, disk.whole * MIB, "qcow2"))
         everything = domain_xml.targets(_document_of(domain, client.LIVE))
         document = storage_xml.backup(everything, attached.target, path_of(volume), "qcow2")
         watching = self._connection.watching(domain, client.JOB_COMPLETED)

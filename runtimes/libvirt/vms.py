@@ -187,7 +187,10 @@ class VMs:
             ephemeral = hint_of(_data_serial(spec.cid), base.resolution)
         else:
             ephemeral = media.hint_of(spec.cid + DATA, base.resolution)
-        configured = [_static(network) for network in networks]
+        configured = [
+            replace(network, alias=f"eth{number}") if network.type == "dynamic" else network
+            for number, network in enumerate(networks)
+        ]
         settings = render_settings(spec, configured, ephemeral=ephemeral)
         image = settings_iso.render(base.settings, spec.cid, settings)
         size = max(_ISO_SIZE, 2 * len(image))
@@ -284,8 +287,3 @@ def _remove(folder: Path) -> None:
 def _data_serial(vm_cid: str) -> str:
     """Return the ephemeral disk's serial, as long as virtio allows, which agents require."""
     return (_DATA_SERIAL + vm_cid.rsplit("-", 1)[1])[:_VIRTIO_SERIAL]
-
-
-def _static(network: Network) -> Network:
-    """Return a network as the agent has to configure it: without DHCP."""
-    return replace(network, type="manual")

@@ -156,7 +156,11 @@ class StandInAgent:
         return method(*arguments)
 
     def apply(self, spec: dict[str, Any]) -> str:
-        """Keep the spec of what the director wants to run."""
+        """Keep the spec of what the director wants to run, with addresses of dynamic networks."""
+        settings = self.settings.get("networks") or {}
+        for name, network in (spec.get("networks") or {}).items():
+            if settings.get(name, {}).get("type") == "dynamic":
+                network.update({key: settings[name][key] for key in ("ip", "netmask", "gateway")})
         self.store.write("spec.json", json.dumps(spec))
         return "applied"
 

@@ -110,7 +110,9 @@ def commands(networks: Networks, interfaces: Mapping[str, str]) -> Iterator[list
 
 
 def by_dhcp(network: Mapping[str, Any]) -> bool:
-    """Return whether a network uses DHCP; a manual one without a netmask does."""
+    """Return whether a network uses DHCP: a manual one without a netmask does, no alias does."""
+    if network.get("alias"):
+        return False
     fixed = network.get("ip") and network.get("netmask")
     return network.get("type") == "dynamic" or bool(network.get("use_dhcp")) or not fixed
 

@@ -92,6 +92,8 @@ class PrivateHost:
             "run_dir": str(self.folder / "run"),
             "containerd": containerd,
             "network": network,
+            # Of agents whose manifest says nothing else; the stand-in then listens on its port.
+            "agent": {"mbus": "nats://127.0.0.1:4222"},
             **changes,
         }
 
@@ -127,7 +129,10 @@ class PrivateHost:
         context: Mapping[str, Any] | None = None,
         config: Path | None = None,
     ) -> dict[str, Any]:
-        """Call the `cpi` executable as BOSH does and return its response."""
+        """Call the `cpi` executable as BOSH does and return its response.
+
+        Its log is with what is on stderr, as a director keeps it.
+        """
         request = {
             "method": method,
             "arguments": arguments,
@@ -139,7 +144,7 @@ class PrivateHost:
             self.write_config()
         done = self.run(*self.around, str(CPI), "-c", str(path), input=json.dumps(request))
         response: dict[str, Any] = json.loads(done.stdout)
-        return response
+        return {**response, "log": f"{done.stderr}{response['log']}"}
 
     def stop(self) -> None:
         """Stop the host and remove its files, even after a failed start."""

@@ -101,7 +101,7 @@ class ThinClient:
             *self.argv, input=request(method, *arguments, api_version=api_version, context=context)
         )
         response: dict[str, Any] = json.loads(done.stdout)
-        return response
+        return {**response, "log": f"{done.stderr}{response['log']}"}
 
     def started(self, method: str, *arguments: object, **more: Any) -> "subprocess.Popen[str]":
         """Start a call; return its process, to interrupt it or to run others beside it."""

@@ -34,6 +34,7 @@ class Lab:
         self.make_network = make_network
         self.networks: dict[str, Any] = {}  # the last VM's, as asked for
         self.properties = properties
+        self.network_properties: dict[str, Any] = {}  # further ones, of all networks
         self._vms: list[str] = []
         self._disks: list[str] = []
 
@@ -74,7 +75,16 @@ class Lab:
 
     def vm_arguments(self, stemcell: str, properties: dict[str, Any] | None = None) -> list[object]:
         """Return create_vm's arguments."""
-        self.networks = self.make_network()
+        self.networks = {
+            name: {
+                **network,
+                "cloud_properties": {
+                    **network.get("cloud_properties", {}),
+                    **self.network_properties,
+                },
+            }
+            for name, network in self.make_network().items()
+        }
         given = self.properties if properties is None else properties
         return ["agent-1", stemcell, given, self.networks, [], {"bosh": {}}]
 

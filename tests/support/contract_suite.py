@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.contract_lab import ContractBase, Lab, MetadataOf
+from tests.support.input_contract import InputContract
 
 ODD_NAMES = ("../../etc/passwd", "a/../b", "<vm>", "$(reboot)", "a b", "a;b", "a\nb", "'", "", "é")
 
@@ -312,10 +313,10 @@ class _DiskContract(ContractBase):
         assert lab.ok("set_disk_metadata", disk, {}) is None
         assert metadata_of(disk) == {}
 
-    def test_unknown_disk_properties_are_refused_by_name(self, lab: Lab) -> None:
-        error, message = lab.fails("create_disk", 32, {"typ": "ssd"}, None)
+    def test_mistyped_disk_properties_are_refused_by_name(self, lab: Lab) -> None:
+        error, message = lab.fails("create_disk", 32, {"stroe": "ssd"}, None)
         assert error == "CloudError"
-        assert "'typ'" in message
+        assert "'stroe' (did you mean store?)" in message
 
     def test_changes_of_unknown_disks(self, lab: Lab) -> None:
         disk = lab.unknown("disk")
@@ -339,5 +340,5 @@ class _DiskContract(ContractBase):
         lab.refuses("delete_network", "network")
 
 
-class RuntimeContract(_StemcellContract, _VMContract, _DiskContract):
+class RuntimeContract(_StemcellContract, _VMContract, _DiskContract, InputContract):
     """See the module."""

@@ -26,4 +26,5 @@ def fake_registered() -> Iterator[None]:
 def fake_config(folder: Path, **more: object) -> Config:
     """Return a configuration of the fake runtime, with a separate world for each folder."""
     folders = {"state_dir": str(folder / "state"), "run_dir": str(folder / "run")}
-    return config_of({"runtime": "fake", **folders, **more})
+    agent = {"mbus": "nats://127.0.0.1:4222"}
+    return config_of({"runtime": "fake", "agent": agent, **folders, **more})

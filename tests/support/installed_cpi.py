@@ -40,7 +40,8 @@ class InstalledCpi:
         The service does the work, which takes a fraction of the time in emulation.
         """
         endpoint = {"endpoint": f"unix://{SOCKET_PATH}"}
-        context = {"director_uuid": "guest-host", **endpoint, **properties}
+        agent = {"mbus": "nats://127.0.0.1:4222"}
+        context = {"director_uuid": "guest-host", "agent": agent, **endpoint, **properties}
         request = {"method": method, "arguments": arguments, "context": context, "api_version": 2}
         done = self.guest.run("cpi", "-c", CONFIG, input=json.dumps(request))
         response = json.loads(done.stdout)

@@ -6,6 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from cpi import cid
+from cpi.disks import raw_image as images
+from cpi.disks.disk import Disk
+from cpi.disks.disk_store import DiskStore
 from testing.patience import wait_for
 from tests.support.containerd.disk_actions import MIN_SIZES, fill, hint, is_sound, look
 from tests.support.containerd.machine import VM, Machine, failing
@@ -21,7 +25,7 @@ def test_a_disk_grows_with_its_data(machine: Machine, vm: VM, filesystem: str) -
     assert int(look(vm, disk, "df -m . | tail -1").split()[1]) > 3 * size - 32
     assert is_sound(machine, disk)
     table = json.loads(machine.host.run("sfdisk", "--json", str(machine.image(disk))).stdout)
-    assert table["partitiontable"]["partitions"][0]["size"] == (4 * size - 2) * 2048
+    assert table["partitiontable"]["partitions"][0]["size"] == 4 * size * 2048
     verified = machine.host.run("sfdisk", "--verify", str(machine.image(disk)))
     assert "No errors" in verified.stdout
 
@@ -47,12 +51,30 @@ def test_a_disk_does_not_shrink_and_is_not_resized_while_attached(machine: Machi
     assert machine.facts(disk)["size"] == 64
 
 
+@pytest.mark.parametrize("table", [0, 2], ids=["of an earlier version", "now"])
+def test_a_disk_keeps_the_room_of_its_table(machine: Machine, clean: None, table: int) -> None:
+    disk = Disk(cid.new("containerd", cid.DISK), 64, table=table)
+    DiskStore({"default": machine.host.state / "disks"}).create(disk)
+    for size in (64, 96):
+        machine.call("resize_disk", disk.cid, size)
+        image = machine.image(disk.cid)
+        assert machine.facts(disk.cid)["size"] == size
+        assert image.stat().st_size == (size + table) << 20
+        assert images.part_of(image).size == (size + table - 2) << 20
+        assert is_sound(machine, disk.cid)
+    snapshot = machine.call("snapshot_disk", disk.cid, {})
+    machine.bosh_cpi("disk", "restore", snapshot, "--yes")
+    assert is_sound(machine, disk.cid)
+    machine.call("delete_snapshot", snapshot)
+    machine.call("delete_disk", disk.cid)
+
+
 def test_no_room_to_grow_a_preallocated_disk(machine: Machine, clean: None) -> None:
     disk = machine.create_disk(64, {"preallocate": True})
     error = failing(lambda: machine.call("resize_disk", disk, 1 << 20))
     assert error.type == "NoDiskSpace"
     assert "MiB are free" in error.message
-    assert machine.image(disk).stat().st_size == 64 << 20
+    assert machine.image(disk).stat().st_size == 66 << 20
     assert is_sound(machine, disk)
 
 
@@ -120,8 +142,8 @@ def test_update_refuses_what_takes_a_new_disk_and_changes_nothing(
     error = failing(lambda: machine.call("update_disk", disk, 64, {"store": "gone"}))
     assert "gone" in error.message
     assert "default" in error.message
-    error = failing(lambda: machine.call("update_disk", disk, 64, {"typ": "ssd"}))
-    assert "'typ'" in error.message
+    error = failing(lambda: machine.call("update_disk", disk, 64, {"stroe": "ssd"}))
+    assert "'stroe'" in error.message
     assert machine.facts(disk) == before
 
 
@@ -210,7 +232,7 @@ def test_a_snapshot_keeps_holes(machine: Machine, vm: VM) -> None:
     fill(vm, disk, 20)
     snapshot = machine.call("snapshot_disk", disk, {})
     raw = machine.image(disk).parent / "snapshots" / snapshot / "disk.raw"
-    assert raw.stat().st_size == 4096 << 20
+    assert raw.stat().st_size == 4098 << 20
     assert raw.stat().st_blocks * 512 < 200 << 20
     machine.call("delete_snapshot", snapshot)
 

@@ -227,7 +227,7 @@ def _foreign(image: Path, other: Path) -> None:
 
 
 def _garbage(image: Path, other: Path) -> None:
-    image.write_bytes(os.urandom(64 << 20))
+    image.write_bytes(os.urandom(66 << 20))
 
 
 def _wiped(image: Path, other: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -25,7 +26,7 @@ def mounted(machine: Machine, make_vm: Callable[..., VM]) -> tuple[VM, str]:
 def test_format_is_gpt_with_one_ext4_partition_at_1_mib(machine: Machine, clean: None) -> None:
     disk = machine.create_disk(64)
     path = machine.host.state / "disks" / f"{disk}.raw"
-    assert path.stat().st_size == 64 << 20
+    assert path.stat().st_size == 66 << 20  # the GPT's two copies take 1 MiB each
     assert path.stat().st_blocks * 512 < 8 << 20  # sparse
     assert path.stat().st_mode & 0o777 == 0o600
     table = json.loads(
@@ -34,9 +35,20 @@ def test_format_is_gpt_with_one_ext4_partition_at_1_mib(machine: Machine, clean:
         ).stdout
     )["partitiontable"]
     assert table["label"] == "gpt"
-    assert [part["start"] for part in table["partitions"]] == [2048]
+    parts = [(part["start"], part["size"]) for part in table["partitions"]]
+    assert parts == [(2048, 64 * 2048)]
     probe = ["blkid", "--probe", "--offset", str(1 << 20), "--match-tag", "TYPE", str(path)]
     assert 'TYPE="ext4"' in subprocess.run(probe, check=True, capture_output=True, text=True).stdout
+
+
+def test_a_vm_sees_a_block_device_of_the_size_that_was_asked_for(
+    machine: Machine, mounted: tuple[VM, str]
+) -> None:
+    vm, disk = mounted
+    number = vm.sh(f"stat --format=%Hd:%Ld {hint(disk)}")
+    size = int(Path(f"/sys/dev/block/{number}/size").read_text()) * 512
+    assert size == machine.facts(disk)["size"] << 20
+    unmount_and_detach(vm, disk)
 
 
 def test_disk_moves_between_running_vms_with_its_data(
@@ -261,8 +273,8 @@ def test_api_1_puts_the_hint_into_the_settings(
 
 
 def test_unknown_properties_are_refused_by_name(machine: Machine) -> None:
-    error = failing(lambda: machine.call("create_disk", 64, {"typ": "ssd"}, None))
-    assert "'typ'" in error.message
+    error = failing(lambda: machine.call("create_disk", 64, {"stroe": "ssd"}, None))
+    assert "'stroe'" in error.message
 
 
 def test_no_room_is_an_error_with_numbers(machine: Machine, clean: None) -> None:

@@ -68,7 +68,7 @@ def test_a_disk_grows_in_a_running_vm(machine: KvmMachine, guest: Guest) -> None
     guest.sh("echo data > /var/vcap/store/file; sync")
     machine.call("resize_disk", disk, 512)
     device = guest.sh("readlink -f /dev/disk/by-id/virtio-" + disk.rsplit("-", 1)[1][:20])
-    assert guest.sh(f"blockdev --getsize64 {device}") == str(512 << 20)
+    assert guest.sh(f"blockdev --getsize64 {device}") == str(514 << 20)
     assert machine.facts(disk)["size"] == 512
     unmount_and_detach(guest, disk)
     attach_and_mount(guest, disk)
@@ -90,7 +90,7 @@ def test_a_disk_that_grew_and_was_not_mounted_again_gets_its_room(
     machine.call("resize_disk", disk, 512)
     unmount_and_detach(guest, disk)
     superblock = machine.host.run("dumpe2fs", "-h", f"{machine.image(disk)}?offset=1048576").stdout
-    assert int(superblock.split("Block count:")[1].split()[0]) * 4096 == 510 << 20
+    assert int(superblock.split("Block count:")[1].split()[0]) * 4096 == 512 << 20
     attach_and_mount(guest, disk)
     assert guest.sh("cat /var/vcap/store/file") == "data"
     unmount_and_detach(guest, disk)

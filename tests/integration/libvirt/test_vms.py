@@ -54,6 +54,17 @@ def test_a_vm_has_its_settings_networks_and_limits(machine: KvmMachine, make_gue
     assert int(guest.sh("cat /sys/block/vdb/size")) == 96 * 2048
 
 
+def test_the_director_learns_the_address_on_a_dynamic_network(
+    machine: KvmMachine, make_guest: Make
+) -> None:
+    guest = make_guest()
+    guest.wait_for_agent()
+    guest.agent("apply", {"networks": {"default": {"type": "dynamic"}}})
+    network = guest.agent("get_state")["networks"]["default"]
+    assert (network["type"], network["ip"]) == ("dynamic", guest.ip)
+    assert network["netmask"] == "255.255.0.0"
+
+
 def test_a_reboot_keeps_addresses_and_disks(machine: KvmMachine, make_guest: Make) -> None:
     guest = make_guest()
     guest.wait_for_agent()

@@ -180,10 +180,11 @@ class Machine:
         ]
 
     def leftovers(self) -> dict[str, Sequence[str]]:
-        """Return all parts of VMs and disks on the host, without images and bridges."""
+        """Return all parts of VMs and disks on the host, without stemcells and bridges."""
         folder = str(self.host.folder)
         mounts = self.host.run("cat", "/proc/self/mountinfo").stdout.splitlines()
         state = [path for path in self.host.state.rglob("*") if path.is_file()]
+        state = [path for path in state if self.host.state / "stemcells" not in path.parents]
         lasting = ("lock", "last_reserved_ip.0", "last_reserved_ip.1", "console.log.1")
         rules = self.host.run("iptables-save").stdout.splitlines()
         listed = json.loads(self.host.run("nft", "--json", "list", "ruleset").stdout)

@@ -78,7 +78,8 @@ def settings(folder: Path, **more: object) -> Config:
     """Return a configuration with runtime virtualbox."""
     folders = {"state_dir": str(folder / "state"), "run_dir": str(folder / "run")}
     own = {"ephemeral_disk": 16, "memory": 64, "shutdown_timeout": 2, **more}
-    return config_of({"runtime": "virtualbox", **folders, "virtualbox": own})
+    agent = {"mbus": "nats://127.0.0.1:4222"}
+    return config_of({"runtime": "virtualbox", "agent": agent, **folders, "virtualbox": own})
 
 
 def machine_image(folder: Path, source: str = "CDROM", resolution: str = "scsi") -> Path:

@@ -87,6 +87,20 @@ def test_info_answers() -> None:
     assert response["result"] == {"stemcell_formats": FORMATS, "api_version": 3}
 
 
+def test_each_line_is_on_stderr_or_in_the_log() -> None:
+    ran = run(b'{"method":"info","arguments":[],"context":{}}')
+    assert ran.stderr.decode().count("INFO info done in") == 1
+    assert response_of(ran)["log"] == ""
+    failed = run(b'{"method":"levitate","arguments":[],"context":{}}')
+    assert failed.stderr.decode().count("levitate failed after") == 1
+    assert response_of(failed)["log"] == ""
+    closed = run(
+        b'{"method":"info","arguments":[],"context":{}}',
+        argv=["sh", "-c", 'exec "$@" 2>&-', "sh", *CPI],
+    )
+    assert response_of(closed)["log"].count("INFO info done in") == 1
+
+
 @pytest.mark.parametrize(
     ("stdin", "reason"),
     [

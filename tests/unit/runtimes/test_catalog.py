@@ -24,6 +24,11 @@ def test_names_fit_into_cids() -> None:
         assert entry.hint
 
 
+def test_containers_take_stemcells_by_the_old_and_the_new_name() -> None:
+    formats = catalog.entry("containerd").stemcell_formats
+    assert {"warden-tar", "warden-light", "oci-tar", "oci-light"} <= set(formats)
+
+
 def test_keys_belong_to_their_runtime() -> None:
     declared = catalog.keys()
     for key in declared:

@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 from stemcell_convert import adapt, oci
 from stemcell_convert.facts import RootfsFacts
@@ -57,10 +58,10 @@ def test_every_adaptation_says_why() -> None:
 def test_the_layer_is_the_same_on_any_machine() -> None:
     digests = [oci.digest(adapt.layer(adapt.adaptations(facts))) for facts in (SYSTEMD, RUNIT)]
     # When these change, adapt.VERSION has to be raised.
-    assert adapt.VERSION == "4"
+    assert adapt.VERSION == "5"
     assert digests == [
-        "sha256:1ce839b4422b1384c88428068a6086b2b78057a60d9a337f8b08c4a1b57254eb",
-        "sha256:21047e709ebd1dca883643fab943403fd746538a2c526bca3674322bdcd7a356",
+        "sha256:899a4e3e8f92900bd87144e11f35910f73fd51e4a5f93b308f7aa663d41b830f",
+        "sha256:74eb9c6c113e8ddd10d0bb7ce6f6eedc0dd79c400b5fe1773f6ad0c573672f8f",
     ]
 
 
@@ -72,6 +73,44 @@ def test_the_agent_json_we_add_is_json_for_both_inits() -> None:
         linux = json.loads(document)["Platform"]["Linux"]
         assert linux["BindMountPersistentDisk"] is True
         assert linux.get("ServiceManager") == ("systemd" if init == "systemd" else None)
+
+
+def test_a_machines_agent_json_keeps_what_need_not_differ() -> None:
+    linux = {"UseMonitIptablesFirewall": True, "DevicePathResolutionType": "virtio"}
+    settings = {"Sources": [{"Type": "ConfigDrive"}], "UseServerName": True, "UseRegistry": True}
+    agent = {
+        "Platform": {"Linux": {**linux, "PartitionerType": "parted"}, "x": 1},
+        "Infrastructure": {"Settings": settings, "NetworkingType": "dhcp"},
+        "y": 2,
+    }
+    jammy = RootfsFacts("systemd", ("/sbin/init",), "/s", False, "amd64", {}, agent, runit=True)
+    document = adapt.agent_config(jammy)
+    assert document["Platform"] == {
+        "Linux": {
+            "UseMonitIptablesFirewall": True,
+            "PartitionerType": "parted",
+            "UseDefaultTmpDir": True,
+            "UsePreformattedPersistentDisk": True,
+            "BindMountPersistentDisk": True,
+            "SkipDiskSetup": True,
+        },
+        "x": 1,
+    }
+    source = {"Type": "File", "SettingsPath": "/var/vcap/bosh/warden-cpi-agent-env.json"}
+    assert document["Infrastructure"] == {
+        "Settings": {"Sources": [source], "UseServerName": True},
+        "NetworkingType": "dhcp",
+    }
+    assert document["y"] == 2
+    noble = replace(jammy, agent={"Platform": {"Linux": {"ServiceManager": "systemd"}}})
+    assert adapt.agent_config(noble)["Platform"]["Linux"]["ServiceManager"] == "systemd"
+
+
+def test_the_agent_finds_a_grub_configuration() -> None:
+    for facts in (SYSTEMD, RUNIT):
+        names = list(_members(facts))
+        assert names.index("boot/grub") < names.index("boot/grub/grub.cfg")
+    assert next(iter(_members(RUNIT))) == "boot/.wh..wh..opq"
 
 
 def test_config_boots_the_stemcells_init() -> None:

@@ -65,10 +65,21 @@ def test_runit(tree: Path) -> None:
     assert _facts(tree).command == ("/usr/sbin/runsvdir-start",)
 
 
-def test_jammy_has_systemd_but_runs_runit(tree: Path) -> None:
+@pytest.mark.parametrize(
+    ("linux", "init"),
+    [
+        ({"BindMountPersistentDisk": True, "SkipDiskSetup": True}, "runit"),
+        ({"DevicePathResolutionType": "virtio", "UseMonitIptablesFirewall": True}, "systemd"),
+    ],
+    ids=["warden", "machine"],
+)
+def test_jammy_has_both_inits(tree: Path, linux: dict[str, object], init: str) -> None:
     _put(tree, "lib/systemd/systemd")
     _put(tree, "usr/sbin/runsvdir-start")
-    assert _facts(tree).init == "runit"
+    _put(tree, "var/vcap/bosh/agent.json", _agent(**linux))
+    facts = _facts(tree)
+    assert (facts.init, facts.runit) == (init, True)
+    assert facts.agent["Platform"] == {"Linux": linux}
 
 
 def test_the_agents_word_decides(tree: Path) -> None:

@@ -1,9 +1,11 @@
 """Partition tables, from bytes alone."""
 
 import struct
+from pathlib import Path
 
 import pytest
 
+from stemcell_convert import convert
 from stemcell_convert.partitions import FileSystem, file_systems
 from stemcell_convert.stemcell_errors import StemcellError
 
@@ -69,6 +71,30 @@ def test_a_file_system_without_a_table() -> None:
     disk = bytearray(SIZE)
     _format(disk, 0, "xfs")
     assert _systems(bytes(disk)) == [FileSystem("xfs", 0, SIZE)]
+
+
+@pytest.mark.parametrize(
+    ("where", "magic", "name"),
+    [
+        (0x10040, b"_BHRfS_M", "btrfs"),
+        (512, b"LABELONE", "LVM"),
+        (82, b"FAT32   ", "FAT32"),
+        (0, b"LUKS\xba\xbe", "LUKS"),
+    ],
+)
+def test_other_roots_are_named(where: int, magic: bytes, name: str, tmp_path: Path) -> None:
+    parted = _disk((0xEF, 64, 64), (0x83, 200, 1000), fstypes={})
+    parted[64 * SECTOR + 54 : 64 * SECTOR + 62] = b"FAT16   "
+    bare = bytearray(SIZE)
+    for disk, offset, names in ((parted, 200 * SECTOR, f"{name}, FAT"), (bare, 0, name)):
+        disk[offset + where : offset + where + len(magic)] = magic
+        raw = tmp_path / "raw"
+        raw.write_bytes(disk)
+        with pytest.raises(StemcellError) as raised:
+            convert.file_systems(raw)
+        assert f"the disk has {names}, and neither ext4 nor xfs" in str(raised.value)
+    raw.write_bytes(_disk((0x83, 63, 1000), (0x83, 1200, 1000), fstypes={63: "ext4"}))
+    assert len(convert.file_systems(raw)) == 1
 
 
 def test_no_more_than_there_is() -> None:

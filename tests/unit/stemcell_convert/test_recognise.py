@@ -66,6 +66,15 @@ IMAGES = {
     "raw": (RAW, DISK),
     "light": (b"", LIGHT),
     "stemcell": (gzip.compress(_tar({"image": RAW, "stemcell.MF": b"name: x"})), TARBALL),
+    "repacked stemcell": (
+        gzip.compress(_tar({"./": b"", "./._image": b"x", "./stemcell.MF": b"", "./image": RAW})),
+        TARBALL,
+    ),
+    "repacked warden": (
+        gzip.compress(_tar({"./": b"", ".dockerenv": b"", "./media/": b"", "./etc/": b""})),
+        ROOTFS,
+    ),
+    "warden that begins oddly": (gzip.compress(_tar({"x/y": b"z", "lib64/ld": b""})), ROOTFS),
     "newer stemcell": (gzip.compress(_tar({"dev_tools_file_list.txt": b""})), TARBALL),
 }
 
@@ -103,6 +112,10 @@ def test_the_disk_comes_out_whole_and_sparse(name: str, tmp_path: Path) -> None:
     ("content", "error"),
     [
         (b"PK\x03\x04" + bytes(600), UnsupportedStemcell),
+        (b"\x28\xb5\x2f\xfd" + bytes(600), UnsupportedStemcell),
+        (_tar({"./": b"", "./etc/": b""}), UnsupportedStemcell),
+        (_tar({"stemcell.MF": b"name: x", "image": RAW}), UnsupportedStemcell),
+        (gzip.compress(_tar({"blobs/": b"", "oci-layout": b"{}"}), mtime=0), UnsupportedStemcell),
         (b"hello" * 1000, StemcellError),
         (gzip.compress(b"no tar", mtime=0), StemcellError),
         (gzip.compress(_tar({"readme.txt": b"hello"}), mtime=0), StemcellError),
@@ -114,6 +127,33 @@ def test_what_is_no_stemcell(content: bytes, error: type[Exception], tmp_path: P
     image.write_bytes(content)
     with pytest.raises(error, match=str(image)):
         recognise(_source(image))
+
+
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        (b"\x28\xb5\x2f\xfd" + bytes(600), "is compressed with zstd, which no stemcell"),
+        (_tar({"./": b"", "./etc/": b""}), "is a root file system as a plain tar"),
+        (_tar({"stemcell.MF": b"name: x"}), "is a whole stemcell as a plain tar"),
+        (gzip.compress(_tar({"manifest.json": b"[]"}), mtime=0), "is an OCI or docker archive"),
+    ],
+)
+def test_what_it_is_instead_is_named(content: bytes, what: str, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(content)
+    with pytest.raises(UnsupportedStemcell, match=what):
+        recognise(_source(image))
+
+
+@pytest.mark.parametrize(
+    "first",
+    ["./lib64/", "./media/", "./srv/", "./tmp/", "./mnt/", "./proc/", "./sys/", "./run/", "./.x",
+     "./lost+found/", "./warden-cpi-dev/", "lib32/", "./lib/x", "./var/"],
+)  # fmt: skip
+def test_a_root_file_system_may_begin_with_anything(first: str, tmp_path: Path) -> None:
+    image = tmp_path / "image"
+    image.write_bytes(gzip.compress(_tar({first: b"", "./etc/": b""})))
+    assert recognise(_source(image)) == ROOTFS
 
 
 def test_a_bomb_is_stopped_at_the_limit(tmp_path: Path) -> None:

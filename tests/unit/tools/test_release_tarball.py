@@ -108,7 +108,8 @@ def _is_job(folder: Path, entry: dict[str, Any], files: dict[str, tuple[bytes, i
     assert files.pop("job.MF")[0] == (folder / "spec").read_bytes()
     assert files.pop("monit")[0] == (folder / "monit").read_bytes()
     assert entry["packages"] == spec["packages"]
-    assert set(files) == {f"templates/{name}" for name in spec["templates"]}
+    schema = {path.name for path in folder.glob("properties_schema.json")}
+    assert set(files) == {f"templates/{name}" for name in spec["templates"]} | schema
     for name, (content, _) in files.items():
         assert content == (folder / name).read_bytes()
 

@@ -114,6 +114,16 @@ def test_values_that_may_be_secret_are_not_shown(config: Config) -> None:
         assert "hunter22" not in response["log"]
 
 
+def test_a_director_gets_types_that_it_knows(config: Config) -> None:
+    director = {"request_id": "cpi-123456"}
+    gone = call(config, "delete_stemcell", "fake-vm-1", context=director)
+    assert error_of(gone)[0] == "Bosh::Clouds::CloudError"
+    assert error_of(call(config, "has_vm", context=director))[0] == "Bosh::Clouds::CpiError"
+    error_type, message = error_of(call(config, "levitate", context=director))
+    assert error_type == "InvalidCall"
+    assert message.startswith("Method is not known, got")
+
+
 @pytest.mark.parametrize(
     ("method", "given", "error_type"),
     [

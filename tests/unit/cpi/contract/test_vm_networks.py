@@ -121,10 +121,20 @@ def test_wrong_networks(change: dict[str, object], reason: str) -> None:
     assert reason in refused({**MANUAL, **change})
 
 
-@pytest.mark.parametrize("key", ["ip", "netmask", "gateway"])
-def test_dynamic_gives_no_address(key: str) -> None:
-    reason = f"is dynamic, so it cannot give {key}; use type manual"
-    assert reason in refused({"type": "dynamic", key: "10.0.0.5"})
+def test_a_dynamic_network_ignores_the_address_of_the_vm_that_is_replaced() -> None:
+    log = Log(quiet=True)
+    sent = {
+        "type": "dynamic",
+        "ip": "10.245.0.2",
+        "netmask": "255.255.0.0",
+        "gateway": "10.245.0.1",
+        "prefix": "32",
+        "default": ["dns", "gateway"],
+        "cloud_properties": {},
+    }
+    (network,) = vm_networks.parse({"d": sent}, log)
+    assert network == Network("d", "dynamic", default=("dns", "gateway"))
+    assert "network 'd' is dynamic: ignored ip, netmask, gateway\n" in log.text
 
 
 def test_a_network_is_an_object() -> None:

@@ -1,5 +1,6 @@
 """Disks as files, as far as that needs neither root nor a mount."""
 
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 from cpi import cid
 from cpi.config.load import config_of
 from cpi.disks import raw_image as images
-from cpi.disks.disk import Disk
+from cpi.disks.disk import Disk, wanted
 from cpi.disks.disk_store import DiskStore, folders_of
 from cpi.errors import CloudError, CPIError, DiskNotFound, NoDiskSpace
 from cpi.model import DiskProperties
@@ -60,6 +61,24 @@ def test_an_attached_disk_is_not_deleted(store: DiskStore, disk: Disk) -> None:
     assert store.attached_to("some-vm-1") == [disk.cid]
     with pytest.raises(CloudError, match="some-vm-1"):
         store.delete(disk.cid)
+
+
+def test_the_partition_has_the_size_that_was_asked_for(store: DiskStore) -> None:
+    disk = wanted(cid.new("some", cid.DISK), 16, DiskProperties(), None)
+    store.create(disk)
+    assert images.part_of(store.image(disk)).size == 16 * MIB
+    assert store.image(disk).stat().st_size == 18 * MIB
+    store.check(disk)
+
+
+def test_a_disk_of_an_earlier_version_stays_as_it_is(store: DiskStore, disk: Disk) -> None:
+    facts = store.folders[disk.store] / f"{disk.cid}.json"
+    document = json.loads(facts.read_text())
+    assert document.pop("table") == 0
+    facts.write_text(json.dumps(document))
+    store.check(store.get(disk.cid))
+    assert store.get(disk.cid) == disk
+    assert images.part_of(store.image(disk)).size == (disk.size - 2) * MIB
 
 
 def test_a_store_that_is_not_configured_is_named(store: DiskStore) -> None:

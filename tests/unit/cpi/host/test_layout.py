@@ -17,6 +17,7 @@ def test_the_paths_stay_what_they_are() -> None:
         "ports": "/state/ports",
         "ids": "/state/ids",
         "clients": "/state/clients",
+        "stemcells": "/state/stemcells",
         "imports": "/state/imports",
         "uploads": "/state/uploads",
         "scratch": "/state/scratch",

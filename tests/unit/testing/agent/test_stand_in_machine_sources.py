@@ -76,6 +76,8 @@ def test_addresses_by_dhcp() -> None:
     for network in ({"type": "dynamic"}, {"ip": "10.0.0.5", "prefix": "24"}, {"use_dhcp": True}):
         assert lines({"a": network}, {"a": "eth0"})[-1] == ask
     assert lines({}, {"a": "eth0"})[-1] == ask
+    dynamic = {**STATIC, "type": "dynamic", "mac": "a", "alias": "eth7"}
+    assert lines({"a": dynamic}, {"a": "eth0"})[0] == "ip address replace 10.0.0.5/24 dev eth0"
 
 
 def test_routes_and_networks_without_cards() -> None:
