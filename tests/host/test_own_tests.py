@@ -10,6 +10,7 @@ SUBJECTS = {
     "init systems": [f"{CONTAINERD}/test_vms.py", "-k", "boots or cgroups or privilege"],
     "networks": [f"{CONTAINERD}/test_networks.py", "-k", "outside or forwards or reach or ipv6"],
     "disks": [f"{CONTAINERD}/test_disk_changes.py", "-k", "grows_with or in_use or fsck"],
+    "nested jobs": [f"{CONTAINERD}/test_nested_jobs.py"],
     "restart": [f"{CONTAINERD}/test_restart.py", "-k", "are_back"],
 }
 
