@@ -8,6 +8,7 @@
     console.log      see runtimes.containerd.console_log
     mounts.json      folders of the host that the VM has besides (cloud_properties.mounts)
     mounts/<n>/      the n-th of them
+    mounts/guest/    the folder of the socket for guests, of a VM in a user namespace that has it
     network.json     see cpi.cni.networks
     ids.json         the range of user ids of a VM in a user namespace (cpi.host.id_ranges)
     unfinished       see cpi.host.vm_creation
@@ -27,7 +28,7 @@ from cpi.disks.filesystems import make_ext4, mount_device
 from cpi.disks.loop import Part
 from cpi.disks.raw_image import MIB, make_sparse, part_of
 from cpi.errors import CloudError, VMNotFound
-from cpi.host import id_maps, syscalls, vm_creation
+from cpi.host import id_maps, kernel, syscalls, vm_creation
 from cpi.host.facts_file import read_facts, write_facts
 from cpi.host.id_ranges import IdRanges
 from cpi.host.layout import Layout
@@ -48,6 +49,7 @@ class VMFolder:
         self._ephemeral = self.path / "ephemeral.img"
         self._wishes = self.path / "disks.json"
         self._mounts = self.path / "mounts"
+        self._guest = self._mounts / "guest"
         self._mount_facts = self.path / "mounts.json"
         self._layers = layout.layers / vm_cid
         self.user_namespace = layout.user_namespaces / vm_cid
@@ -117,6 +119,8 @@ class VMFolder:
             self._mount_data()
         facts = read_facts(self._mount_facts) or {}
         self._bind_all([HostMount(**mount) for mount in facts.get("mounts", ())])
+        if self._guest.is_dir():
+            self.add_guest_socket()
 
     def add_mounts(self, mounts: Sequence[HostMount]) -> list[Path]:
         """Bind these folders of the host in here, and return where. Raises CloudError."""
@@ -125,24 +129,36 @@ class VMFolder:
         return self._bind_all(mounts)
 
     def _bind_all(self, mounts: Sequence[HostMount]) -> list[Path]:
-        return [self._bind(index, mount) for index, mount in enumerate(mounts)]
+        return [
+            self._bind(Path(mount.host), self._mounts / str(index), read_only=mount.read_only)
+            for index, mount in enumerate(mounts)
+        ]
 
-    def _bind(self, index: int, mount: HostMount) -> Path:
-        """Bind a folder here: a container's spec has only paths, see syscalls.bind_folder."""
-        target = self._mounts / str(index)
+    def add_guest_socket(self) -> Path:
+        """Return the folder of the socket for guests as the VM may have it. Raises CloudError."""
+        if not self.first_id:
+            return self._layout.guest
+        return self._bind(self._layout.guest, self._guest, read_only=True, must_map=False)
+
+    def _bind(self, source: Path, target: Path, *, read_only: bool, must_map: bool = True) -> Path:
+        """Bind a folder here: a container's spec has only paths, see syscalls.bind_folder.
+
+        must_map: it is an error if the kernel cannot show its file system under the VM's ids, as
+        that of a tmpfs before 6.3.
+        """
         target.mkdir(parents=True, exist_ok=True)
         if syscalls.is_mount_point(target):
             return target
         try:
-            syscalls.bind_folder(Path(mount.host), target)
+            syscalls.bind_folder(source, target)
             if self.first_id:
-                self._map_ids(target)
+                self._map_ids(target, read_only, must_map)
         except OSError as error:
             reason = error.strerror
             if error.errno == errno.ENOTDIR:
                 reason = "it is no folder, or a symbolic link, which is not followed"
             raise CloudError(
-                f"the host's folder {mount.host} cannot be mounted: {error.filename}: {reason}"
+                f"the host's folder {source} cannot be mounted: {error.filename}: {reason}"
             ) from None
         return target
 
@@ -160,9 +176,19 @@ class VMFolder:
                 f"{error.filename}: {error.strerror}"
             ) from None
 
-    def _map_ids(self, target: Path) -> None:
-        """Show what is mounted at a folder under the VM's ids instead."""
-        tree = id_maps.clone(target, self.user_namespace)
+    def _map_ids(self, target: Path, read_only: bool, must_map: bool) -> None:
+        """Show what is mounted at a folder under the VM's ids instead.
+
+        What the mount forbids here, root in the VM cannot allow again (mount_namespaces(7)).
+        """
+        attributes = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
+        attributes |= kernel.MOUNT_ATTR_RDONLY * read_only
+        try:
+            tree = id_maps.clone(target, self.user_namespace, attributes)
+        except OSError as error:
+            if must_map or error.errno != errno.EINVAL:
+                raise
+            return  # whose files the VM's root then has no rights on
         try:
             syscalls.umount(target)
             id_maps.attach(tree, target)

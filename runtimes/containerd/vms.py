@@ -185,8 +185,8 @@ class VMs:
         self._start_again(folder, spec)
 
     def _mount_again(self, folder: VMFolder) -> None:
-        folder.restore()
         guest_socket.make_folder(self._layout.guest)  # a restart of the host took it
+        folder.restore()
         self._disks.mount_all_again(folder)
 
     def _start_again(self, folder: VMFolder, spec: Spec) -> None:
@@ -259,7 +259,8 @@ class VMs:
         ]
         if spec.properties.host_service:
             source = guest_socket.make_folder(self._layout.guest)
-            host_folders.append(FolderMount(guest_socket.IN_VM, source, read_only=True))
+            bound = folder.add_guest_socket()
+            host_folders.append(FolderMount(guest_socket.IN_VM, bound, read_only=True))
             if not guest_socket.is_served(source):
                 self._log.warn(
                     f"{spec.cid} has host_service, but nothing listens at {source}/"

@@ -111,6 +111,27 @@ def test_mounts_of_the_host(make_vm: Callable[..., VM], shared: Path) -> None:
     assert (data / "file").read_text() == "of the host"
 
 
+@pytest.mark.parametrize("contained", [True, False], ids=["contained", "privileged"])
+def test_root_in_a_vm_cannot_change_what_is_mounted_read_only(
+    make_vm: Callable[..., VM], shared: Path, contained: bool
+) -> None:
+    mounts = [
+        {"host": str(shared / "data"), "vm": "/mnt/read"},
+        {"host": str(shared), "vm": "/mnt/write", "read_only": False},
+    ]
+    vm = make_vm(properties={"mounts": mounts, "privileged": not contained})
+    write = "mount -o remount,bind,rw /mnt/read && touch /mnt/read/new && rm /mnt/read/new"
+    as_root = "mount -o remount,bind,suid,dev /mnt/write"
+    for script in (write, as_root):
+        if contained:
+            with pytest.raises(AssertionError, match="permission denied"):
+                vm.sh(script)
+        else:
+            vm.sh(script)
+    assert vm.sh("cat /mnt/read/file; stat -c %u:%g /mnt/read/file") == "of the host0:0"
+    vm.sh("touch /mnt/write/new && rm /mnt/write/new")
+
+
 def test_what_cannot_be_mounted_is_named(
     machine: Machine, stemcell: str, shared: Path, clean: None
 ) -> None:

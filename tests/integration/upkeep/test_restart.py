@@ -71,7 +71,7 @@ def test_vms_are_back_after_a_restart_of_the_host(
     machine: Machine, stemcell: str, empty: None
 ) -> None:
     fixed = machine.create_vm(stemcell, LIMITED, STATIC)
-    dynamic = machine.create_vm(stemcell)
+    dynamic = machine.create_vm(stemcell, {"host_service": True})
     ended = machine.create_vm(stemcell)
     disk = machine.create_disk(vm=fixed.cid)
     hint = machine.call("attach_disk", fixed.cid, disk)
@@ -103,6 +103,7 @@ def test_vms_are_back_after_a_restart_of_the_host(
     kept = "cat /var/vcap/store/mark /var/vcap/data/mark /root/mark"
     assert fixed.sh(kept) == "kept\nkept\nkept"
     assert dynamic.sh("cat /var/vcap/data/mark") == "kept"
+    assert dynamic.sh("stat -c %a:%u /var/vcap/bosh-cpi") == "755:0"
     assert int(fixed.sh("df -k /var/vcap/data | awk 'END {print $2}'")) < 64 << 10
     after = machine.leftovers()
     assert (_without_names(after), limits(fixed)) == before
