@@ -92,6 +92,38 @@ def test_files_are_there(page: Path) -> None:
         assert (REPOSITORY / path).exists(), path
 
 
+_TEST = re.compile(r"`([\w/]+/test_\w+\.py)::(test_\w+)(?:\[([^\]`]+)\])?`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_id)
+def test_tests_are_there(page: Path) -> None:
+    for name, function, case in _TEST.findall(page.read_text()):
+        path = REPOSITORY / "tests" / name
+        assert path.exists(), name
+        assert f"def {function}(" in path.read_text(), f"{name}::{function}"
+        assert not case or case in texts_of_tests(path), f"{name}::{function}[{case}]"
+
+
+@cache
+def texts_of_tests(path: Path) -> frozenset[str]:
+    """Return the texts in a file of tests, and in what tests share."""
+    paths = (path, *(REPOSITORY / "tests" / "support").rglob("*.py"))
+    nodes = chain.from_iterable(ast.walk(ast.parse(path.read_text())) for path in paths)
+    constants = (node.value for node in nodes if isinstance(node, ast.Constant))
+    return frozenset(value for value in constants if isinstance(value, str))
+
+
+def test_each_line_about_security_names_a_test() -> None:
+    rows = 0
+    shown = False
+    for line in (REPOSITORY / "docs" / "security.md").read_text().splitlines():
+        shown = line.startswith("|") and (shown or line.endswith("| shown by |"))
+        if shown and not line.startswith("|-") and not line.endswith("| shown by |"):
+            assert _TEST.search(line.rsplit("|", 2)[1]), line
+            rows += 1
+    assert rows > 30
+
+
 def test_configurations_are_valid() -> None:
     sections = {name.partition(".")[0] for name in declared()}
     checked = 0

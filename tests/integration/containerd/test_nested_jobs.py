@@ -115,3 +115,25 @@ def test_links_of_jobs(jobs: VM, machine: Machine) -> None:
 
 def _works(machine: Machine, script: str) -> bool:
     return bool(machine.host.run("sh", "-c", script, check=False).returncode == 0)
+
+
+# What is left for `privileged: true`; docs/compatibility.md says which jobs need it.
+NEEDS_PRIVILEGED = {
+    "sysctls of the host": "sysctl -w vm.swappiness=$(cat /proc/sys/vm/swappiness)",
+    "owners of devices": "chown 0:0 /dev/fuse",
+    "loop devices": "cd /var/vcap/data; truncate -s 1M image && "
+    "loop=$(losetup --find --show image) && losetup --detach $loop",
+    "a writable sysfs": "mkdir -p /mnt/sys && mount -t sysfs none /mnt/sys && umount /mnt/sys",
+}
+
+
+@pytest.fixture(scope="module")
+def privileged(machine: Machine, stemcell: str, before: None) -> VM:
+    return machine.create_vm(stemcell, {"privileged": True, "mounts": [PROGRAMS]})
+
+
+@pytest.mark.parametrize("need", NEEDS_PRIVILEGED)
+def test_what_needs_a_privileged_vm(jobs: VM, privileged: VM, need: str) -> None:
+    assert in_vm(jobs, NEEDS_PRIVILEGED[need]).returncode != 0
+    done = in_vm(privileged, NEEDS_PRIVILEGED[need])
+    assert done.returncode == 0, done.stdout + done.stderr
