@@ -76,6 +76,10 @@ _ALL = (
         _SYSCALL + "c(176, b\"nosuch\", 0); sys.exit(ctypes.get_errno() != 2)"), HOST,
            "/proc/modules"),
     Attack("the kernel's log", _python(_SYSCALL + "sys.exit(c(103, 10, None, 0) < 0)"), HOST),
+    # Every cgroup namespace hides it, whatever the VM's capabilities (cgroup_namespaces(7)).
+    Attack("release_agent of a cgroup hierarchy", "d=$(mktemp -d) && mount -t cgroup -o pids c $d "
+           '|| exit 1; old=$(cat $d/release_agent) && echo "$old" > $d/release_agent; s=$?; '
+           "umount $d; rmdir $d; exit $s", HOST, "/sys/fs/cgroup/pids/release_agent"),
     Attack("making the guests' socket's folder writable",
            "mount -o remount,bind,rw /var/vcap/bosh-cpi && touch /var/vcap/bosh-cpi/mine "
            "&& rm /var/vcap/bosh-cpi/mine", EXPOSED),
