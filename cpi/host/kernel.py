@@ -11,7 +11,7 @@ MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 # asm-generic/unistd.h: the same on every architecture; linux/mount.h, linux/fcntl.h
 SYS_open_tree, SYS_move_mount, SYS_mount_setattr = 428, 429, 442
 OPEN_TREE_CLONE, OPEN_TREE_CLOEXEC, MOVE_MOUNT_F_EMPTY_PATH = 1, 0o2000000, 4
-MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_IDMAP = 1, 2, 4, 0x100000
+MOUNT_ATTR_RDONLY, MOUNT_ATTR_IDMAP = 1, 0x100000
 AT_FDCWD, AT_EMPTY_PATH = -100, 0x1000
 
 # linux/sched.h

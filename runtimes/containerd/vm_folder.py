@@ -179,10 +179,10 @@ class VMFolder:
     def _map_ids(self, target: Path, read_only: bool, must_map: bool) -> None:
         """Show what is mounted at a folder under the VM's ids instead.
 
-        What the mount forbids here, root in the VM cannot allow again (mount_namespaces(7)).
+        What is read-only here, root in the VM cannot make writable (mount_namespaces(7)). The other
+        flags only concern the VM itself, and locked they could not be left out in containers there.
         """
-        attributes = kernel.MOUNT_ATTR_NOSUID | kernel.MOUNT_ATTR_NODEV
-        attributes |= kernel.MOUNT_ATTR_RDONLY * read_only
+        attributes = kernel.MOUNT_ATTR_RDONLY * read_only
         try:
             tree = id_maps.clone(target, self.user_namespace, attributes)
         except OSError as error:

@@ -64,7 +64,7 @@ def jobs(
 
 
 def test_an_ordinary_job(jobs: VM) -> None:
-    done = run(jobs, Job(_ORDINARY, memory=256 << 20, processes=100, open_files=500))
+    done = run(jobs, Job(_ORDINARY, processes=100, open_files=500))
     assert done.returncode == 0, done.stdout + done.stderr
     # What the job was refused, the VM itself is not.
     assert in_vm(jobs, "setpriv --reuid 1000 unshare --user true").returncode == 0
@@ -84,9 +84,9 @@ def test_a_limit_of_a_job_holds(jobs: VM, limit: str) -> None:
     free, limited = run(jobs, Job(job.script)), run(jobs, job)
     assert free.returncode == 0, free.stdout + free.stderr
     assert limited.returncode != 0
-    # The kernel passes memory and processes on only from cgroups without processes of their own,
-    # which runit does not make (cgroup-v2.rst, "No Internal Process Constraint").
-    starts = limit == "open files" or has_systemd(jobs) or not cgroups.is_v2()
+    # The kernel passes memory on only from cgroups without processes of their own, which runit does
+    # not make (cgroup-v2.rst, "No Internal Process Constraint").
+    starts = limit != "memory" or has_systemd(jobs) or not cgroups.is_v2()
     assert ("runc" not in limited.stderr) == starts  # the job failed, or its start
 
 
