@@ -42,10 +42,17 @@ class GuestHost:
     """Boot a guest with `with`; then `run` and the like act in it as root.
 
     memory: in MiB; port: of ssh on 127.0.0.1, else a free one; log: the console's, kept at the end.
+    running: connect to the guest that another process has booted, and leave it running.
     """
 
     def __init__(
-        self, image: GuestImage, *, memory: int = MEMORY_MIB, port: int = 0, log: Path | None = None
+        self,
+        image: GuestImage,
+        *,
+        memory: int = MEMORY_MIB,
+        port: int = 0,
+        log: Path | None = None,
+        running: bool = False,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bosh-cpi-guest-"))
         self.console = log or self.folder / "console.log"
@@ -53,6 +60,7 @@ class GuestHost:
         self.boot_seconds = 0.0
         self._image = image
         self._memory = memory
+        self._running = running
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "GuestHost":
@@ -113,7 +121,9 @@ class GuestHost:
         git = ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others"]
         listed = subprocess.run([*git, "--exclude-standard"], check=True, capture_output=True)
         names = [name for name in listed.stdout.decode().split("\0") if name]
-        names += [str(_STEMCELLS / path.name) for path in stemcell_source.CACHE.glob("*.tgz")]
+        there = self.run("ls", f"{folder}/{_STEMCELLS}", check=False).stdout.split()
+        cached = [path.name for path in stemcell_source.CACHE.glob("*.tgz")]
+        names += [str(_STEMCELLS / name) for name in cached if name not in there]
         present = [name for name in names if os.path.lexists(REPOSITORY / name)]
         archive = self.folder / "checkout.tar"
         tar = ["tar", "--create", f"--file={archive}", f"--directory={REPOSITORY}"]
@@ -151,8 +161,8 @@ class GuestHost:
 
     def stop(self) -> None:
         """End the guest and remove its files."""
+        self._close_ssh()
         if self._process is not None:
-            self._close_ssh()
             self._process.terminate()
             try:
                 self._process.wait(30)
@@ -164,11 +174,18 @@ class GuestHost:
     def _start(self) -> None:
         host = f"[127.0.0.1]:{self.port} {self._image.host_key}\n"
         (self.folder / "known_hosts").write_text(host)
+        start = time.monotonic()
+        if not self._running:
+            self._boot()
+        self._await(self._boot_id, "ssh in the guest")
+        self._open_ssh()
+        self.boot_seconds = time.monotonic() - start
+
+    def _boot(self) -> None:
         disk = self.folder / "disk.qcow2"
         base = ["-F", "raw", "-b", str(self._image.disk)]
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", *base, str(disk)]
         subprocess.run(argv, check=True)
-        start = time.monotonic()
         with open(self.folder / "qemu.log", "wb") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *self._qemu(disk)],
@@ -177,9 +194,6 @@ class GuestHost:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us; we stop it after the cleanup
             )
-        self._await(self._boot_id, "ssh in the guest")
-        self._open_ssh()
-        self.boot_seconds = time.monotonic() - start
 
     def _qemu(self, disk: Path) -> list[str]:
         """Return QEMU's command: two CPUs, a disk, one card, and no access to the network.
