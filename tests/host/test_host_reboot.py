@@ -48,6 +48,8 @@ def test_vms_are_shut_down_and_back(cpi: InstalledCpi, vms: dict[str, str]) -> N
     assert cpi.inside(systemd_vm, f"cat {hint}/file") == "data"
     assert guest.sh(f"ls {STATE}/vms/{systemd_vm}/data/stopped")
     cpi.call("detach_disk", systemd_vm, disk)
+    forwarded = guest.sh("iptables -S FORWARD").splitlines()
+    assert len(forwarded) == len(set(forwarded)), forwarded
     _check_shutdown(cpi)
 
 
