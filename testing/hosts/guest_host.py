@@ -1,16 +1,19 @@
 """A whole host for tests: a QEMU guest of Debian, in emulation, on an overlay of a cached image.
 
     python3 -m testing.hosts.guest_host [--install] [COMMAND...]
+    python3 -m testing.hosts.guest_host --stay --port 2222
 
-boots one, and runs a command or a shell in it, by ssh on loopback. What it changes is gone at the
-end. It has a kernel of its own, systemd as its first process, cgroup v2, AppArmor and Docker: see
-testing/hosts/guest_image.py. It reaches no network, not even this host's. Needs root.
+boots one, and runs a command or a shell in it, by ssh on loopback, or leaves it up. What it changes
+is gone at the end. It has a kernel of its own, systemd as its first process, cgroup v2, AppArmor
+and Docker: see testing/hosts/guest_image.py. It reaches no network, not even this host's.
+Needs root.
 """
 
 import argparse
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -154,6 +157,11 @@ class GuestHost:
         self._open_ssh()
         return time.monotonic() - start
 
+    def wait(self) -> None:
+        """Wait until the guest has ended, by itself."""
+        if self._process is not None:
+            self._process.wait()
+
     def console_tail(self, size: int = 4000) -> str:
         """Return the end of what the guest wrote to its console."""
         text = self.console.read_bytes() if self.console.exists() else b""
@@ -265,12 +273,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="of ssh on 127.0.0.1 (a free one)")
     parser.add_argument("--checkout", action="store_true", help=f"copy this checkout to {CHECKOUT}")
     parser.add_argument("--install", action="store_true", help="the same, and run `make install`")
+    parser.add_argument("--stay", action="store_true", help="leave it up until Ctrl-C or SIGTERM")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="with its arguments (a shell)")
     options = parser.parse_args(argv)
 
     def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         image = guest_image(options.suite)
         with ExitStack() as undo:
@@ -281,6 +291,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 guest.put_checkout()
             if options.install:
                 say(f"installed in {guest.install():.0f} s")
+            if options.stay:
+                guest.wait()
+                return 0
             terminal = ["-t"] if sys.stdin.isatty() else []
             command = [shlex.join(options.command)] if options.command else []
             return subprocess.run([*guest.ssh(*terminal), *command], check=False).returncode

@@ -5,7 +5,7 @@ everything (`make test-host`). BOSH_CPI_TEST_HOST_SUITE names Debian's suite, an
 BOSH_CPI_TEST_HOST_LOGS a folder in which the guest's console and journal are kept.
 
 BOSH_CPI_TEST_HOST_PORT: use the guest that is up already, with ssh on this port of 127.0.0.1, as
-`python -m testing.hosts.guest_host --port PORT` leaves it, and any of the files:
+`python -m testing.hosts.guest_host --stay --port PORT` leaves it, and any of the files:
 
     BOSH_CPI_TEST_HOST_PORT=2222 .venv/bin/python -m pytest tests/host/test_vm_limits.py
 """
