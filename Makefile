@@ -71,7 +71,7 @@ test-fast: $(VENV)/.done proto ## run what needs neither root nor a daemon, in s
 
 test-host: setup test-packages ## run what needs a whole host, in a QEMU guest of Debian (SUITE=bookworm, LOGS=folder)
 	@BOSH_CPI_TEST_HOST=all $(if $(SUITE),BOSH_CPI_TEST_HOST_SUITE=$(SUITE)) \
-		$(if $(LOGS),BOSH_CPI_TEST_HOST_LOGS=$(LOGS)) $(BIN)/python -m pytest tests/host
+		$(if $(LOGS),BOSH_CPI_TEST_HOST_LOGS=$(LOGS)) $(BIN)/python -m pytest -o faulthandler_timeout=5400 tests/host
 
 lint: $(VENV)/.done proto ## ruff and mypy --strict
 	@$(BIN)/ruff check .

@@ -48,7 +48,6 @@ class Service:
     def _open(self) -> list[Listener]:
         """Return a listener for each socket, also for those that systemd has opened."""
         given = sockets.from_systemd()
-        tcp = next((opened for opened in given if opened.family != socket.AF_UNIX), None)
         unix = [opened for opened in given if opened.family == socket.AF_UNIX]
         config = self._config
         main = sockets.main_socket(config)
@@ -66,9 +65,15 @@ class Service:
             Listener(self._unix(for_guests, guest, 0o666), GUEST, self._app),
         ]
         if self._tls is not None:
-            tcp = tcp or sockets.tcp(config.text("service.tcp"))
-            listeners.append(Listener(tcp, "", self._app, self._tls))
+            listeners.append(Listener(self._tcp(given), "", self._app, self._tls))
         return listeners
+
+    def _tcp(self, given: list[socket.socket]) -> socket.socket:
+        """Return systemd's socket for service.tcp, or one of our own."""
+        address = self._config.text("service.tcp")
+        tcp = [opened for opened in given if opened.family != socket.AF_UNIX]
+        same = next((opened for opened in tcp if sockets.is_at(opened, address)), None)
+        return same or sockets.tcp(address)
 
     def _unix(
         self, given: socket.socket | None, path: Path, mode: int, group: str = ""

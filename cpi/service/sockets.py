@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import stat
+from ipaddress import ip_address
 from pathlib import Path
 
 from cpi.config.config import Config
@@ -97,6 +98,16 @@ def tcp(address: str) -> socket.socket:
     except (OSError, ValueError) as error:
         raise CPIError(f"cannot listen on {address} (service.tcp): {error}") from None
     return made
+
+
+def is_at(listening: socket.socket, address: str) -> bool:
+    """Tell whether a TCP socket listens at "host:port", with a numeric host."""
+    host, port = listening.getsockname()[:2]
+    wanted, _, number = address.rpartition(":")
+    try:
+        return ip_address(host) == ip_address(wanted.strip("[]")) and str(port) == number
+    except ValueError:
+        return False
 
 
 def tls_context(config: Config) -> ssl.SSLContext:

@@ -3,6 +3,7 @@
 The files beside this module are those of an installation in /opt with the default configuration.
 """
 
+from ipaddress import ip_address
 from pathlib import Path
 
 from cpi.config.config import Config
@@ -34,7 +35,20 @@ def rendered(name: str, config: Config, config_file: str) -> str:
         (CONFIG, config_file),
     ):
         text = text.replace(default, own)
-    return text
+    return text.replace(f"={guest}\n", f"={guest}\n{_tcp(config)}", 1) if name == SOCKET else text
+
+
+def _tcp(config: Config) -> str:
+    """Return the lines for the service's TCP address; none for a host's name: systemd takes none.
+
+    FreeBind: the socket is bound when the host starts, perhaps before the network has the address.
+    """
+    address = config.text("service.tcp")
+    try:
+        ip_address(address.rpartition(":")[0].strip("[]"))
+    except ValueError:
+        return ""
+    return f"ListenStream={address}\nFreeBind=yes\nKeepAlive=yes\n"
 
 
 def install(system: System, config: Config, config_file: str) -> list[Step]:
@@ -42,15 +56,20 @@ def install(system: System, config: Config, config_file: str) -> list[Step]:
 
     Whether the service is wanted is left to the operator.
     """
-    steps = [
-        step
+    changes = {
+        name: written(system, f"{FOLDER}/{name}", rendered(name, config, config_file))
         for name in UNITS
-        for step in written(system, f"{FOLDER}/{name}", rendered(name, config, config_file))
-    ]
+    }
+    other_sockets = bool(changes[SOCKET]) and system.path(f"{FOLDER}/{SOCKET}").exists()
+    steps = [step for change in changes.values() for step in change]
     if steps:
         steps.append(
             Step("systemctl daemon-reload", lambda: system.run("systemctl", "daemon-reload"))
         )
+    if other_sockets:
+        # With the service, which requires it: what runs keeps its sockets otherwise.
+        again = ("systemctl", "try-restart", SOCKET)
+        steps.append(Step(" ".join(again), lambda: system.run(*again)))
     if steps or not _is_enabled(system, VMS):
         words = ("systemctl", "enable", "--now", VMS)
         steps.append(Step(" ".join(words), lambda: system.run(*words)))

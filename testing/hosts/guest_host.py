@@ -1,16 +1,19 @@
 """A whole host for tests: a QEMU guest of Debian, in emulation, on an overlay of a cached image.
 
     python3 -m testing.hosts.guest_host [--install] [COMMAND...]
+    python3 -m testing.hosts.guest_host --stay --port 2222
 
-boots one, and runs a command or a shell in it, by ssh on loopback. What it changes is gone at the
-end. It has a kernel of its own, systemd as its first process, cgroup v2, AppArmor and Docker: see
-testing/hosts/guest_image.py. It reaches no network, not even this host's. Needs root.
+boots one, and runs a command or a shell in it, by ssh on loopback, or leaves it up. What it changes
+is gone at the end. It has a kernel of its own, systemd as its first process, cgroup v2, AppArmor
+and Docker: see testing/hosts/guest_image.py. It reaches no network, not even this host's.
+Needs root.
 """
 
 import argparse
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -42,10 +45,17 @@ class GuestHost:
     """Boot a guest with `with`; then `run` and the like act in it as root.
 
     memory: in MiB; port: of ssh on 127.0.0.1, else a free one; log: the console's, kept at the end.
+    running: connect to the guest that another process has booted, and leave it running.
     """
 
     def __init__(
-        self, image: GuestImage, *, memory: int = MEMORY_MIB, port: int = 0, log: Path | None = None
+        self,
+        image: GuestImage,
+        *,
+        memory: int = MEMORY_MIB,
+        port: int = 0,
+        log: Path | None = None,
+        running: bool = False,
     ) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="bosh-cpi-guest-"))
         self.console = log or self.folder / "console.log"
@@ -53,6 +63,7 @@ class GuestHost:
         self.boot_seconds = 0.0
         self._image = image
         self._memory = memory
+        self._running = running
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> "GuestHost":
@@ -113,7 +124,9 @@ class GuestHost:
         git = ["git", "-C", str(REPOSITORY), "ls-files", "-z", "--cached", "--others"]
         listed = subprocess.run([*git, "--exclude-standard"], check=True, capture_output=True)
         names = [name for name in listed.stdout.decode().split("\0") if name]
-        names += [str(_STEMCELLS / path.name) for path in stemcell_source.CACHE.glob("*.tgz")]
+        there = self.run("ls", f"{folder}/{_STEMCELLS}", check=False).stdout.split()
+        cached = [path.name for path in stemcell_source.CACHE.glob("*.tgz")]
+        names += [str(_STEMCELLS / name) for name in cached if name not in there]
         present = [name for name in names if os.path.lexists(REPOSITORY / name)]
         archive = self.folder / "checkout.tar"
         tar = ["tar", "--create", f"--file={archive}", f"--directory={REPOSITORY}"]
@@ -144,6 +157,11 @@ class GuestHost:
         self._open_ssh()
         return time.monotonic() - start
 
+    def wait(self) -> None:
+        """Wait until the guest has ended, by itself."""
+        if self._process is not None:
+            self._process.wait()
+
     def console_tail(self, size: int = 4000) -> str:
         """Return the end of what the guest wrote to its console."""
         text = self.console.read_bytes() if self.console.exists() else b""
@@ -151,8 +169,8 @@ class GuestHost:
 
     def stop(self) -> None:
         """End the guest and remove its files."""
+        self._close_ssh()
         if self._process is not None:
-            self._close_ssh()
             self._process.terminate()
             try:
                 self._process.wait(30)
@@ -164,11 +182,18 @@ class GuestHost:
     def _start(self) -> None:
         host = f"[127.0.0.1]:{self.port} {self._image.host_key}\n"
         (self.folder / "known_hosts").write_text(host)
+        start = time.monotonic()
+        if not self._running:
+            self._boot()
+        self._await(self._boot_id, "ssh in the guest")
+        self._open_ssh()
+        self.boot_seconds = time.monotonic() - start
+
+    def _boot(self) -> None:
         disk = self.folder / "disk.qcow2"
         base = ["-F", "raw", "-b", str(self._image.disk)]
         argv = ["qemu-img", "create", "-q", "-f", "qcow2", *base, str(disk)]
         subprocess.run(argv, check=True)
-        start = time.monotonic()
         with open(self.folder / "qemu.log", "wb") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *self._qemu(disk)],
@@ -177,9 +202,6 @@ class GuestHost:
                 stderr=log,
                 start_new_session=True,  # Ctrl-C is for us; we stop it after the cleanup
             )
-        self._await(self._boot_id, "ssh in the guest")
-        self._open_ssh()
-        self.boot_seconds = time.monotonic() - start
 
     def _qemu(self, disk: Path) -> list[str]:
         """Return QEMU's command: two CPUs, a disk, one card, and no access to the network.
@@ -251,12 +273,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--port", type=int, default=0, help="of ssh on 127.0.0.1 (a free one)")
     parser.add_argument("--checkout", action="store_true", help=f"copy this checkout to {CHECKOUT}")
     parser.add_argument("--install", action="store_true", help="the same, and run `make install`")
+    parser.add_argument("--stay", action="store_true", help="leave it up until Ctrl-C or SIGTERM")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="with its arguments (a shell)")
     options = parser.parse_args(argv)
 
     def say(message: str) -> None:
         print(message, file=sys.stderr, flush=True)
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         image = guest_image(options.suite)
         with ExitStack() as undo:
@@ -267,6 +291,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 guest.put_checkout()
             if options.install:
                 say(f"installed in {guest.install():.0f} s")
+            if options.stay:
+                guest.wait()
+                return 0
             terminal = ["-t"] if sys.stdin.isatty() else []
             command = [shlex.join(options.command)] if options.command else []
             return subprocess.run([*guest.ssh(*terminal), *command], check=False).returncode

@@ -109,18 +109,13 @@ def _build(suite: str) -> None:
     cache = image.folder.parent
     for old in cache.glob(f"guest-{suite}-*"):
         if "-new-" in old.name or old.stat().st_mtime < time.time() - _UNUSED_SECONDS:
-            _remove(old)
+            stemcell_host.remove_folder(old)
     work = Path(tempfile.mkdtemp(prefix=f"guest-{suite}-new-", dir=cache))
     try:
         _make(work, suite)
         os.rename(work / "image", image.folder)
     finally:
-        _remove(work)
-
-
-def _remove(folder: Path) -> None:
-    """Remove a folder, and nothing of what may still be mounted in it."""
-    run(["rm", "-rf", "--one-file-system", str(folder)])
+        stemcell_host.remove_folder(work)
 
 
 def _recipe(suite: str) -> str:

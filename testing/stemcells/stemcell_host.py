@@ -83,10 +83,21 @@ def work_folder() -> Iterator[Path]:
             run(["mount", "-t", "tmpfs", "-o", "mode=0711,size=75%", "stemcell", str(work)])
         yield work
     finally:
-        if in_memory:
-            with contextlib.suppress(BuildError):
-                run(["umount", "--lazy", str(work)])
-        shutil.rmtree(work, ignore_errors=True)
+        remove_folder(work)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder. Raises BuildError if something is mounted in it and cannot be unmounted.
+
+    mmdebstrap leaves mounts of the host's own files when it is killed.
+    """
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    # Spaces and the like are octal there, see proc(5).
+    targets = [Path(line.split()[4].encode().decode("unicode_escape")) for line in lines]
+    inside = [target for target in targets if folder.resolve() in (target, *target.parents)]
+    for target in reversed(inside):
+        run(["umount", "--lazy", str(target)])
+    run(["rm", "-rf", "--one-file-system", str(folder)])
 
 
 def spare_memory() -> int:

@@ -91,11 +91,6 @@ class InstalledCpi:
         while self.disks:
             self.call("delete_disk", self.disks.pop())
 
-    def delete_stemcells(self) -> None:
-        """Delete the stemcells that tests have uploaded."""
-        while self._stemcells:
-            self.call("delete_stemcell", self._stemcells.popitem()[1])
-
     def init_of(self, vm: str) -> int:
         """Return the process ID of a VM's init, on the guest host."""
         lines = self.guest.sh("ctr -n bosh tasks ls").splitlines()

@@ -52,6 +52,19 @@ def test_paths_are_those_of_the_configuration(tmp_path: Path) -> None:
     assert "/opt/" not in "".join(texts.values())
 
 
+@pytest.mark.parametrize("address", ["0.0.0.0:9443", "[::1]:9443"])
+def test_systemd_holds_the_tcp_socket_too(address: str) -> None:
+    text = units.rendered(units.SOCKET, config_of({"service": {"tcp": address}}), CONFIG)
+    assert f"\nListenStream={address}\nFreeBind=yes\n" in text
+    plain = units.rendered(units.SOCKET, config_of({}), CONFIG)
+    assert set(text.splitlines()) - set(plain.splitlines()) == {
+        f"ListenStream={address}", "FreeBind=yes", "KeepAlive=yes",
+    }  # fmt: skip
+    # systemd takes no names.
+    named = config_of({"service": {"tcp": "localhost:9443"}})
+    assert units.rendered(units.SOCKET, named, CONFIG) == plain
+
+
 def test_vms_are_restored_before_calls_come_and_shut_down_after_them() -> None:
     service = units.rendered(units.SERVICE, config_of({}), CONFIG_FILE)
     vms = units.rendered(units.VMS, config_of({}), CONFIG_FILE)
@@ -85,6 +98,8 @@ def test_units_are_installed_once_and_removed(system: System) -> None:
         f"write /etc/systemd/system/{units.SOCKET}",
         "systemctl daemon-reload",
     ]
+    # Only what listens elsewhere from now on has to be restarted.
+    assert f"systemctl try-restart {units.SOCKET}" in [step.title for step in other]
     for step in units.remove(system):
         step.act()
     assert not units.is_installed(system)
