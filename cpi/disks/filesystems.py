@@ -29,8 +29,11 @@ class FileSystem(ABC):
     magic: tuple[int, bytes]
 
     @abstractmethod
-    def make(self, part: Part) -> None:
-        """Make a new file system. Raises NoDiskSpace, CloudError."""
+    def make(self, part: Part, *, lazily: bool = True) -> None:
+        """Make a new file system. Raises NoDiskSpace, CloudError.
+
+        lazily: leave to the kernel what it can initialize when it is mounted.
+        """
 
     @abstractmethod
     def grow(self, device: Path, target: Path) -> None:
@@ -61,9 +64,10 @@ class Ext4(FileSystem):
     no_replay = "noload"
     magic = (1080, b"\x53\xef")
 
-    def make(self, part: Part) -> None:
-        # Inode tables and the journal are left to the kernel: 100 GiB take no longer than 1 GiB.
-        options = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"
+    def make(self, part: Part, *, lazily: bool = True) -> None:
+        # Inode tables and the journal, lazily: 100 GiB take no longer than 1 GiB.
+        lazy = f"lazy_itable_init={lazily:d},lazy_journal_init={lazily:d}"
+        options = f"{lazy},nodiscard,root_owner=0:0"
         if part.offset:
             options += f",offset={part.offset}"
         # Reserved blocks are for a system's root. On an error, to write on would make it worse.
@@ -100,7 +104,7 @@ class Xfs(FileSystem):
     copy_options = ("nouuid",)
     magic = (0, b"XFSB")
 
-    def make(self, part: Part) -> None:
+    def make(self, part: Part, *, lazily: bool = True) -> None:
         with loop.attached(part) as device:
             _tool(["mkfs.xfs", "-q", "-f", "-K", str(device)], part.image)
 

@@ -153,9 +153,8 @@ def disk(wanted: DomainDisk) -> str:
 def _disk(wanted: DomainDisk) -> Xml.Element:
     root = Xml.Element("disk", type="file", device=wanted.device)
     driver = Xml.SubElement(root, "driver", name="qemu", type=wanted.format)
-    if not wanted.read_only:
-        # What the VM deletes, the host gets back; "unmap" would be the default below a raw disk.
-        driver.set("discard", "unmap" if wanted.discard else "ignore")
+    if wanted.discard and not wanted.read_only:
+        driver.set("discard", "unmap")  # what the VM deletes, the host gets back
     Xml.SubElement(root, "source", file=wanted.path)
     if wanted.backing:
         root.append(_backing_store(*wanted.backing))
