@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _MAX_NAME = 128
+_ANY = "random"  # the warden CPI's name for any network, as bosh-lite's cloud-configs have it
 
 
 def parse(
@@ -49,6 +50,10 @@ def _with_our_keys(network: Network, foreign: ForeignKeys) -> Network:
     where = f"network {shown(network.name)}: cloud_properties"
     known = dict.fromkeys(cni_networks.property_names())
     own = foreign.ours(where, network.cloud_properties, known, CloudError)
+    if own.get("name") == _ANY:
+        del own["name"]
+        foreign.translated.append((where, "name", "network.bridge"))
+        foreign.log.info(f"{where}: took name {_ANY!r}, any network, as network.bridge")
     return replace(network, cloud_properties=own)
 
 

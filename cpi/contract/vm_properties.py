@@ -29,9 +29,14 @@ _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,63}")
 
 _PORT = re.compile(
     r"(?:(?P<host_ip>\[[0-9A-Fa-f:]{2,39}\]|[0-9.]{7,15}):)?"
-    r"(?:(?P<host>[0-9]{1,5}):)?(?P<container>[0-9]{1,5})(?:/(?P<protocol>[a-z]{1,8}))?"
+    r"(?:(?P<host>[0-9]{1,5}(?:-[0-9]{1,5})?):)?(?P<container>[0-9]{1,5}(?:-[0-9]{1,5})?)"
+    r"(?:/(?P<protocol>[a-z]{1,8}))?"
 )
-_PORT_EXAMPLES = '"8080", "8080:80", "8080:80/udp" or "127.0.0.1:8080:80/tcp", or an object'
+_RANGE = re.compile(r"([0-9]{1,5})-([0-9]{1,5})")
+_PORT_EXAMPLES = (
+    '"8080", "8080:80", "8080:80/udp", "127.0.0.1:8080:80/tcp" or "8000-8099", or an object'
+)
+_MAX_PORTS = 4096  # of one VM; each is an entry in the host's firewall
 
 # Paths of a VM that no mount may hide: neither these nor anything below.
 _RESERVED_TREES = (
@@ -68,7 +73,10 @@ def runtime(given: Mapping[str, object]) -> str | None:
 
 
 def _ports(where: str, value: object, error: type[CPIError]) -> tuple[PortForward, ...]:
-    forwards = validate.list_of(_port)(where, value, error)
+    lists = validate.list_of(_port, _MAX_PORTS)(where, value, error)
+    forwards = tuple(forward for some in lists for forward in some)
+    if len(forwards) > _MAX_PORTS:
+        raise error(f"{where} has {len(forwards)} ports; up to {_MAX_PORTS} are published")
     seen: dict[tuple[int, str], set[str | None]] = {}
     for forward in forwards:
         # No host_ip means all of the host's addresses, so it collides with any of them.
@@ -79,7 +87,8 @@ def _ports(where: str, value: object, error: type[CPIError]) -> tuple[PortForwar
     return forwards
 
 
-def _port(where: str, value: object, error: type[CPIError]) -> PortForward:
+def _port(where: str, value: object, error: type[CPIError]) -> tuple[PortForward, ...]:
+    """Return what an item publishes: several ports for a range."""
     if isinstance(value, int):
         # YAML reads 22:22 without quotes as a number in base 60, 1342.
         raise error(f"{where} must be in quotes, such as {_PORT_EXAMPLES}")
@@ -87,18 +96,39 @@ def _port(where: str, value: object, error: type[CPIError]) -> PortForward:
         value = _port_from_text(where, value, error)
     if not isinstance(value, dict):
         raise validate.wrong(where, _PORT_EXAMPLES, value, error)
-    port = validate.fields(where, value, _PORT_KEYS, error, required=("container",))
-    return PortForward(**{"host": port["container"], **port})
+    port = validate.fields(where, value, _PORT_KEYS, error)
+    own = {side: port.pop(side) for side in ("host", "container") if side in port}
+    if not own:
+        raise error(f"{where} needs host or container: a port, or a range of ports")
+    host, container = (own.get(side) or next(iter(own.values())) for side in ("host", "container"))
+    if len(host) != len(container):
+        raise error(f"{where}: {len(host)} ports of the host for {len(container)} of the VM")
+    return tuple(PortForward(a, b, **port) for a, b in zip(host, container, strict=True))
 
 
 def _port_from_text(where: str, text: str, error: type[CPIError]) -> dict[str, object]:
     match = _PORT.fullmatch(text)
     if match is None:
-        ranges = "; ranges are not supported, list each port" if "-" in text else ""
-        raise error(f"{where} must be {_PORT_EXAMPLES}{ranges}; got {shown(text, 60)}")
-    ports = {key: int(match[key]) for key in ("host", "container") if match[key]}
+        raise error(f"{where} must be {_PORT_EXAMPLES}; got {shown(text, 60)}")
+    ports = {
+        side: match[side] if "-" in match[side] else int(match[side])
+        for side in ("host", "container")
+        if match[side]
+    }
     address = (match["host_ip"] or "").strip("[]")
     return {**ports, "protocol": match["protocol"], "host_ip": address or None}
+
+
+def _port_numbers(where: str, value: object, error: type[CPIError]) -> range:
+    """Check a port, or a range of ports such as "1024-1123"."""
+    match = _RANGE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        port = _PORT_NUMBER(where, value, error)
+        return range(port, port + 1)
+    first, last = (_PORT_NUMBER(where, int(text), error) for text in match.groups())
+    if first > last:
+        raise error(f"{where} must be a range of ports, the lower one first, got {shown(match[0])}")
+    return range(first, last + 1)
 
 
 def _host_ip(where: str, value: object, error: type[CPIError]) -> str:
@@ -137,8 +167,8 @@ _HYPERVISOR_WORD = validate.matching(_WORD.fullmatch, "a word such as q35 or Sky
 _PORT_NUMBER = validate.integer(1, 65535)
 
 _PORT_KEYS = {
-    "host": _PORT_NUMBER,
-    "container": _PORT_NUMBER,
+    "host": _port_numbers,
+    "container": _port_numbers,
     "protocol": validate.choice(("tcp", "udp")),
     "host_ip": _host_ip,
 }

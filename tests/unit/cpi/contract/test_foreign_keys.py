@@ -51,6 +51,14 @@ def test_disks_and_networks_ignore_them_too() -> None:
     assert "'n': cloud_properties: ignored unknown keys: 'security_groups', 'subnet'\n" in log.text
 
 
+def test_any_network_of_the_warden_cpi_is_the_default_one() -> None:
+    log = Log(quiet=True)
+    networks = {"n": {"type": "dynamic", "cloud_properties": {"name": "random"}}}
+    (network,) = vm_networks.parse(networks, log, ForeignKeys(log))
+    assert network.cloud_properties == {}
+    assert "took name 'random', any network, as network.bridge" in log.text
+
+
 @pytest.mark.parametrize(
     ("given", "properties"),
     [

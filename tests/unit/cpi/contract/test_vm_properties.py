@@ -99,6 +99,8 @@ def test_runtime_must_be_a_name() -> None:
         ("[::1]:8080:80", PortForward(8080, 80, "tcp", "::1")),
         ({"host": 8080, "container": 80}, PortForward(8080, 80)),
         ({"container": 80}, PortForward(80, 80)),
+        ({"host": 80}, PortForward(80, 80)),
+        ({"host": 80, "container": None}, PortForward(80, 80)),
         (
             {"host": 1, "container": 2, "protocol": "udp", "host_ip": "0:0::1"},
             PortForward(1, 2, "udp", "::1"),
@@ -110,10 +112,28 @@ def test_ports(given: object, forward: PortForward) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "first", "last", "count"),
+    [
+        ("8000-8099", PortForward(8000, 8000), PortForward(8099, 8099), 100),
+        ({"host": "1024-1123"}, PortForward(1024, 1024), PortForward(1123, 1123), 100),
+        ("127.0.0.1:53-54:5300-5301/udp", PortForward(53, 5300, "udp", "127.0.0.1"),
+         PortForward(54, 5301, "udp", "127.0.0.1"), 2),
+    ],
+)  # fmt: skip
+def test_ranges_of_ports(given: object, first: PortForward, last: PortForward, count: int) -> None:
+    ports = vm_properties.parse({"ports": [given]}).ports
+    assert (ports[0], ports[-1], len(ports)) == (first, last, count)
+
+
+@pytest.mark.parametrize(
     ("given", "reason"),
     [
         (1342, 'ports[0] must be in quotes, such as "8080"'),
-        ("8000-8010:8000-8010", "ranges are not supported, list each port; got '8000-8010:8000"),
+        ("8000-8010:8000-8011", "ports[0]: 11 ports of the host for 12 of the VM"),
+        ("8000-8010:80", "ports[0]: 11 ports of the host for 1 of the VM"),
+        ("8010-8000", "ports[0].container must be a range of ports, the lower one first, got '80"),
+        ("0-10", "ports[0].container must be a whole number, 1 to 65535, got 0"),
+        ("1-4097", "ports has 4097 ports; up to 4096 are published"),
         ("0:80", "ports[0].host must be a whole number, 1 to 65535, got 0"),
         ("80:65536", "ports[0].container must be a whole number, 1 to 65535, got 65536"),
         ("80:80/icmp", "ports[0].protocol must be one of tcp, udp, got 'icmp'"),
@@ -122,7 +142,7 @@ def test_ports(given: object, forward: PortForward) -> None:
         ("$(x)", "got '$(x)'"),
         ("", "got ''"),
         (None, "ports[0] must be"),
-        ({"host": 80}, "ports[0].container must be a whole number, 1 to 65535, got null"),
+        ({}, "ports[0] needs host or container"),
         ({"container": "80"}, "ports[0].container must be a whole number, 1 to 65535, without"),
         (
             {"container": 80, "proto": "tcp"},
