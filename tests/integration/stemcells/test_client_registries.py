@@ -136,3 +136,4 @@ def test_a_private_image_is_only_for_who_may_read_it(
         client = served(machine, stack, rules=rules, **settings)
         assert client("create_stemcell", str(image), light)["result"] == stemcell
         assert client("delete_stemcell", stemcell)["error"] is None
+    machine.call("delete_stemcell", stemcell)  # which root holds as well

@@ -119,8 +119,10 @@ class RemoteMachine(KvmMachine):
         return super().metadata_of(cid)
 
     def kept_by_cpi(self) -> list[str]:
-        """Return the CPI's files on its own machine."""
-        return sorted(str(path) for path in own_state(self.host).rglob("*") if path.is_file())
+        """Return the CPI's files on its own machine, but for those of who holds stemcells."""
+        own = own_state(self.host)
+        files = (path for path in own.rglob("*") if path.is_file())
+        return sorted(str(path) for path in files if own / "stemcells" not in path.parents)
 
     def leftovers(self) -> dict[str, Sequence[str]]:
         """Return all parts of VMs and disks, of libvirt and of the CPI."""
