@@ -1,6 +1,6 @@
 """How the configuration says that registries are reached, for runtimes and `bosh-cpi stemcell`."""
 
-import errno
+import ipaddress
 import socket
 from typing import TYPE_CHECKING
 
@@ -37,11 +37,11 @@ def _destinations(config: Config) -> "Destinations":
 
 
 def _is_own(address: "IPAddress") -> bool:
-    """Return whether an address is one of this host's: only those can be bound."""
+    """Return whether an address is one of this host's: its own source, by the routing table."""
     family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
-    with socket.socket(family, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.bind((str(address), 0))
-        except OSError as error:
-            return error.errno != errno.EADDRNOTAVAIL
-    return True
+    try:
+        with socket.socket(family, socket.SOCK_DGRAM) as probe:
+            probe.connect((str(address), 9))  # sends nothing
+            return ipaddress.ip_address(probe.getsockname()[0]) == address
+    except OSError:  # no route, or no such family here
+        return False

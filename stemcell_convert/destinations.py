@@ -17,13 +17,17 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
 
-from stemcell_convert.proxies import Proxies, ProxyAdapter
+from stemcell_convert.proxies import PORTS, Proxies, ProxyAdapter
 from stemcell_convert.stemcell_errors import StemcellError
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-_PORTS = {"http": 80, "https": 443}
+_MAX_BODY = 1 << 20  # bytes of what is no layer: log-ins, redirects, the first answer
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")  # RFC 6052; the last 32 bits are an IPv4 address
+
+# They lead into networks of the host's own, and Python takes them for public: local NAT64
+# (RFC 8215), site-local addresses (RFC 3879), IPv4 addresses in IPv6's form.
+_CLOSED = tuple(map(ipaddress.IPv6Network, ("64:ff9b:1::/48", "fec0::/10", "::/96")))
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class Destinations:
 
     def _is_open(self, address: IPAddress) -> bool:
         address = _embedded(address)
-        public = address.is_global and not address.is_multicast
+        closed = address.is_multicast or any(address in network for network in _CLOSED)
+        public = address.is_global and not closed
         return public and not self.is_own(address)
 
 
@@ -90,9 +95,15 @@ class RegistryAdapter(ProxyAdapter):
             )
         if self._destinations is not None and self._proxies.of(request.url or ""):
             self._require_open(
-                self._destinations, url.hostname or "", url.port or _PORTS[url.scheme]
+                self._destinations, url.hostname or "", url.port or PORTS[url.scheme]
             )
-        return super().send(request, **options)
+        response = super().send(request, **{**options, "stream": True})
+        if response.is_redirect or not options.get("stream"):
+            # requests would read all of it, however much a registry sends.
+            response._content = response.raw.read(_MAX_BODY, decode_content=True)
+            response._content_consumed = True  # type: ignore[attr-defined]
+            response.raw.close()  # of no effect on a connection that has given all
+        return response
 
     def _require_open(self, destinations: Destinations, host: str, port: int) -> None:
         """Refuse what is not open as far as this host knows it: the proxy resolves names itself."""

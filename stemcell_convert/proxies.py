@@ -14,7 +14,7 @@ import requests.adapters
 # Registries on this machine, which a proxy elsewhere would look for on its own.
 LOOPBACK = ("localhost", "127.0.0.0/8", "::1")
 
-_PORTS = {"http": 80, "https": 443}
+PORTS = {"http": 80, "https": 443}
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Proxies:
     def of(self, url: str, environment: Mapping[str, str] = os.environ) -> str:
         """Return the URL of the proxy for a request, "" for none."""
         parts = urlsplit(url)
-        host, port = parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 0)
+        host, port = parts.hostname or "", parts.port or PORTS.get(parts.scheme, 0)
         if _is_excepted(host, port, self.without):
             return ""
         if self.http or self.https:

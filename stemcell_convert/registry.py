@@ -127,6 +127,8 @@ class Registry:
                         break
                     raise RegistryUnreachable(f"{self._name}: the connection ended early")
                 except RegistryUnreachable as error:
+                    if done == before:
+                        pace.restart()
                     failures = 1 if done - before >= _WINDOW_BYTES else failures + 1
                     if failures >= _TRIES:
                         raise
@@ -156,10 +158,16 @@ class _Pace:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._since, self._bytes = time.monotonic(), 0
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew with the next bytes: a wait for the first ones has a deadline of its own."""
+        self._since: float | None = None
+        self._bytes = 0
 
     def came(self, count: int) -> None:
         """Note that bytes have come. Raises StemcellError when they were few for a while."""
+        self._since = self._since or time.monotonic()
         self._bytes += count
         seconds = time.monotonic() - self._since
         if seconds < _WINDOW_SECONDS:
@@ -167,7 +175,7 @@ class _Pace:
         if self._bytes < _WINDOW_BYTES:
             raise StemcellError(
                 f"{self._name}: the registry sent {self._bytes} bytes of a layer in {seconds:.0f} "
-                f"s; less than {_WINDOW_BYTES >> 10} KiB in {_WINDOW_SECONDS} s is given up"
+                f"s; one slower than {_WINDOW_BYTES >> 10} KiB in {_WINDOW_SECONDS} s is given up"
             )
         self._since, self._bytes = time.monotonic(), 0
 

@@ -125,7 +125,7 @@ KEYS = (
         type="boolean",
         default=False,
         doc="Ask the registry for the image also when it is imported already, so that nobody gets "
-        "one that the own credentials would not give. The service sets it for its clients.",
+        "one that its own credentials could not fetch. The service sets it for its clients.",
     ),
     Key(
         "registry.require_digest",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from cpi import validate
+from cpi.contract.values import MAX_MIB
 from cpi.text import shown
 
 TYPE_CHECKING = False
@@ -117,7 +118,7 @@ class ForeignKeys:
                 value = value.get(part.field) if isinstance(value, dict) else None
             if value is None or own.get(part.ours) is not None:
                 continue
-            size = validate.number(0)(f"{where}.{part.shown}", value, error)
+            size = validate.number(0, MAX_MIB)(f"{where}.{part.shown}", value, error)
             own[part.ours] = int(size * part.factor) if size == int(size) else size * part.factor
             used.append(part)
         return used

@@ -70,8 +70,8 @@ def metadata(where: str, value: object) -> Mapping[str, str]:
     size = sum(len(f"{name}{text}".encode(errors="replace")) for name, text in texts.items())
     if len(texts) > MAX_METADATA or size > MAX_METADATA_SIZE:
         raise InvalidCall(
-            f"{where}: {len(texts)} entries of {size} bytes are too much; up to {MAX_METADATA} "
-            f"entries and {MAX_METADATA_SIZE} bytes are kept: shorten the deployment's tags"
+            f"{where}: {len(texts)} entries ({size} bytes) are too many; the limit is "
+            f"{MAX_METADATA} entries and {MAX_METADATA_SIZE} bytes: shorten the deployment's tags"
         )
     return texts
 

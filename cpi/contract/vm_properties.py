@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import chain, islice
 
 from cpi import validate
 from cpi.contract import foreign_keys
@@ -13,7 +14,7 @@ from cpi.text import shown
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from cpi.contract.foreign_keys import ForeignKeys
     from cpi.errors import CPIError
@@ -74,9 +75,10 @@ def runtime(given: Mapping[str, object]) -> str | None:
 
 def _ports(where: str, value: object, error: type[CPIError]) -> tuple[PortForward, ...]:
     lists = validate.list_of(_port, _MAX_PORTS)(where, value, error)
-    forwards = tuple(forward for some in lists for forward in some)
+    # Not one more is made than is refused: a few characters may stand for 65,535.
+    forwards = tuple(islice(chain.from_iterable(lists), _MAX_PORTS + 1))
     if len(forwards) > _MAX_PORTS:
-        raise error(f"{where} has {len(forwards)} ports; up to {_MAX_PORTS} are published")
+        raise error(f"{where} has more than {_MAX_PORTS} ports, which is the limit")
     seen: dict[tuple[int, str], set[str | None]] = {}
     for forward in forwards:
         # No host_ip means all of the host's addresses, so it collides with any of them.
@@ -87,8 +89,8 @@ def _ports(where: str, value: object, error: type[CPIError]) -> tuple[PortForwar
     return forwards
 
 
-def _port(where: str, value: object, error: type[CPIError]) -> tuple[PortForward, ...]:
-    """Return what an item publishes: several ports for a range."""
+def _port(where: str, value: object, error: type[CPIError]) -> Iterator[PortForward]:
+    """Check an item; return what it publishes, several ports for a range."""
     if isinstance(value, int):
         # YAML reads 22:22 without quotes as a number in base 60, 1342.
         raise error(f"{where} must be in quotes, such as {_PORT_EXAMPLES}")
@@ -103,7 +105,7 @@ def _port(where: str, value: object, error: type[CPIError]) -> tuple[PortForward
     host, container = (own.get(side) or next(iter(own.values())) for side in ("host", "container"))
     if len(host) != len(container):
         raise error(f"{where}: {len(host)} ports of the host for {len(container)} of the VM")
-    return tuple(PortForward(a, b, **port) for a, b in zip(host, container, strict=True))
+    return (PortForward(a, b, **port) for a, b in zip(host, container, strict=True))
 
 
 def _port_from_text(where: str, text: str, error: type[CPIError]) -> dict[str, object]:

@@ -167,8 +167,11 @@ def mount_device(
     Raises CloudError naming it, and its superblock's fault, or the options when they may be the
     reason.
     """
-    with device.open("rb") as file:
-        head, size = file.read(superblock.SIZE), file.seek(0, os.SEEK_END)
+    try:
+        with device.open("rb") as file:
+            head, size = file.read(superblock.SIZE), file.seek(0, os.SEEK_END)
+    except OSError as error:
+        raise CloudError(f"cannot read {device}: {error.strerror}") from None
     if problem := superblock.problem(fstype, head, size):
         raise CloudError(f"the {fstype} of {device} is not mounted: {problem}")
     # After an error the superblock may ask for a panic of the host.

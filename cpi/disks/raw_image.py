@@ -63,11 +63,13 @@ def _partition_size(image: Path) -> int:
 def create(image: Path, cid: str, size_mib: int, filesystem: str, *, preallocate: bool) -> None:
     """Make a disk of `size_mib` MiB. Raises NoDiskSpace, CloudError."""
     make_sparse(image, size_mib)
+    if preallocate:
+        allocate(image)
     write_table(image, cid)
     # What a VM's kernel initializes later, by writing zeros, it would give back to the host.
     FILE_SYSTEMS[filesystem].make(part_of(image), lazily=not preallocate)
     if preallocate:
-        allocate(image)
+        allocate(image)  # what the tool has made holes of
 
 
 def make_sparse(image: Path, size_mib: int) -> None:

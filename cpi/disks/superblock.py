@@ -2,7 +2,7 @@
 
 The kernel trusts a superblock in much: ext4's says what happens after an error (a panic of the
 whole host, if it likes), which other block device holds its journal, and mount options that nobody
-else gave. Only features that the tools set which make stemcells and disks are let through.
+else gave. Only features are allowed that the tools set which make stemcells and disks.
 
 Layouts: fs/ext4/ext4.h (struct ext4_super_block) and fs/xfs/libxfs/xfs_format.h (struct xfs_dsb).
 """
@@ -146,7 +146,7 @@ def _unknown(block: Mapping[str, int], known: Mapping[str, int]) -> str:
     """Return which features are not let through, or ""."""
     for name, features in known.items():
         if left := block[name] & ~features:
-            return f"it has features that are not let through ({name} {left:#x})"
+            return f"it has features that are not allowed ({name} {left:#x})"
     return ""
 
 

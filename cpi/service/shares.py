@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-# They pull, convert or copy for minutes.
-LONG = frozenset({"create_stemcell", "snapshot_disk", "resize_disk", "update_disk"})
+# They pull, convert or copy for minutes, or wait for one that does.
+LONG = frozenset(
+    {"create_stemcell", "delete_stemcell", "snapshot_disk", "resize_disk", "update_disk"}
+)
 
 
 @dataclass(eq=False)
@@ -28,7 +30,7 @@ class Shares:
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._of_client = limit - limit // 4
+        self._of_client = max(1, limit * 3 // 4)
         self._long = max(1, limit // 2)
         self._long_of_client = max(1, limit // 4)
         self._changed = threading.Condition()

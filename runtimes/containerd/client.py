@@ -184,7 +184,7 @@ class Client:
                 raise
 
         replies: list[Reply] = []
-        stall = Stall(lambda: disconnect(self.address), self._timeout)
+        stall = Stall(lambda: disconnect(self.address), self._is_alive, self._timeout)
         stream = stub(paced(), metadata=self._metadata(lease))
         try:
             with stall:
@@ -206,6 +206,14 @@ class Client:
             window.release(ahead)
             stream.cancel()
         return replies
+
+    def _is_alive(self) -> bool:
+        """Tell whether containerd answers at all."""
+        try:
+            self.call("version.v1.Version/Version", Empty(), Empty, doing="asking for its version")
+        except CPIError:
+            return False
+        return True
 
     def _metadata(self, lease: str | None) -> tuple[tuple[str, str], ...]:
         pairs = (("containerd-namespace", self._namespace),)

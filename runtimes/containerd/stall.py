@@ -2,6 +2,7 @@
 
 import os
 import socket
+import stat
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -16,23 +17,29 @@ def disconnect(address: str) -> None:
     path = os.path.realpath(address)
     for name in os.listdir("/proc/self/fd"):
         try:
+            if not stat.S_ISSOCK(os.fstat(int(name)).st_mode):
+                continue
             with socket.socket(fileno=os.dup(int(name))) as connection:
                 peer = connection.getpeername()
                 if isinstance(peer, str) and peer and os.path.realpath(peer) == path:
                     connection.shutdown(socket.SHUT_RDWR)
-        except OSError:  # no socket, not connected, or closed meanwhile
+        except OSError:  # not connected, or closed meanwhile
             continue
 
 
 class Stall:
     """Calls `cancel` when nothing has moved for some seconds although replies are owed.
 
-    Use it with `with`. While nothing is owed the sender may take its time.
+    Use it with `with`. While nothing is owed the sender may take its time, and while `is_alive`
+    says so the other side: a large blob is long on its way to the disk.
     """
 
-    def __init__(self, cancel: Callable[[], object], seconds: float) -> None:
+    def __init__(
+        self, cancel: Callable[[], object], is_alive: Callable[[], bool], seconds: float
+    ) -> None:
         self.was_noticed = False
         self._cancel = cancel
+        self._is_alive = is_alive
         self._seconds = seconds
         self._moved = threading.Event()
         self._lock = threading.Lock()
@@ -71,7 +78,7 @@ class Stall:
         while not self._ended:
             moved = self._moved.wait(self._seconds)
             self._moved.clear()
-            if not moved and self._owed:
+            if not moved and self._owed and not self._is_alive() and not self._moved.is_set():
                 self.was_noticed = True
                 self._cancel()
                 return

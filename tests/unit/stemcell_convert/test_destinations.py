@@ -3,6 +3,7 @@
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import requests
@@ -63,7 +64,8 @@ def get(url: str, reach: Destinations | None, *, plain: bool = True, proxy: str 
     "address",
     ["127.0.0.1", "10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "100.64.0.1",
      "0.1.2.3", "224.0.0.1", "255.255.255.255", OWN, "::1", "fe80::1", "fd00::1", "::",
-     "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "ff02::1"],
+     "::ffff:127.0.0.1", "64:ff9b::7f00:1", "2002:7f00:1::", "ff02::1", "fec0::2",
+     "64:ff9b:1::a00:1", "::7f00:1"],
 )  # fmt: skip
 def test_addresses_that_are_not_public(address: str) -> None:
     assert destinations().addresses(address, 443) == []
@@ -119,3 +121,26 @@ def test_nobody_is_led_from_tls_to_plain_http(listener: Listener) -> None:
     with pytest.raises(StemcellError, match="without TLS"):
         get(f"http://127.0.0.1:{listener.port}/", None, plain=False)
     assert listener.connections == 0
+
+
+def test_a_short_answer_without_an_end_is_cut() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def endless() -> None:
+            connection, _ = server.accept()
+            with connection, suppress(OSError):
+                connection.recv(4096)
+                connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+                while True:
+                    connection.sendall(bytes(1 << 16))
+
+        thread = threading.Thread(target=endless)
+        thread.start()
+        adapter = RegistryAdapter(Proxies(), plain=True, destinations=None)
+        with requests.Session() as session:
+            session.mount("http://", adapter)
+            answer = session.get(f"http://127.0.0.1:{server.getsockname()[1]}/v2/", timeout=10)
+            assert len(answer.content) == 1 << 20
+            answer.close()
+        thread.join(30)
+        assert not thread.is_alive()

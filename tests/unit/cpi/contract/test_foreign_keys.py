@@ -88,7 +88,7 @@ def test_counterparts(given: dict[str, object], properties: dict[str, object]) -
         ({"ephemeral_disk_size": 1}, "'ephemeral_disk_size' (did you mean ephemeral_disk?)"),
         ({"cup": 1}, "unknown keys: 'cup' (did you mean cpu?)"),
         ({"port": [], "instance_type": "x"}, "unknown keys: 'port' (did you mean ports?); known"),
-        ({"ram": "512"}, "cloud_properties.ram must be a number, 0 or more, without quotes"),
+        ({"ram": "512"}, "cloud_properties.ram must be a number, 0 to 1073741824, without quotes"),
         ({"ram": 5}, "cloud_properties.memory must be a whole number of MiB, 32 to"),
         ({"ephemeral_disk": {"size": []}}, "cloud_properties.ephemeral_disk.size must be a number"),
         ({"memory": {"size": 1}}, "cloud_properties.memory must be a whole number of MiB"),

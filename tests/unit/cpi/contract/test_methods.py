@@ -243,7 +243,7 @@ def test_metadata_has_a_limit(tmp_path: Path, config: Config, metadata: dict[str
     vm = make_vm(config, tmp_path, {}, {}, [], {})["result"][0]
     error = call(config, "set_vm_metadata", vm, metadata)["error"]
     assert error["type"] == "InvalidCall"
-    assert f"up to {values.MAX_METADATA} entries" in error["message"]
+    assert f"the limit is {values.MAX_METADATA} entries" in error["message"]
 
 
 def test_calculate_warns_of_what_it_does_not_use(config: Config) -> None:

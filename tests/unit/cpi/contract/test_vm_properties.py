@@ -133,7 +133,7 @@ def test_ranges_of_ports(given: object, first: PortForward, last: PortForward, c
         ("8000-8010:80", "ports[0]: 11 ports of the host for 1 of the VM"),
         ("8010-8000", "ports[0].container must be a range of ports, the lower one first, got '80"),
         ("0-10", "ports[0].container must be a whole number, 1 to 65535, got 0"),
-        ("1-4097", "ports has 4097 ports; up to 4096 are published"),
+        ("1-4097", "ports has more than 4096 ports, which is the limit"),
         ("0:80", "ports[0].host must be a whole number, 1 to 65535, got 0"),
         ("80:65536", "ports[0].container must be a whole number, 1 to 65535, got 65536"),
         ("80:80/icmp", "ports[0].protocol must be one of tcp, udp, got 'icmp'"),

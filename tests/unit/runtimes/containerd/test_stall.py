@@ -26,6 +26,7 @@ class _Echo(grpc.GenericRpcHandler):
     def __init__(self, answered: int) -> None:
         self._answered = answered
         self.released = threading.Event()
+        self.is_stopped = False  # then it answers nothing else either
         self.server: grpc.Server
 
     def service(self, details: grpc.HandlerCallDetails) -> Any:
@@ -36,7 +37,7 @@ class _Echo(grpc.GenericRpcHandler):
                 yield request
 
         def single(request: StringValue, context: object) -> StringValue:
-            if details.method.endswith("/Long"):
+            if details.method.endswith("/Long") or self.is_stopped:
                 self.released.wait(60)
             return request
 
@@ -74,11 +75,17 @@ def exchange(folder: Path, timeout: float, count: int, pause: float = 0) -> list
 
 
 def test_a_server_that_stops_is_named(echo: _Echo, tmp_path: Path) -> None:
+    echo.is_stopped = True
     with pytest.raises(CloudError) as raised:
         exchange(tmp_path, 0.5, ANSWERED + 5)
     assert raised.value.ok_to_retry
     assert raised.value.message.startswith(f"storing: containerd at {tmp_path}/sock has stopped")
     echo.released.set()
+
+
+def test_a_server_that_is_busy_with_it_is_waited_for(echo: _Echo, tmp_path: Path) -> None:
+    threading.Timer(1.5, echo.released.set).start()
+    assert len(exchange(tmp_path, 0.3, ANSWERED + 5)) == ANSWERED + 5
 
 
 def test_a_slow_source_is_no_stall(echo: _Echo, tmp_path: Path) -> None:
