@@ -14,8 +14,8 @@ from tests.support.forged_frames import forge
 from tests.support.libvirt.kvm_machine import Guest, KvmMachine
 
 BRIDGE = "forge0"
-GATEWAY, GATEWAY_6 = "10.247.0.1", "fd00:247::1"
-OWN, OWN_6, OTHER, OTHER_6 = "10.247.0.10", "fd00:247::10", "10.247.0.99", "fd00:247::99"
+GATEWAY, GATEWAY_6 = "10.246.0.1", "fd00:246::1"
+OWN, OWN_6, OTHER, OTHER_6 = "10.246.0.10", "fd00:246::10", "10.246.0.99", "fd00:246::99"
 OTHER_MAC = "02:00:00:00:00:99"
 NETWORKS = {
     "four": {"type": "manual", "ip": OWN, "netmask": "255.255.255.0", "gateway": GATEWAY,
@@ -63,8 +63,8 @@ def test_addresses_of_the_bridge_are_refused(
 ) -> None:
     for ip, netmask, reason in (
         (GATEWAY, "255.254.0.0", "is the address of the bridge forge0"),
-        ("10.247.0.255", "255.254.0.0", "network or broadcast address of 10.247.0.0/24"),
-        ("10.247.0.11", "255.254.0.0", "use the netmask 255.255.255.0"),
+        ("10.246.0.255", "255.254.0.0", "network or broadcast address of 10.246.0.0/24"),
+        ("10.246.0.11", "255.254.0.0", "use the netmask 255.255.255.0"),
     ):
         network = {**NETWORKS["four"], "ip": ip, "netmask": netmask, "gateway": None}
         error = failing(lambda given=network: make_guest(networks={"n": given}))  # type: ignore[misc]
