@@ -8,6 +8,7 @@ from google.protobuf.any_pb2 import Any as Packed  # noqa: TID253 - loaded with 
 from google.protobuf.empty_pb2 import Empty  # noqa: TID253
 from google.protobuf.field_mask_pb2 import FieldMask  # noqa: TID253
 
+from cpi.errors import CloudError
 from runtimes.containerd.api import containers_pb2, task_pb2, tasks_pb2, types_pb2
 from runtimes.containerd.client import Client, NotFound, Refused
 
@@ -166,11 +167,12 @@ class Containers:
 
     def stop(self, cid: str) -> None:
         """Kill a task's processes and delete it, if it exists."""
-        killed = self._ignoring_gone(
-            "tasks.v1.Tasks/Kill",
-            tasks_pb2.KillRequest(container_id=cid, signal=_KILL, all=True),
-            f"killing the task of {cid}",
-        )
+        try:
+            killed = self._kill(cid, everything=True)
+        except CloudError:
+            # On cgroup v2 root in a VM can make a cgroup whose processes runc fails to list. The
+            # end of its init ends them too: they are in its PID namespace.
+            killed = self._kill(cid, everything=False)
         if killed:
             self._client.call_or_none(
                 "tasks.v1.Tasks/Wait",
@@ -184,6 +186,13 @@ class Containers:
             tasks_pb2.DeleteTaskRequest(container_id=cid),
             tasks_pb2.DeleteResponse,
             doing=f"deleting the task of {cid}",
+        )
+
+    def _kill(self, cid: str, *, everything: bool) -> bool:
+        return self._ignoring_gone(
+            "tasks.v1.Tasks/Kill",
+            tasks_pb2.KillRequest(container_id=cid, signal=_KILL, all=everything),
+            f"killing the task of {cid}",
         )
 
     def _ignoring_gone(self, method: str, request: Any, doing: str) -> bool:
