@@ -143,7 +143,7 @@ def _xfs_problem(head: bytes, size: int) -> str:
 
 
 def _unknown(block: Mapping[str, int], known: Mapping[str, int]) -> str:
-    """Return which features are not let through, or ""."""
+    """Return which features are not allowed, or ""."""
     for name, features in known.items():
         if left := block[name] & ~features:
             return f"it has features that are not allowed ({name} {left:#x})"

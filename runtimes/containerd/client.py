@@ -138,7 +138,7 @@ class Client:
                     answer: Reply = future.result(timeout=self._timeout)
                     return answer
                 except grpc.FutureTimeoutError:
-                    self.call("version.v1.Version/Version", Empty(), Empty, doing=doing)
+                    self._ask_version(doing)
         except grpc.RpcError as error:
             raise error_from(error, doing, self.address) from None
         finally:
@@ -210,10 +210,13 @@ class Client:
     def _is_alive(self) -> bool:
         """Tell whether containerd answers at all."""
         try:
-            self.call("version.v1.Version/Version", Empty(), Empty, doing="asking for its version")
+            self._ask_version("asking for its version")
         except CPIError:
             return False
         return True
+
+    def _ask_version(self, doing: str) -> None:
+        self.call("version.v1.Version/Version", Empty(), Empty, doing=doing)
 
     def _metadata(self, lease: str | None) -> tuple[tuple[str, str], ...]:
         pairs = (("containerd-namespace", self._namespace),)

@@ -5,7 +5,6 @@ import socket
 import stat
 import threading
 from collections.abc import Callable
-from types import TracebackType
 
 
 def disconnect(address: str) -> None:
@@ -51,12 +50,7 @@ class Stall:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended = True
         self._moved.set()
         self._thread.join()
