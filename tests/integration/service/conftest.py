@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from testing.hosts.private_host import PrivateHost
-from testing.hosts.private_service import Service
+from testing.hosts.private_service import Service, ThinClient
 from testing.stemcells import stemcell_source
 from tests.support.certificates import CA
 from tests.support.containerd.machine import Machine
@@ -102,3 +102,14 @@ def readable_tmp_path(public: Path, tmp_path: Path) -> Iterator[Path]:
         path.chmod(0o755)
     yield folder
     shutil.rmtree(folder)
+
+
+def over_tls(service: Service, authority: CA, *names: str) -> dict[str, ThinClient]:
+    """Return clients from another host with a certificate each, by their names."""
+    endpoint = f"https://{ADDRESS}:{PORT}"
+    return {
+        name: service.client(
+            *APART, endpoint=endpoint, tls=authority.settings(authority.client(name))
+        )
+        for name in names
+    }

@@ -15,7 +15,7 @@ from stemcell_convert.mount_programs import DISK_FOLDER
 from testing.hosts.private_host import PrivateHost
 from testing.hosts.private_service import Service, ThinClient
 from testing.patience import wait_for
-from tests.integration.service.conftest import ADDRESS, APART, PORT
+from tests.integration.service.conftest import over_tls
 from tests.support.certificates import CA
 from tests.support.containerd import attacks
 from tests.support.containerd.attacks import ATTACKS, EXPOSED, HOST, PRIVILEGED, Attack
@@ -48,13 +48,7 @@ def allowing(host: PrivateHost, settings: dict[str, object], service: Service) -
 
 @pytest.fixture(scope="module")
 def clients(allowing: Service, authority: CA) -> dict[str, ThinClient]:
-    endpoint = f"https://{ADDRESS}:{PORT}"
-    return {
-        name: allowing.client(
-            *APART, endpoint=endpoint, tls=authority.settings(authority.client(name))
-        )
-        for name in ("attacker", "trusted")
-    }
+    return over_tls(allowing, authority, "attacker", "trusted")
 
 
 @pytest.fixture(scope="module")

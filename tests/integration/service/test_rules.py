@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from testing.hosts.private_service import Service, ThinClient
-from tests.integration.service.conftest import ADDRESS, APART, PORT
+from tests.integration.service.conftest import over_tls
 from tests.support.certificates import CA
 
 NETWORKS = {"default": {"type": "dynamic"}}
@@ -17,13 +17,7 @@ SMALL = {"cpu": 0.5, "memory": 128, "ephemeral_disk": 64}
 @pytest.fixture(scope="module")
 def clients(service: Service, authority: CA) -> dict[str, ThinClient]:
     """Return clients by name; their policies are in the service's configuration."""
-    endpoint = f"https://{ADDRESS}:{PORT}"
-    return {
-        name: service.client(
-            *APART, endpoint=endpoint, tls=authority.settings(authority.client(name))
-        )
-        for name in ("small", "other")
-    }
+    return over_tls(service, authority, "small", "other")
 
 
 def done(response: dict[str, Any]) -> Any:
